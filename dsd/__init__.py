@@ -1,0 +1,1 @@
+"""Denoising score distillation: one-step image generators from noisy images alone."""

@@ -1,0 +1,216 @@
+"""Models and training states on disk: safetensors with a JSON description, never pickle.
+
+A model is a folder of ``weights.safetensors`` and ``model.json``. A training state is one
+safetensors file that is replaced as a whole, so that an interruption while saving leaves the state
+saved before.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+import torch
+from pydantic import JsonValue, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn, optim
+
+from dsd.config import Network, Section
+from dsd.errors import DataError
+from dsd.files import published
+from dsd.generator import OneStepGenerator
+from dsd.networks.unet import UNet
+from dsd.precond import Denoiser
+
+__all__ = [
+    "ModelSpec",
+    "TrainingState",
+    "build_denoiser",
+    "load_denoiser",
+    "load_generator",
+    "read_spec",
+    "save_model",
+]
+
+_WEIGHTS, _SPEC = "weights.safetensors", "model.json"
+_REMEDY = "run `dvc repro` (or `dvc checkout`) to bring it back"
+_INFO = "info"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class ModelSpec(Section):
+    """What is needed to build a model before its weights are loaded."""
+
+    network: Network
+    shape: tuple[int, int, int]
+    """Channels, height and width of the images."""
+
+    sigma_init: float | None
+    """Level at which a generator evaluates its denoiser; null for a teacher."""
+
+    weights_sha256: str
+    """Hash of the weights file."""
+
+
+def build_denoiser(network: Network, shape: tuple[int, int, int], *, seed: int) -> Denoiser:
+    """A denoiser with fresh weights, a function of ``seed`` alone.
+
+    Raises:
+        ValueError: The images do not fit the network.
+    """
+    channels, height, width = shape
+    if height != width:
+        msg = f"images are {width} x {height}, but the network needs squares: set data.resolution"
+        raise ValueError(msg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        raw = UNet(network, channels=channels, resolution=height)
+    return Denoiser(raw, sigma_data=network.sigma_data)
+
+
+def save_model(
+    folder: Path,
+    denoiser: Denoiser,
+    *,
+    network: Network,
+    shape: tuple[int, int, int],
+    sigma_init: float | None,
+) -> None:
+    """Write ``denoiser`` as a model folder; the description comes last."""
+    tensors = {
+        name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()
+    }
+    weights = save(tensors)
+    spec = ModelSpec(
+        network=network,
+        shape=shape,
+        sigma_init=sigma_init,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    with published(folder / _WEIGHTS) as file:
+        file.write(weights)
+    with published(folder / _SPEC) as file:
+        file.write((spec.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The description of the model in ``folder``.
+
+    Raises:
+        DataError: It is missing or not a model description.
+    """
+    path = folder / _SPEC
+    try:
+        return ModelSpec.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        msg = f"{path} is missing: {_REMEDY}"
+    except ValidationError as error:
+        msg = f"{path} does not describe a model ({error.error_count()} problems): {_REMEDY}"
+    raise DataError(msg)
+
+
+def load_denoiser(folder: Path, device: torch.device) -> Denoiser:
+    """The denoiser of a model folder, in evaluation mode.
+
+    Raises:
+        DataError: A file is missing, damaged or does not fit the description.
+    """
+    spec = read_spec(folder)
+    path = folder / _WEIGHTS
+    denoiser = build_denoiser(spec.network, spec.shape, seed=0)
+    try:
+        weights = path.read_bytes()
+        if hashlib.sha256(weights).hexdigest() != spec.weights_sha256:
+            msg = f"{path} is not the file that {_SPEC} describes: {_REMEDY}"
+            raise DataError(msg)
+        denoiser.load_state_dict(load(weights))
+    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
+        msg = f"{path} cannot be loaded ({str(error).splitlines()[0]}): {_REMEDY}"
+        raise DataError(msg) from error
+    return denoiser.to(device).eval()
+
+
+def load_generator(folder: Path, device: torch.device) -> OneStepGenerator:
+    """The one-step generator of a model folder, in evaluation mode.
+
+    Raises:
+        DataError: A file is missing or damaged, or the model is a teacher.
+    """
+    spec = read_spec(folder)
+    if spec.sigma_init is None:
+        msg = f"{folder} holds a teacher, not a generator: its {_SPEC} has no sigma_init"
+        raise DataError(msg)
+    denoiser = load_denoiser(folder, device)
+    return OneStepGenerator(denoiser, sigma_init=spec.sigma_init, shape=spec.shape).eval()
+
+
+@final
+class TrainingState:
+    """Named modules and optimisers that are saved and restored together.
+
+    Args:
+        modules: Modules whose weights belong to the state.
+        optimizers: Optimisers whose moments belong to the state.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, optim.Optimizer]
+    ) -> None:
+        self._modules = modules
+        self._optimizers = optimizers
+
+    def save(self, path: Path, info: Mapping[str, JsonValue]) -> None:
+        """Replace the state at ``path`` by the present one, with ``info`` beside it."""
+        tensors = {
+            _INFO: torch.frombuffer(bytearray(json.dumps(info).encode()), dtype=torch.uint8)
+        }
+        for name, module in self._modules.items():
+            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in self._optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
+        data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        with published(path) as file:
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
+
+    def load(self, path: Path) -> dict[str, JsonValue]:
+        """Restore the state at ``path`` and return its ``info``.
+
+        Raises:
+            FileNotFoundError: There is no state.
+            DataError: The file is damaged or belongs to other modules.
+        """
+        content = path.read_bytes()
+        digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(data).digest() != digest:
+            msg = f"{path} is damaged: delete it, and the stage starts anew"
+            raise DataError(msg)
+        tensors = load(data)
+        for name, module in self._modules.items():
+            module.load_state_dict(_under(name, tensors))
+        for name, optimizer in self._optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            moments = _moments(_under(name, tensors))
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        info: dict[str, JsonValue] = json.loads(bytes(tensors[_INFO].numpy()))
+        return info
+
+
+def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one module or optimiser, without its name."""
+    prefix = f"{name}/"
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+
+
+def _moments(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """An optimiser's state by parameter number, from names such as ``3/exp_avg``."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/")
+        state.setdefault(int(index), {})[name] = value
+    return state

@@ -1,0 +1,324 @@
+"""Typed parameters: one frozen section for each stage, no defaults, no file access.
+
+The values live in ``params.yaml`` alone; this module says which keys exist, what they mean and
+what they may be. Everything is in data units (images span [-1, 1]) and thousands of images (kimg)
+unless a field says otherwise.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "Compute",
+    "Corrupt",
+    "Data",
+    "Distill",
+    "Evaluate",
+    "FeatureSpace",
+    "GeneratorNoise",
+    "Network",
+    "Params",
+    "Pretrain",
+    "Sampler",
+    "Section",
+    "Selection",
+    "TeacherNoise",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+FeatureSpace = Literal["fashion-classifier", "efficientnet-lite0", "inception"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class Data(Section):
+    """Where the images come from and how they are brought to one layout."""
+
+    source: Literal["parquet", "folder", "torchvision"]
+    """Kind of source: a Parquet file with an ``image`` column, a folder of image files, or a
+    torchvision set."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """The Parquet file or the folder; for torchvision the folder that holds (or will hold) its
+    downloads."""
+
+    name: Literal["cifar10", "fashion-mnist", "celeba"] | None
+    """Which torchvision set (``source: torchvision`` only, else null)."""
+
+    content: Literal["clean", "noisy"]
+    """``clean`` images get noise in ``corrupt``; ``noisy`` ones are taken as observations of level
+    corrupt.sigma."""
+
+    pad: Annotated[int, Field(ge=0, le=64)]
+    """Black border added on each side before resizing, in pixels."""
+
+    resolution: Annotated[int, Field(ge=4, le=1024)] | None
+    """Height and width after area averaging; null keeps the size as found."""
+
+    on_broken: Literal["refuse", "skip"]
+    """An unreadable image either refuses the whole source or is skipped and listed."""
+
+    max_images: Count | None
+    """Use only the first so many images; null uses all."""
+
+    shard_size: Count
+    """Images in one file of the prepared layout."""
+
+    @model_validator(mode="after")
+    def _name_goes_with_torchvision(self) -> "Data":
+        if (self.source == "torchvision") != (self.name is not None):
+            msg = (
+                f"data.name is {self.name!r} while data.source is {self.source!r}: "
+                "set a name for torchvision and null for the other sources"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class Corrupt(Section):
+    """The observation model y = x0 + sigma * eps, one fixed draw for each image."""
+
+    sigma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+    """Noise level of the observations, in data units; the paper uses 0.1 to 0.4 on images in [-1,
+    1]."""
+
+    num_heldout: Count
+    """Noisy images kept out of training; Proximal FID is measured against them."""
+
+    workers: Count
+    """Processes that draw noise; the bytes do not depend on it."""
+
+
+class Network(Section):
+    """The U-Net inside every denoiser."""
+
+    patch: Literal[1, 2, 4]
+    """Pixels a side that are folded into channels at the input (pixel-unshuffle); 1 keeps the
+    image as it is."""
+
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    """Channels at the finest level."""
+
+    channel_mult: Annotated[list[Count], Field(min_length=1, max_length=6)]
+    """Channels of each level as a multiple of ``width``, finest level first."""
+
+    num_blocks: Count
+    """Residual blocks at each level."""
+
+    attention_resolutions: list[Count]
+    """Feature-map sizes at which blocks have self-attention."""
+
+    dropout: Fraction
+    """Dropout probability inside residual blocks."""
+
+    sigma_data: Positive
+    """Standard deviation assumed by the EDM preconditioning."""
+
+
+class TeacherNoise(Section):
+    """Law of the diffusion noise level while denoisers train."""
+
+    sampler: Literal["added", "truncated", "clamped"]
+    """``added``: the noise put on top of y is log-normal; ``truncated``: the total level is
+    log-normal above sigma;
+    ``clamped``: the reference code's maximum of log-normal and sigma, which wastes the clamped
+    samples."""
+
+    P_mean: Finite
+    """Mean of the logarithm of the level."""
+
+    P_std: Positive
+    """Standard deviation of the logarithm of the level."""
+
+
+class Pretrain(Section):
+    """Fitting the teacher denoiser to noisy images."""
+
+    objective: Literal["adjusted", "standard"]
+    """``adjusted``: ambient Tweedie, learns E[x0 | x_t]; ``standard``: EDM on y, learns the noisy
+    law."""
+
+    weighting: Literal["edm", "inverse-variance"]
+    """Weight of each noise level in the loss."""
+
+    noise: TeacherNoise
+
+    batch_size: Count
+    kimg: Positive
+    """Length of training."""
+
+    learning_rate: Positive
+    """Peak Adam step size."""
+
+    warmup_kimg: NonNegative
+    """Linear warm-up of the step size."""
+
+    schedule: Literal["constant", "cosine"]
+    """Step size after the warm-up."""
+
+    ema_halflife_kimg: Positive
+    """Half-life of the exponential moving average of the weights."""
+
+    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    """The half-life is at most this fraction of the images seen so far."""
+
+    sample_every_kimg: Positive
+    """Interval of sample grids."""
+
+
+class GeneratorNoise(Section):
+    """Levels at which teacher and fake denoiser are compared: a Karras grid, uniform in index."""
+
+    sigma_min: Positive
+    sigma_max: Positive
+    rho: Positive
+    max_index: Annotated[float, Field(gt=0, le=1)]
+    """Largest relative index from the low end: 0.8 of (0.002, 80, rho 7) reaches 24.4."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GeneratorNoise":
+        if self.sigma_min >= self.sigma_max:
+            msg = f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}"
+            raise ValueError(msg)
+        return self
+
+
+class Selection(Section):
+    """Choosing the generator by Proximal FID, without clean images."""
+
+    features: FeatureSpace
+    """Feature space of the Frechet distance."""
+
+    every_kimg: Positive
+    """Interval of measurements."""
+
+    num_samples: Annotated[int, Field(ge=2)]
+    """Generated images in each measurement, always from the same latents."""
+
+
+class Distill(Section):
+    """Distilling the teacher into a one-step generator."""
+
+    divergence: Literal["sid", "dmd"]
+    """``sid``: Fisher divergence with SiD's gradient; ``dmd``: reverse Kullback-Leibler
+    divergence."""
+
+    alpha: Annotated[float, Field(ge=0, le=2)]
+    """SiD's alpha: 0.5 is half the gradient of the Fisher divergence, 1 to 1.2 are the useful
+    values."""
+
+    sigma_init: Positive
+    """Level tau of G(z) = D(tau * z; tau)."""
+
+    noise: GeneratorNoise
+
+    batch_size: Count
+    kimg: Positive
+    """Length of distillation, counted in images generated for the generator's own step."""
+
+    learning_rate: Positive
+    """Peak Adam step size of the generator."""
+
+    learning_rate_fake: Positive
+    """Adam step size of the fake denoiser."""
+
+    warmup_kimg: NonNegative
+    schedule: Literal["constant", "cosine"]
+    """Step size of the generator after the warm-up."""
+
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    """Adam's decay rates, for both networks."""
+
+    fake_steps: Count
+    """Steps of the fake denoiser for each step of the generator."""
+
+    ema_halflife_kimg: Positive
+    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+
+    selection: Selection
+
+
+class Sampler(Section):
+    """EDM's Heun sampler for the teacher."""
+
+    num_steps: Annotated[int, Field(ge=2)]
+    sigma_min: Positive
+    sigma_max: Positive
+    rho: Positive
+
+
+class Evaluate(Section):
+    """Measuring the generator and both samplers of its teacher."""
+
+    features: Annotated[
+        list[FeatureSpace],
+        Field(min_length=1),
+    ]
+    """Feature spaces, the headline one first."""
+
+    inception_weights: str | None
+    """TorchScript file of clean-fid's Inception; null lets clean-fid download it."""
+
+    num_samples: Annotated[int, Field(ge=2)]
+    """Images drawn from each model."""
+
+    sampler: Sampler
+
+    @property
+    def inception_weights_path(self) -> Path | None:
+        """``inception_weights`` as a path."""
+        return None if self.inception_weights is None else Path(self.inception_weights)
+
+
+class Compute(Section):
+    """How to compute. Results differ in the last digits, so that a change reruns stages."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    """Arithmetic inside the networks while training; weights, losses and metrics stay float32 or
+    better."""
+
+    eval_batch_size: Count
+    """Images in a batch when nothing is trained."""
+
+    checkpoint_minutes: Positive
+    """Interval of resumable states, in minutes."""
+
+
+class Params(Section):
+    """All of ``params.yaml``, in the order of the stages."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Root of every random draw."""
+
+    data: Data
+    corrupt: Corrupt
+    network: Network
+    pretrain: Pretrain
+    distill: Distill
+    evaluate: Evaluate
+    compute: Compute
+
+    @model_validator(mode="after")
+    def _levels_reach_above_the_data_noise(self) -> "Params":
+        sigma = self.corrupt.sigma
+        for name, top in (
+            ("evaluate.sampler.sigma_max", self.evaluate.sampler.sigma_max),
+            ("distill.noise.sigma_max", self.distill.noise.sigma_max),
+        ):
+            if top <= sigma:
+                msg = f"{name} is {top:g} but must be above corrupt.sigma = {sigma:g}"
+                raise ValueError(msg)
+        return self

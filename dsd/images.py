@@ -1,0 +1,64 @@
+"""Between images as saved (8 bit) and images as computed with ([-1, 1])."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid, save_image
+
+from dsd.shapes import Pixels
+
+__all__ = ["from_uint8", "save_grid", "save_rows", "to_uint8"]
+
+_SHOWN_SIZE = 64
+"""Pixels of an enlarged image, about."""
+
+_GAP = 2
+_LABEL_WIDTH = 150
+
+
+def to_uint8(x: Float[Tensor, " b c h w"]) -> Pixels:
+    """Images as they are saved: clamped to [-1, 1] and quantised.
+
+    Reference:
+        The convention of Karras et al. 2022 (arXiv:2206.00364), which FID values of this field
+        assume.
+    """
+    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Pixels) -> Float[Tensor, " b c h w"]:
+    """Saved images in data units, [-1, 1]."""
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> None:
+    """Save images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    large = _enlarged(pixels, zoom).float() / 255
+    save_image(make_grid(large, nrow=columns, padding=2, pad_value=0.5), path)
+
+
+def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
+    """Save a picture with one labelled row of images for each entry, to judge by eye."""
+    zoom = max(1, _SHOWN_SIZE // next(iter(rows.values())).shape[-1])
+    lines = [_enlarged(pixels, zoom) for pixels in rows.values()]
+    grid = make_grid(
+        torch.cat(lines).float() / 255, nrow=len(lines[0]), padding=_GAP, pad_value=1.0
+    )
+    strip = Image.new("RGB", (grid.shape[2] + _LABEL_WIDTH, grid.shape[1]), "white")
+    strip.paste(to_pil_image(grid), (_LABEL_WIDTH, 0))
+    draw, height = ImageDraw.Draw(strip), lines[0].shape[-2] + _GAP
+    font = ImageFont.load_default(size=15)
+    for number, label in enumerate(rows):
+        draw.text((6, number * height + height // 2), label, "black", font=font, anchor="lm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip.save(path)
+
+
+def _enlarged(pixels: Pixels, zoom: int) -> Pixels:
+    return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)

@@ -1,0 +1,1 @@
+"""Raw networks F: they know nothing of what a noise level means."""

@@ -1,0 +1,222 @@
+"""U-Net in the manner of EDM's DDPM++.
+
+Reference:
+    Song et al. 2021 (arXiv:2011.13456) for DDPM++, Karras et al. 2022 (arXiv:2206.00364), appendix
+    F, for its use in EDM.
+
+Deviates:
+    ``patch`` folds pixels into channels before the first level (pixel-unshuffle), which makes a
+    CPU fast enough to train on. Blocks that double the resolution already have the width of the
+    finer level, which is cheaper. With ``patch = 1`` and the same width at all levels it is the
+    published network.
+"""
+
+import math
+from functools import partial
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dsd.config import Network
+from dsd.shapes import Level
+
+__all__ = ["UNet"]
+
+_SKIP_SCALE = math.sqrt(0.5)
+"""Keeps the variance of the sum of a block's input and output at that of its input."""
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups=max(1, min(32, channels // 4)), num_channels=channels, eps=1e-6)
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, *, gain: float = 1.0) -> nn.Conv2d:
+    """Convolution with Xavier-uniform weights times ``gain`` and no initial bias."""
+    conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
+    nn.init.xavier_uniform_(conv.weight)
+    with torch.no_grad():
+        conv.weight.mul_(gain)
+    _zero_bias(conv)
+    return conv
+
+
+def _linear(features_in: int, features_out: int) -> nn.Linear:
+    """Linear layer with Xavier-uniform weights and no initial bias."""
+    linear = nn.Linear(features_in, features_out)
+    nn.init.xavier_uniform_(linear.weight)
+    _zero_bias(linear)
+    return linear
+
+
+def _zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+
+
+@final
+class _NoiseEmbedding(nn.Module):
+    """Sinusoids of ``c_noise`` and two linear layers.
+
+    The highest frequency is 1 per unit of ``c_noise``: the embedding varies slowly, so the network
+    extrapolates smoothly to noise levels below that of the data, where it is never trained but is
+    used by distillation.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        frequencies = 10_000.0 ** (-torch.arange(width // 2) / (width // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.expand = _linear(width, 4 * width)
+        self.mix = _linear(4 * width, 4 * width)
+
+    def forward(self, c_noise: Level) -> Float[Tensor, " b e"]:
+        angles = c_noise[:, None] * self.frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return functional.silu(self.mix(functional.silu(self.expand(waves))))
+
+
+@final
+class _Attention(nn.Module):
+    """Self-attention over positions, one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _group_norm(channels)
+        self.qkv = _conv(channels, 3 * channels, 1, gain=math.sqrt(0.2))
+        self.project = _conv(channels, channels, 1, gain=1e-5)
+
+    def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
+        query, key, value = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.project(mixed.transpose(1, 2).reshape(h.shape))
+        return out
+
+
+@final
+class _Block(nn.Module):
+    """Residual block: two convolutions, a shift by the embedding; optionally resampled."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        embedding: int,
+        dropout: float,
+        attention: bool = False,
+        resample: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm_in = _group_norm(channels_in)
+        self.conv_in = _conv(channels_in, channels_out, 3)
+        self.shift = _linear(embedding, channels_out)
+        self.norm_out = _group_norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = _conv(channels_out, channels_out, 3, gain=1e-5)
+        plain = channels_in == channels_out
+        self.skip: nn.Module = nn.Identity() if plain else _conv(channels_in, channels_out, 1)
+        self.attention = _Attention(channels_out) if attention else None
+
+    def _resampled(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c v u"]:
+        if self.resample < 1:
+            return functional.avg_pool2d(h, 2)
+        if self.resample > 1:
+            return functional.interpolate(h, scale_factor=2, mode="nearest")
+        return h
+
+    def forward(
+        self, h: Float[Tensor, " b c y x"], embedding: Float[Tensor, " b e"]
+    ) -> Float[Tensor, " b d v u"]:
+        inner = self.conv_in(self._resampled(functional.silu(self.norm_in(h))))
+        inner = inner + self.shift(embedding)[:, :, None, None].to(inner.dtype)
+        inner = self.conv_out(self.dropout(functional.silu(self.norm_out(inner))))
+        h = (inner + self.skip(self._resampled(h))) * _SKIP_SCALE
+        if self.attention is not None:
+            h = (h + self.attention(h)) * _SKIP_SCALE
+        return h
+
+
+@final
+class UNet(nn.Module):
+    """Raw network ``F(x; c_noise)`` of the EDM preconditioning.
+
+    Args:
+        config: Width, depth, attention and dropout.
+        channels: Colour channels of the images.
+        resolution: Height and width of the images, a multiple of ``patch * 2 ** (levels - 1)``.
+
+    Raises:
+        ValueError: The resolution cannot be halved as often as there are levels.
+    """
+
+    def __init__(self, config: Network, *, channels: int, resolution: int) -> None:
+        super().__init__()
+        levels = len(config.channel_mult)
+        multiple = config.patch * 2 ** (levels - 1)
+        if resolution % multiple:
+            msg = (
+                f"images of {resolution} pixels do not fit the network: network.patch "
+                f"{config.patch} and {levels} levels in network.channel_mult need a multiple "
+                f"of {multiple} (set data.resolution)"
+            )
+            raise ValueError(msg)
+        widths = [config.width * mult for mult in config.channel_mult]
+        sizes = [resolution // config.patch // 2**level for level in range(levels)]
+        new_block = partial(_Block, embedding=4 * config.width, dropout=config.dropout)
+
+        def block(c_in: int, level: int) -> _Block:
+            attends = sizes[level] in config.attention_resolutions
+            return new_block(c_in, widths[level], attention=attends)
+
+        folded = channels * config.patch**2
+        self.patch = config.patch
+        self.embed = _NoiseEmbedding(config.width)
+        self.stem = _conv(folded, config.width, 3)
+        self.encoder = nn.ModuleList()
+        skips = [config.width]
+        current = config.width
+        for level, width in enumerate(widths):
+            if level:
+                self.encoder.append(new_block(current, current, resample=0.5))
+                skips.append(current)
+            for _ in range(config.num_blocks):
+                self.encoder.append(block(current, level))
+                current = width
+                skips.append(current)
+        bottom = levels - 1
+        self.middle = nn.ModuleList(
+            [new_block(current, current, attention=True), new_block(current, current)]
+        )
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(levels)):
+            if level < bottom:
+                self.decoder.append(new_block(current, widths[level], resample=2.0))
+                current = widths[level]
+            for _ in range(config.num_blocks + 1):
+                self.decoder.append(block(current + skips.pop(), level))
+                current = widths[level]
+        self.norm_out = _group_norm(current)
+        self.conv_out = _conv(current, folded, 3, gain=1e-5)
+
+    def forward(self, x: Float[Tensor, " b c h w"], c_noise: Level) -> Float[Tensor, " b c h w"]:
+        """Raw output for scaled images ``x`` and noise conditioning ``c_noise``."""
+        embedding = self.embed(c_noise)
+        h = self.stem(functional.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for layer in self.encoder:
+            h = layer(h, embedding)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.decoder:
+            if layer.resample == 1:
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, embedding)
+        out = self.conv_out(functional.silu(self.norm_out(h)))
+        return functional.pixel_shuffle(out, self.patch)

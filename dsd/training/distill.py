@@ -1,0 +1,171 @@
+"""Distilling a teacher of noisy data into a one-step generator of clean images."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, optim
+
+from dsd.config import Distill, Pretrain
+from dsd.generator import OneStepGenerator
+from dsd.losses.distill import DenoiserPair, gap, reverse_kl_loss, score_identity_loss
+from dsd.noise import sample_generator_levels
+from dsd.precond import Denoiser, per_sample
+from dsd.seeds import seeded_dropout, step_generator
+from dsd.shapes import Level, PerSample, State
+from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
+from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.pretrain import denoising_step_loss
+
+__all__ = ["DistillStep", "Distillation"]
+
+
+@dataclass(frozen=True)
+class DistillStep:
+    """What one step saw; its tensors stay on the device until somebody reads them."""
+
+    images_seen: int
+    loss_fake: PerSample
+    gap: PerSample
+    sigma: Level
+
+
+@final
+class Distillation:
+    """State and steps of the distillation; a step is a function of its number and the seed.
+
+    Each step draws latents, trains the fake denoiser on the re-corrupted images of the generator
+    with the teacher's own objective, then moves the generator against the difference of the two
+    denoisers on the same images.
+
+    Args:
+        teacher: The frozen teacher.
+        sigma_y: Noise level of each training observation; a generated image is re-corrupted with
+            one of them at random.
+        shape: Channels, height and width of an image.
+        config: The ``distill`` section.
+        objective: The ``pretrain`` section, whose objective the fake denoiser shares.
+        seed: Root of all randomness.
+        precision: Arithmetic inside the networks.
+
+    Deviates:
+        The reference code draws separate latents for the fake denoiser and the generator; here the
+        first step of the fake denoiser and the generator's share one forward pass, which the
+        generator's weights do not notice because they change only afterwards.
+
+    Reference:
+        Chen et al. 2025, DSD (arXiv:2503.07578), Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        sigma_y: Tensor,
+        shape: tuple[int, int, int],
+        config: Distill,
+        objective: Pretrain,
+        *,
+        seed: int,
+        precision: Literal["float32", "bfloat16"],
+    ) -> None:
+        self.teacher = frozen_copy(teacher)
+        self.fake = frozen_copy(teacher).requires_grad_(True).train()
+        student = frozen_copy(teacher).requires_grad_(True).train()
+        self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
+        self.average = frozen_copy(self.generator)
+        betas = (config.betas[0], config.betas[1])
+        self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
+        self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
+        self.step = 0
+        self._sigma_y = sigma_y
+        self._config = config
+        self._objective = objective
+        self._seed = seed
+        self._precision: Literal["float32", "bfloat16"] = precision
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the whole distillation."""
+        return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
+
+    def steps(self) -> Iterator[DistillStep]:
+        """Distil from the current step to the last; between records the state is consistent."""
+        while self.step < self.num_steps:
+            yield self._advance()
+
+    def _advance(self) -> DistillStep:
+        config, device = self._config, self._sigma_y.device
+        batch = config.batch_size
+        seen = self.step * batch
+        random = step_generator(self._seed, "distill", self.step, device)
+        self._set_learning_rates(seen)
+        with seeded_dropout(self._seed, "distill", self.step, device):
+            x_g = self._generate(random)
+            loss_fake = self._train_fake(x_g.detach(), random)
+            for _ in range(config.fake_steps - 1):
+                with torch.no_grad():
+                    fresh = self._generate(random)
+                loss_fake = self._train_fake(fresh, random)
+            gaps, sigma = self._train_generator(x_g, random)
+        self.step += 1
+        decay = ema_decay(
+            seen + batch,
+            batch,
+            halflife_kimg=config.ema_halflife_kimg,
+            rampup=config.ema_rampup,
+        )
+        update_ema(self.average, self.generator, decay)
+        return DistillStep(seen + batch, loss_fake, gaps, sigma)
+
+    def _set_learning_rates(self, seen: int) -> None:
+        config = self._config
+        total = self.num_steps * config.batch_size
+        warmup = round(config.warmup_kimg * 1000)
+        factor = learning_rate_factor(
+            seen, total_images=total, warmup_images=warmup, schedule=config.schedule
+        )
+        set_learning_rate(self.optimizer, factor * config.learning_rate)
+
+    def _generate(self, random: torch.Generator) -> State:
+        device = self._sigma_y.device
+        shape = (self._config.batch_size, *self.generator.shape)
+        z = torch.randn(shape, generator=random, device=device)
+        with autocast(device, self._precision):
+            x_g: Tensor = self.generator(z)
+        return x_g
+
+    def _train_fake(self, x_g: State, random: torch.Generator) -> PerSample:
+        """One step of the fake denoiser on generated images made as noisy as the data."""
+        device = x_g.device
+        chosen = torch.randint(len(self._sigma_y), (len(x_g),), generator=random, device=device)
+        sigma_y = self._sigma_y[chosen]
+        eps = torch.randn(x_g.shape, generator=random, device=device)
+        y_g = x_g + per_sample(sigma_y, x_g) * eps
+        self.fake.requires_grad_(True)
+        with autocast(device, self._precision):
+            loss, _ = denoising_step_loss(self.fake, y_g, sigma_y, self._objective, random)
+        self.optimizer_fake.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        self.optimizer_fake.step()
+        return loss.detach()
+
+    def _train_generator(self, x_g: State, random: torch.Generator) -> tuple[PerSample, Level]:
+        """One step of the generator; the denoisers pass gradients to their inputs only."""
+        device = x_g.device
+        self.fake.requires_grad_(False)
+        sigma = sample_generator_levels(self._config.noise, len(x_g), random, device)
+        n = torch.randn(x_g.shape, generator=random, device=device)
+        x_t = x_g + per_sample(sigma, x_g) * n
+        with autocast(device, self._precision):
+            denoised = DenoiserPair(self.teacher(x_t, sigma), self.fake(x_t, sigma))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss(x_g, denoised).mean().backward()
+        self.optimizer.step()
+        return gap(denoised).detach(), sigma
+
+    def _loss(self, x_g: State, denoised: DenoiserPair) -> PerSample:
+        if self._config.divergence == "sid":
+            return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
+        return reverse_kl_loss(x_g, denoised)

@@ -1,0 +1,136 @@
+"""Fitting the teacher denoiser to noisy images."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, optim
+
+from dsd.config import Pretrain
+from dsd.losses.pretrain import ambient_denoising_loss
+from dsd.noise import sample_teacher_levels
+from dsd.precond import Denoiser
+from dsd.seeds import batch_indices, seeded_dropout, step_generator
+from dsd.shapes import Level, PerSample, State
+from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
+from dsd.training.ema import ema_decay, frozen_copy, update_ema
+
+__all__ = ["TeacherStep", "TeacherTraining", "denoising_step_loss"]
+
+
+@dataclass(frozen=True)
+class TeacherStep:
+    """What one step saw; its tensors stay on the device until somebody reads them."""
+
+    images_seen: int
+    loss: PerSample
+    sigma: Level
+
+
+def denoising_step_loss(
+    denoiser: Denoiser,
+    y: State,
+    sigma_y: Level,
+    config: Pretrain,
+    generator: torch.Generator,
+) -> tuple[PerSample, Level]:
+    """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
+
+    Returns:
+        The loss and the total noise level of each sample.
+    """
+    if config.objective == "standard":
+        sigma_y = torch.zeros_like(sigma_y)
+    sigma, sigma_add = sample_teacher_levels(config.noise, sigma_y, generator)
+    n = torch.randn(y.shape, generator=generator, device=y.device)
+    loss = ambient_denoising_loss(
+        denoiser,
+        y,
+        sigma_y=sigma_y,
+        sigma=sigma,
+        sigma_add=sigma_add,
+        n=n,
+        weighting=config.weighting,
+        sigma_data=denoiser.sigma_data,
+    )
+    return loss, sigma
+
+
+@final
+class TeacherTraining:
+    """State and steps of the teacher's training; a step is a function of its number and the seed.
+
+    Args:
+        denoiser: The denoiser to train, in place, on the device of ``images``.
+        images: Noisy observations, float32 [n, C, H, W] in data units.
+        sigma_y: Noise level of each image.
+        config: The ``pretrain`` section.
+        seed: Root of all randomness.
+        precision: Arithmetic inside the network.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        sigma_y: Tensor,
+        config: Pretrain,
+        *,
+        seed: int,
+        precision: Literal["float32", "bfloat16"],
+    ) -> None:
+        self.denoiser = denoiser.train()
+        self.average = frozen_copy(denoiser)
+        self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
+        self.step = 0
+        self._images = images
+        self._sigma_y = sigma_y
+        self._config = config
+        self._seed = seed
+        self._precision: Literal["float32", "bfloat16"] = precision
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the whole training."""
+        return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
+
+    def steps(self) -> Iterator[TeacherStep]:
+        """Train from the current step to the last; between records the state is consistent."""
+        while self.step < self.num_steps:
+            yield self._advance()
+
+    def _advance(self) -> TeacherStep:
+        config, device = self._config, self._images.device
+        batch = config.batch_size
+        seen = self.step * batch
+        factor = learning_rate_factor(
+            seen,
+            total_images=self.num_steps * batch,
+            warmup_images=round(config.warmup_kimg * 1000),
+            schedule=config.schedule,
+        )
+        set_learning_rate(self.optimizer, factor * config.learning_rate)
+        chosen = batch_indices(self._seed, self.step, batch_size=batch, count=len(self._images))
+        chosen = chosen.to(device)
+        generator = step_generator(self._seed, "pretrain", self.step, device)
+        with (
+            seeded_dropout(self._seed, "pretrain", self.step, device),
+            autocast(device, self._precision),
+        ):
+            loss, sigma = denoising_step_loss(
+                self.denoiser, self._images[chosen], self._sigma_y[chosen], config, generator
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        self.optimizer.step()
+        self.step += 1
+        decay = ema_decay(
+            seen + batch,
+            batch,
+            halflife_kimg=config.ema_halflife_kimg,
+            rampup=config.ema_rampup,
+        )
+        update_ema(self.average, self.denoiser, decay)
+        return TeacherStep(seen + batch, loss.detach(), sigma)

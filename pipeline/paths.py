@@ -1,0 +1,70 @@
+"""Every path of the pipeline, relative to the root of the workspace.
+
+A stage writes ``data/<stage>`` (its artifact) and ``reports/<stage>`` (curves, pictures, the
+record of its MLflow run).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Paths", "home_of"]
+
+
+def home_of(root: Path) -> Path:
+    """The workspace behind ``root``: itself, unless DVC made ``root`` as a temporary copy.
+
+    DVC runs queued experiments in ``<home>/.dvc/tmp/exps/...`` and flows use git worktrees there
+    too. What must outlive such a copy (resumable states, the MLflow store) belongs to the home.
+    """
+    root = root.resolve()
+    for parent in root.parents:
+        if parent.name == "exps" and parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    return root
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are in the workspace ``root``."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        """The only file with values."""
+        return self.root / "params.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """The metrics of the whole pipeline."""
+        return self.root / "reports" / "summary.json"
+
+    def artifact(self, stage: str) -> Path:
+        """Folder of a stage's result, the input of later stages."""
+        return self.root / "data" / stage
+
+    def report(self, stage: str) -> Path:
+        """Folder of a stage's curves, pictures and run record; no stage depends on it."""
+        return self.root / "reports" / stage
+
+    def state(self, stage: str) -> Path:
+        """Folder of a stage's resumable states, outside the outputs, which DVC deletes."""
+        return home_of(self.root) / ".dsd" / "state" / stage
+
+    def lock(self, stage: str) -> Path:
+        """File held while a stage writes this workspace's folders."""
+        return self.root / ".dsd" / "locks" / stage
+
+    def tracking_state(self, stage: str) -> Path:
+        """Folder of MLflow runs under way: their numbers, until the tracking store has them."""
+        return home_of(self.root) / ".dsd" / "tracking" / stage
+
+    @property
+    def tracking_store(self) -> Path:
+        """MLflow's SQLite file."""
+        return home_of(self.root) / "mlflow.db"
+
+    @property
+    def tracking_artifacts(self) -> Path:
+        """MLflow's artifact folder."""
+        return home_of(self.root) / "mlartifacts"

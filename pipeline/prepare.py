@@ -1,0 +1,85 @@
+"""Stage ``prepare``: bring the images of a source to one layout."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from dsd.config import Data, Params
+from dsd.errors import ParamsError
+from dsd.imagestore import Block, StoreMeta, write_store
+from dsd.sources import Reader, find_images
+from pipeline.paths import Paths
+from pipeline.stagelog import StageLog
+
+__all__ = ["run"]
+
+
+def run(params: Params, paths: Paths, log: StageLog) -> None:
+    """Read the images of ``params.data`` and write ``data/prepare`` and ``reports/prepare``."""
+    _check(params.data)
+    reader = _reader(params.data, paths)
+    meta = write_store(
+        paths.artifact("prepare"),
+        _blocks(reader, log),
+        # Images of 8 bits span [-1, 1].
+        scale=1 / 127.5,
+        offset=-1.0,
+        shard_size=params.data.shard_size,
+        info=lambda: _origin(params.data, reader),
+    )
+    _report(paths.report("prepare"), meta, reader)
+    log.say(_summary_line(meta, reader))
+
+
+def _check(data: Data) -> None:
+    if data.content == "noisy" and data.pad > 0:
+        msg = (
+            f"data.pad is {data.pad} while data.content is noisy: a black border has no noise, "
+            "which the model cannot know; set data.pad to 0"
+        )
+        raise ParamsError(msg)
+
+
+def _reader(data: Data, paths: Paths) -> Reader:
+    return Reader(
+        find_images(data.source, paths.root / data.path, data.name),
+        pad=data.pad,
+        resolution=data.resolution,
+        on_broken=data.on_broken,
+        max_images=data.max_images,
+    )
+
+
+def _blocks(reader: Reader, log: StageLog) -> Iterator[Block]:
+    with log.progress(reader.total) as progress:
+        for images in reader.blocks():
+            progress.update(reader.count)
+            yield Block(images)
+
+
+def _origin(data: Data, reader: Reader) -> Mapping[str, JsonValue]:
+    """What later stages need to know; no path, so that moving a source changes nothing."""
+    return {"content": data.content, "source_sha256": reader.fingerprint}
+
+
+def _report(folder: Path, meta: StoreMeta, reader: Reader) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "count": meta.count,
+        "shape": meta.layout.shape,
+        "dtype": meta.layout.dtype,
+        "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _summary_line(meta: StoreMeta, reader: Reader) -> str:
+    channels, height, width = meta.layout.shape
+    kind = "grey" if channels == 1 else "RGB"
+    line = f"{meta.count} images of {width} x {height} {kind}, {meta.layout.dtype}"
+    if not reader.refused:
+        return line
+    first = reader.refused[0]
+    return f"{line}; refused {len(reader.refused)}, the first: {first.name} {first.reason}"

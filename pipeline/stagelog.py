@@ -1,0 +1,62 @@
+"""What a stage may say while it runs: numbers, progress and lines for the user.
+
+Stages see these protocols only. Where the numbers go (MLflow, a terminal, a log) is decided
+outside, so that no stage has to rerun because the tracking changed.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+__all__ = ["Progress", "StageLog"]
+
+
+class Progress(Protocol):
+    """How far a stage is, shown to people; a context manager that ends the display."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the display, whatever happened."""
+        ...
+
+    def update(self, images: int, **shown: float) -> None:
+        """Show that ``images`` are done in total, those of an interrupted run included.
+
+        Args:
+            images: Images done so far; the rate counts only those of this process.
+            shown: Further values, such as ``proximal_frechet=3.1``; each stays until it changes.
+        """
+        ...
+
+
+class StageLog(Protocol):
+    """The one object through which a stage reports."""
+
+    def metrics(self, images: int, values: Mapping[str, float]) -> None:
+        """Record numbers against the images seen so far; never raises or waits for a server."""
+        ...
+
+    def progress(self, total_images: int) -> Progress:
+        """Begin a display that ends at ``total_images``."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Print one line for the user."""
+        ...
+
+    def stop_signal(self) -> int | None:
+        """Number of the signal that asked the stage to stop, or None.
+
+        Only stages whose module says ``POLLS_STOP = True`` have to ask, between steps; once asked
+        to stop they save their state and raise :class:`dsd.errors.Interrupted`. All others are
+        interrupted at once.
+        """
+        ...

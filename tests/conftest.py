@@ -1,0 +1,55 @@
+"""What all tests share: reproducible hypothesis, one thread, no telemetry, no user's settings."""
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("dsd", deadline=None, derandomize=True)
+settings.load_profile("dsd")
+
+# Before anything imports torch, Prefect or MLflow. One thread: the same bytes on every machine,
+# and no oversubscription where processes are tested.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    DO_NOT_TRACK="true",
+    DVC_NO_ANALYTICS="true",
+    DVC_STUDIO_OFFLINE="true",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    GIT_AUTHOR_NAME="test",
+    GIT_AUTHOR_EMAIL="test@example.org",
+    GIT_COMMITTER_NAME="test",
+    GIT_COMMITTER_EMAIL="test@example.org",
+)
+for name in [*os.environ]:
+    if name.startswith(
+        ("MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "PREFECT_API", "DVC_EXP", "DVC_ROOT")
+    ):
+        del os.environ[name]
+
+_prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
+def pytest_configure(config):
+    folder = tempfile.TemporaryDirectory(prefix="dsd-prefect-", ignore_cleanup_errors=True)
+    config.stash[_prefect_home] = folder
+    os.environ["PREFECT_HOME"] = folder.name
+
+
+def pytest_unconfigure(config):
+    config.stash[_prefect_home].cleanup()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory):
+    """A clone in which the whole pipeline has run once, without a network where that is possible.
+
+    Tests share it: each starts with ``back_to_the_first_run()``.
+    """
+    from workspace import FirstRun, can_cut_the_network, clone
+
+    offline = can_cut_the_network()
+    clone_of_this = clone(tmp_path_factory.mktemp("clone"))
+    return FirstRun(clone_of_this.root, offline=offline)

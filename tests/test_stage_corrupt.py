@@ -1,0 +1,140 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stage_helpers import Recorder, files_of, params_with, random_images
+
+from dsd.corruption import noise_of
+from dsd.errors import DataError, ParamsError
+from dsd.imagestore import Block, ImageStore, write_store
+from pipeline import corrupt
+from pipeline.paths import Paths
+
+COUNT = 40
+
+
+def prepared(root, *, content="clean", shard_size=8):
+    write_store(
+        root / "data/prepare",
+        [Block(random_images(COUNT, 1, 8, 8))],
+        scale=1 / 127.5,
+        offset=-1.0,
+        shard_size=shard_size,
+        info=lambda: {"content": content},
+    )
+
+
+def run(root, *, seed=3, **changes):
+    log = Recorder()
+    keys = {"sigma": 0.5, "num_heldout": 6, "workers": 1, **changes}
+    corrupt.run(params_with(seed=seed, corrupt=keys), Paths(root), log)
+    return log
+
+
+def stores(root):
+    return [ImageStore.open(root / "data/corrupt" / name) for name in ("train", "heldout")]
+
+
+def test_each_image_is_observed_once_in_one_of_two_parts(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path)
+    x0 = ImageStore.open(tmp_path / "data/prepare").all()
+    train, heldout = stores(tmp_path)
+    assert (len(train), len(heldout)) == (34, 6)
+    assert sorted([*train.index.tolist(), *heldout.index.tolist()]) == list(range(COUNT))
+    for part in (train, heldout):
+        noise = torch.from_numpy(noise_of(3, part.index.numpy(), (1, 8, 8)))
+        torch.testing.assert_close(part.all() - x0[part.index], 0.5 * noise, atol=1e-6, rtol=0)
+        assert torch.equal(part.sigma, torch.full((len(part),), 0.5))
+    assert train.all().abs().max() > 1
+
+
+def test_summary_line_and_metrics_tell_the_measured_level(tmp_path):
+    prepared(tmp_path)
+    log = run(tmp_path)
+    summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
+    assert (summary["train"], summary["heldout"], summary["sigma"]) == (34, 6, 0.5)
+    assert summary["measured_sigma"] == pytest.approx(0.5, abs=0.03)
+    assert summary["psnr_db"] == pytest.approx(12.04, abs=0.5)
+    assert log.values == [
+        (COUNT, {key: summary[key] for key in ("measured_sigma", "psnr_db")}),
+    ]
+    assert log.lines[0].startswith("34 noisy images and 6 held out, measured_sigma 0.")
+    assert log.bars[0].seen == [8, 16, 24, 32, 34, 40, "closed"]
+
+
+def test_the_picture_shows_clean_images_above_noisy_ones(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path, sigma=0.1)
+    picture = np.asarray(Image.open(tmp_path / "reports/corrupt/images.png").convert("L"))
+    assert picture.shape == (2 * 66 + 2, 10 * 66 + 2)
+    train, _ = stores(tmp_path)
+    clean = random_images(COUNT, 1, 8, 8)[train.index[0], 0]
+    shown = picture[2:66:8, 2:66:8].astype(float)
+    noisy = picture[68:132:8, 2:66:8].astype(float)
+    np.testing.assert_allclose(shown, clean, atol=1)
+    assert 3 < np.abs(noisy - clean).mean() < 20
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
+    for workers in (1, 3):
+        prepared(tmp_path / str(workers))
+        run(tmp_path / str(workers), workers=workers)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
+
+
+def test_another_seed_gives_other_noise_and_another_split(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path)
+    first, _ = stores(tmp_path)
+    before, index = first.all(), first.index
+    run(tmp_path, seed=4)
+    second, _ = stores(tmp_path)
+    assert not torch.equal(second.index, index)
+    assert not torch.equal(second.all(), before)
+
+
+def test_only_the_prepared_images_are_read(tmp_path):
+    prepared(tmp_path / "a")
+    shutil.copytree(tmp_path / "a/data/prepare", tmp_path / "b/data/prepare")
+    run(tmp_path / "b")
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"data", "reports"}
+
+
+def test_observations_are_taken_as_they_are_and_nothing_is_claimed_of_their_noise(tmp_path):
+    prepared(tmp_path, content="noisy")
+    log = run(tmp_path, sigma=0.2)
+    train, _ = stores(tmp_path)
+    x = ImageStore.open(tmp_path / "data/prepare").all()
+    assert torch.equal(train.all(), x[train.index])
+    assert torch.equal(train.sigma, torch.full((34,), 0.2))
+    summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
+    assert summary == {"train": 34, "heldout": 6, "sigma": 0.2}
+    assert log.lines == ["34 noisy images and 6 held out"]
+
+
+def test_without_noise_the_psnr_is_left_out(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path, sigma=0.0)
+    summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
+    assert summary["measured_sigma"] == 0
+    assert "psnr_db" not in summary
+
+
+@pytest.mark.parametrize("num_heldout", [COUNT, 2000])
+def test_holding_out_everything_is_refused(tmp_path, num_heldout):
+    prepared(tmp_path)
+    with pytest.raises(ParamsError, match=r"corrupt\.num_heldout is .* only 40 images: lower it"):
+        run(tmp_path, num_heldout=num_heldout)
+    assert not (tmp_path / "data/corrupt").exists()
+
+
+def test_a_damaged_input_is_refused(tmp_path):
+    prepared(tmp_path)
+    path = tmp_path / "data/prepare/part-00001.arrow"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"part-00001\.arrow is damaged"):
+        run(tmp_path)

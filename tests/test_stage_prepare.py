@@ -1,0 +1,111 @@
+import json
+import resource
+
+import numpy as np
+import pytest
+from stage_helpers import (
+    Recorder,
+    files_of,
+    params_with,
+    png,
+    random_images,
+    write_parquet,
+)
+
+from dsd.errors import DataError, ParamsError
+from dsd.imagestore import ImageStore
+from pipeline import prepare
+from pipeline.paths import Paths
+
+DATA = {"path": "mine.parquet", "pad": 1, "resolution": 5, "shard_size": 4}
+
+
+def run(root, **changes):
+    log = Recorder()
+    prepare.run(params_with(data={**DATA, **changes}), Paths(root), log)
+    return log
+
+
+def source(root, count=10, broken=()):
+    encoded = [png(image) for image in random_images(count, 8, 8)]
+    for number in broken:
+        encoded[number] = encoded[number][:60]
+    write_parquet(root / "mine.parquet", encoded)
+
+
+def test_images_become_a_store_a_summary_and_one_line(tmp_path):
+    source(tmp_path)
+    log = run(tmp_path)
+    store = ImageStore.open(tmp_path / "data/prepare")
+    summary = json.loads((tmp_path / "reports/prepare/summary.json").read_text())
+    assert summary == {"count": 10, "shape": [1, 5, 5], "dtype": "uint8", "refused": []}
+    assert [shard.count for shard in store.meta.shards] == [4, 4, 2]
+    assert store.meta.info["content"] == "clean"
+    assert log.lines == ["10 images of 5 x 5 grey, uint8"]
+    assert log.bars[0].seen == [10, "closed"]
+    assert store.all().min() >= -1
+    assert store.all().max() <= 1
+
+
+def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path):
+    source(tmp_path / "a")
+    source(tmp_path / "b/elsewhere")
+    run(tmp_path / "a")
+    run(tmp_path / "b", path=str(tmp_path / "b/elsewhere/mine.parquet"))
+    assert files_of(tmp_path / "a/data") == files_of(tmp_path / "b/data")
+    assert files_of(tmp_path / "a/reports") == files_of(tmp_path / "b/reports")
+
+
+def test_skipped_images_are_listed(tmp_path):
+    source(tmp_path, broken=[3, 7])
+    log = run(tmp_path, on_broken="skip")
+    refused = json.loads((tmp_path / "reports/prepare/summary.json").read_text())["refused"]
+    assert [item["name"].split(", ")[1] for item in refused] == ["row 3", "row 7"]
+    assert len(ImageStore.open(tmp_path / "data/prepare")) == 8
+    assert "8 images" in log.lines[0]
+    assert "refused 2, the first: " in log.lines[0]
+
+
+def test_a_broken_image_stops_the_stage_and_leaves_no_store(tmp_path):
+    source(tmp_path, broken=[7])
+    with pytest.raises(DataError, match=r"row 7 cannot be decoded"):
+        run(tmp_path)
+    assert not (tmp_path / "data/prepare/meta.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "complaint"),
+    [
+        ("parquet", "gone.parquet", "does not exist"),
+        ("folder", "gone", "does not exist"),
+        ("folder", ".", "holds no images"),
+    ],
+)
+def test_a_source_without_images_is_refused(tmp_path, kind, path, complaint):
+    with pytest.raises(DataError, match=complaint):
+        run(tmp_path, source=kind, path=path)
+    assert files_of(tmp_path) == {}
+
+
+def test_a_border_on_noisy_images_is_refused(tmp_path):
+    source(tmp_path)
+    with pytest.raises(ParamsError, match=r"data\.pad is 1 .*set data\.pad to 0"):
+        run(tmp_path, content="noisy")
+    run(tmp_path, content="noisy", pad=0)
+    assert ImageStore.open(tmp_path / "data/prepare").meta.info["content"] == "noisy"
+
+
+def test_a_full_disk_leaves_no_store(tmp_path):
+    write_parquet(tmp_path / "mine.parquet", [png(x) for x in random_images(64, 32, 32)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            run(tmp_path, resolution=32, pad=0, shard_size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_of(tmp_path / "data/prepare") == {}
+    run(tmp_path, resolution=32, pad=0, shard_size=64)
+    np.testing.assert_array_equal(
+        ImageStore.open(tmp_path / "data/prepare").raw()[0], random_images(64, 32, 32)[:, None]
+    )

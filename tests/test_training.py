@@ -1,0 +1,219 @@
+"""Training loops: determinism, resumption, and that they learn what they should."""
+
+import copy
+from collections import deque
+from itertools import islice
+
+import pytest
+import torch
+from stage_helpers import params_with
+
+from dsd.checkpoint import TrainingState, build_denoiser
+from dsd.errors import DataError, NonFiniteError
+from dsd.training.common import learning_rate_factor
+from dsd.training.distill import Distillation
+from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.meter import LevelMeter
+from dsd.training.pretrain import TeacherTraining
+
+SHAPE = (1, 8, 8)
+SIGMA = 0.3
+
+
+def tiny_params(**sections):
+    network = {"width": 8, "channel_mult": [1], "attention_resolutions": [], "dropout": 0.1}
+    short = {"batch_size": 8, "kimg": 0.08, "warmup_kimg": 0.016}
+    return params_with(
+        network=network,
+        pretrain={**short, **sections.get("pretrain", {})},
+        distill={**short, **sections.get("distill", {})},
+    )
+
+
+def teacher_training(params, seed=0):
+    denoiser = build_denoiser(params.network, SHAPE, seed=1)
+    images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
+    levels = torch.full((30,), SIGMA)
+    return TeacherTraining(
+        denoiser, images, levels, params.pretrain, seed=seed, precision="float32"
+    )
+
+
+def distillation(params, seed=0):
+    teacher = build_denoiser(params.network, SHAPE, seed=1)
+    random = torch.Generator().manual_seed(3)
+    for parameter in teacher.parameters():  # fresh weights end in zeros
+        torch.nn.init.normal_(parameter, std=0.05, generator=random)
+    return Distillation(
+        teacher, torch.full((30,), SIGMA), SHAPE, params.distill, params.pretrain, seed=seed,
+        precision="float32",
+    )  # fmt: skip
+
+
+def state_of_teacher(training):
+    modules = {"net": training.denoiser, "ema": training.average}
+    return TrainingState(modules, {"adam": training.optimizer})
+
+
+def state_of_distillation(training):
+    modules = {"net": training.generator, "fake": training.fake, "ema": training.average}
+    optimizers = {"adam": training.optimizer, "adam_fake": training.optimizer_fake}
+    return TrainingState(modules, optimizers)
+
+
+KINDS = {
+    "pretrain": (teacher_training, state_of_teacher),
+    "distill": (distillation, state_of_distillation),
+}
+
+
+def run_steps(training, count):
+    deque(islice(training.steps(), count), maxlen=0)
+
+
+def weights(training):
+    """Copies of the averaged and the trained weights."""
+    own = training.denoiser if hasattr(training, "denoiser") else training.generator
+    return [p.clone() for module in (training.average, own) for p in module.state_dict().values()]
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [1, 4, 9])
+def test_a_resumed_run_ends_with_the_same_bits(kind, stop, tmp_path):
+    make, state_of = KINDS[kind]
+    params = tiny_params()
+    whole = make(params)
+    for _ in whole.steps():
+        torch.rand(1)  # the global generator is nobody's business
+    interrupted = make(params)
+    run_steps(interrupted, stop)
+    state_of(interrupted).save(tmp_path / "state", {"step": interrupted.step})
+    resumed = make(params)
+    resumed.step = state_of(resumed).load(tmp_path / "state")["step"]
+    for _ in resumed.steps():
+        pass
+    assert whole.step == resumed.step == 10
+    assert equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_gives_other_weights(kind):
+    make, _ = KINDS[kind]
+    first, second = make(tiny_params(), 0), make(tiny_params(), 1)
+    for training in (first, second):
+        next(training.steps())
+    assert not equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("divergence", ["sid", "dmd"])
+@pytest.mark.parametrize("fake_steps", [1, 3])
+def test_a_distillation_step_moves_generator_and_fake_but_never_the_teacher(
+    divergence, fake_steps
+):
+    run = distillation(tiny_params(distill={"divergence": divergence, "fake_steps": fake_steps}))
+    teacher = copy.deepcopy(run.teacher.state_dict())
+    generator, fake = copy.deepcopy(run.generator), copy.deepcopy(run.fake)
+    # The second step: at the first, teacher and fake are the same network.
+    run_steps(run, 2)
+    assert equal(teacher.values(), run.teacher.state_dict().values())
+    assert not equal(fake.state_dict().values(), run.fake.state_dict().values())
+    assert not equal(generator.state_dict().values(), run.generator.state_dict().values())
+    assert all(p.grad is None for p in run.teacher.parameters())
+
+
+def test_the_generator_step_leaves_no_gradient_in_the_fake():
+    run = distillation(tiny_params())
+    record = next(run.steps())
+    trained = [p.grad.clone() for p in run.fake.parameters()]
+    x_g = run._generate(torch.Generator().manual_seed(0))
+    run._train_generator(x_g, torch.Generator().manual_seed(0))
+    assert equal(trained, [p.grad for p in run.fake.parameters()])
+    assert record.gap.shape == record.sigma.shape == record.loss_fake.shape == (8,)
+
+
+def test_the_fake_never_moves_the_generator():
+    run = distillation(tiny_params())
+    before = weights(run)
+    z = torch.Generator().manual_seed(0)
+    run._train_fake(run._generate(z).detach(), z)
+    assert equal(before, weights(run))
+    assert all(p.grad is None for p in run.generator.parameters())
+
+
+def test_teacher_training_lowers_the_loss():
+    params = tiny_params(pretrain={"kimg": 3.2, "batch_size": 32, "learning_rate": 5.0e-3})
+    run = teacher_training(params)
+    losses = torch.stack([record.loss.mean() for record in run.steps()])
+    assert float(losses[-20:].mean()) < 0.9 * float(losses[:5].mean())
+
+
+def test_the_average_of_constant_weights_is_constant():
+    module = torch.nn.Linear(3, 3)
+    average = frozen_copy(module)
+    for decay in (0.0, 0.5, 0.999):
+        update_ema(average, module, decay)
+    assert equal(average.state_dict().values(), module.state_dict().values())
+    assert not any(p.requires_grad for p in average.parameters())
+
+
+def test_the_average_moves_by_its_decay():
+    module, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        average.weight.fill_(0.0)
+    update_ema(average, module, 0.75)
+    assert average.weight.item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [(1_000_000_000, 0.5 ** (512 / 500_000)), (10_000, 0.5 ** (512 / 500)), (0, 0.0)],
+)
+def test_the_half_life_is_a_fraction_of_the_images_seen_at_first(seen, expected):
+    decay = ema_decay(seen, 512, halflife_kimg=500.0, rampup=0.05)
+    assert decay == pytest.approx(expected)
+
+
+def test_the_step_size_warms_up_and_follows_its_schedule():
+    def factor(seen, schedule):
+        return learning_rate_factor(
+            seen, total_images=1000, warmup_images=100, schedule=schedule
+        )
+
+    assert factor(0, "cosine") == pytest.approx(1 / 101)
+    assert factor(100, "cosine") == pytest.approx(1)
+    assert factor(550, "cosine") == pytest.approx(0.525)
+    assert factor(1000, "cosine") == pytest.approx(0.05)
+    assert factor(1000, "constant") == 1
+
+
+def test_a_damaged_state_is_refused_by_name(tmp_path):
+    path = tmp_path / "state"
+    state_of_teacher(teacher_training(tiny_params())).save(path, {})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="state is damaged: delete it"):
+        state_of_teacher(teacher_training(tiny_params())).load(path)
+
+
+def test_the_meter_averages_by_level_and_starts_anew():
+    meter = LevelMeter("loss")
+    meter.add(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0.3, 0.4, 100.0]))
+    reading = meter.read(3)
+    assert reading.mean == 4
+    assert reading.by_level == {"<=0.5": 2.0, ">20": 8.0}
+    meter.add(torch.tensor([5.0]), torch.tensor([0.3]))
+    assert meter.read(4).mean == 5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_meter_names_where_a_value_is_not_finite(bad):
+    meter = LevelMeter("the teacher's loss")
+    meter.add(torch.tensor([1.0, bad]), torch.tensor([0.3, 1.5]))
+    with pytest.raises(NonFiniteError, match=r"teacher's loss.*1,234 images.*<=2\."):
+        meter.read(1234)
