@@ -222,6 +222,10 @@ class Distill(Section):
     sigma_init: Positive
     """Level tau of G(z) = D(tau * z; tau)."""
 
+    pixel_range: Literal["clamped", "free"]
+    """``clamped``: the generator trains on its images as saved, clamped to [-1, 1]; ``free``: as
+    in the paper. Data that leave [-1, 1] without noise need ``free``."""
+
     noise: GeneratorNoise
 
     batch_size: Count
@@ -232,11 +236,13 @@ class Distill(Section):
     """Peak Adam step size of the generator."""
 
     learning_rate_fake: Positive
-    """Adam step size of the fake denoiser."""
+    """Peak Adam step size of the fake denoiser."""
 
     warmup_kimg: NonNegative
+    """Linear warm-up of both step sizes."""
+
     schedule: Literal["constant", "cosine"]
-    """Step size of the generator after the warm-up."""
+    """Both step sizes after the warm-up."""
 
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     """Adam's decay rates, for both networks."""

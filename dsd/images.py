@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -60,5 +60,5 @@ def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
     strip.save(path)
 
 
-def _enlarged(pixels: Pixels, zoom: int) -> Pixels:
+def _enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
     return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)

@@ -8,7 +8,7 @@ cannot be compared.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -20,6 +20,7 @@ from dsd.shapes import Features, Pixels
 __all__ = ["Extractor", "extract", "load_extractor"]
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """Features of images, without randomness."""
 

@@ -13,6 +13,7 @@ from dsd.generator import OneStepGenerator
 from dsd.losses.distill import DenoiserPair, gap, reverse_kl_loss, score_identity_loss
 from dsd.noise import sample_generator_levels
 from dsd.precond import Denoiser, per_sample
+from dsd.projection import project_to_range
 from dsd.seeds import seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
@@ -127,6 +128,7 @@ class Distillation:
             seen, total_images=total, warmup_images=warmup, schedule=config.schedule
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
+        set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
 
     def _generate(self, random: torch.Generator) -> State:
         device = self._sigma_y.device
@@ -134,7 +136,7 @@ class Distillation:
         z = torch.randn(shape, generator=random, device=device)
         with autocast(device, self._precision):
             x_g: Tensor = self.generator(z)
-        return x_g
+        return project_to_range(x_g) if self._config.pixel_range == "clamped" else x_g
 
     def _train_fake(self, x_g: State, random: torch.Generator) -> PerSample:
         """One step of the fake denoiser on generated images made as noisy as the data."""

@@ -1,0 +1,224 @@
+"""Stage ``distill``: turn the teacher into a one-step generator; no clean image is read."""
+
+import shutil
+from typing import final
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save
+
+from dsd.checkpoint import TrainingState, load_denoiser, read_spec, save_model
+from dsd.config import Params
+from dsd.features import load_extractor
+from dsd.files import published
+from dsd.generator import make_latents
+from dsd.images import save_grid, to_uint8
+from dsd.imagestore import ImageStore
+from dsd.metrics.proximal import ProximalReference
+from dsd.seeds import derive_seed
+from dsd.shapes import Pixels
+from dsd.training.distill import Distillation
+from dsd.training.ema import frozen_copy
+from dsd.training.meter import LevelMeter
+from pipeline.compute import resolve_device, resolve_precision
+from pipeline.paths import Paths
+from pipeline.resume import Resumable, fingerprint
+from pipeline.stagelog import StageLog
+from pipeline.tables import write_csv
+
+__all__ = ["POLLS_STOP", "run"]
+
+POLLS_STOP = True
+
+GRID_IMAGES, GRID_COLUMNS = 32, 8
+
+
+class Measurement(BaseModel):
+    """The averaged generator at one moment of the distillation."""
+
+    images_seen: int
+    gap: float | None
+    proximal_frechet: float
+
+
+class History(BaseModel):
+    """What the distillation has said so far; saved with its state."""
+
+    images_seen: int = 0
+    measurements: list[Measurement] = []
+    gap_by_level: list[tuple[int, str, float]] = []
+
+    def best(self) -> Measurement:
+        """The measurement of the chosen generator."""
+        return min(self.measurements, key=lambda item: item.proximal_frechet)
+
+
+def run(params: Params, paths: Paths, log: StageLog) -> None:
+    """Distil ``data/pretrain`` and write ``data/distill`` and ``reports/distill``."""
+    distillation = _Run(params, paths, log)
+    distillation.distill()
+    distillation.write(paths)
+    best = distillation.history.best()
+    log.say(
+        f"chose the generator after {best.images_seen:,} images, Proximal Frechet distance "
+        f"{best.proximal_frechet:.4g} ({params.distill.selection.features})"
+    )
+
+
+def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> ProximalReference:
+    """Proximal FID against the held-out noisy images, in the features chosen for selection."""
+    extractor = load_extractor(
+        params.distill.selection.features,
+        device=device,
+        inception_weights=params.evaluate.inception_weights_path,
+    )
+    return ProximalReference(
+        to_uint8(heldout.all()),
+        heldout.sigma,
+        extractor,
+        batch_size=params.compute.eval_batch_size,
+        seed=derive_seed(params.seed, "selection noise"),
+    )
+
+
+@final
+class _Run:
+    """One distillation with its measurements, pictures and resumable state."""
+
+    def __init__(self, params: Params, paths: Paths, log: StageLog) -> None:
+        device = resolve_device(params.compute)
+        train = ImageStore.open(paths.artifact("corrupt") / "train")
+        heldout = ImageStore.open(paths.artifact("corrupt") / "heldout")
+        self._params = params
+        self._log = log
+        self._training = Distillation(
+            load_denoiser(paths.artifact("pretrain"), device),
+            train.sigma.to(device),
+            train.shape,
+            params.distill,
+            params.pretrain,
+            seed=params.seed,
+            precision=resolve_precision(params.compute, device),
+        )
+        self._best = frozen_copy(self._training.average)
+        self._proximal = _proximal(params, heldout, device)
+        self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
+        self._latents = make_latents(
+            params.distill.selection.num_samples,
+            train.shape,
+            seed=derive_seed(params.seed, "selection latents"),
+        ).to(device)
+        self.history = History()
+        inputs = (train.fingerprint, heldout.fingerprint, _model_hash(paths))
+        self._state = self._resumable(paths, ",".join(inputs))
+
+    def _resumable(self, paths: Paths, inputs: str) -> Resumable:
+        training = self._training
+        modules = {
+            "net": training.generator,
+            "fake": training.fake,
+            "ema": training.average,
+            "best": self._best,
+            "meter": self._meter,
+        }
+        optimizers = {"adam": training.optimizer, "adam_fake": training.optimizer_fake}
+        wanted = self._params.model_dump(
+            mode="json", include={"seed", "pretrain", "distill", "compute"}
+        )
+        state = Resumable(
+            paths.state("distill"),
+            fingerprint({**wanted, "inputs": inputs}),
+            TrainingState(modules, optimizers),
+            minutes=self._params.compute.checkpoint_minutes,
+            log=self._log,
+        )
+        saved = state.restore()
+        if saved is not None:
+            self.history = History.model_validate(saved)
+            training.step = self.history.images_seen // self._params.distill.batch_size
+        return state
+
+    def distill(self) -> None:
+        """Run all steps; measure, choose, draw and save on the way."""
+        training, config = self._training, self._params.distill
+        measuring = max(1, round(config.selection.every_kimg * 1000 / config.batch_size))
+        with self._log.progress(training.num_steps * config.batch_size) as progress:
+            if not self.history.measurements:
+                self._measure()
+            for record in training.steps():
+                self._meter.add(record.gap, record.sigma)
+                self.history.images_seen = record.images_seen
+                if training.step % measuring == 0 or training.step == training.num_steps:
+                    self._measure()
+                proximal = self.history.measurements[-1].proximal_frechet
+                progress.update(record.images_seen, proximal_frechet=proximal)
+                if self._state.due():
+                    self._save()
+
+    def _measure(self) -> None:
+        """Measure the averaged generator, and keep it if it is the best so far."""
+        seen = self.history.images_seen
+        gap = self._read_gap() if seen else None
+        images = self._images()
+        measurement = Measurement(
+            images_seen=seen, gap=gap, proximal_frechet=self._proximal.distance(images)
+        )
+        self.history.measurements.append(measurement)
+        if self.history.best() is measurement:
+            self._best.load_state_dict(self._training.average.state_dict())
+        self._keep(images)
+        values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)
+        self._log.metrics(seen, values)
+
+    def _read_gap(self) -> float:
+        seen = self.history.images_seen
+        reading = self._meter.read(seen)
+        self.history.gap_by_level += [(seen, *item) for item in reading.by_level.items()]
+        return reading.mean
+
+    def _images(self) -> Pixels:
+        """What the averaged generator makes of the fixed latents, as saved."""
+        size = self._params.compute.eval_batch_size
+        average = self._training.average
+        with torch.inference_mode():
+            return torch.cat([to_uint8(average(z)) for z in self._latents.split(size)])
+
+    def _keep(self, images: Pixels) -> None:
+        """Keep the images for the study of the trajectory, and show the first of them."""
+        name = f"{self.history.images_seen:09d}"
+        with published(self._state.folder / "trajectory" / f"{name}.safetensors") as file:
+            file.write(save({"images": images.cpu()}))
+        picture = self._state.folder / "pictures" / f"{name}.png"
+        zoom = max(1, 64 // images.shape[-1])
+        save_grid(images[:GRID_IMAGES].cpu(), picture, columns=GRID_COLUMNS, zoom=zoom)
+
+    def _save(self) -> None:
+        self._meter.check(self.history.images_seen)
+        self._state.save(self.history.model_dump(mode="json"))
+        self._state.stop_if_asked(self.history.images_seen)
+
+    def write(self, paths: Paths) -> None:
+        """Write the stage's outputs and forget the resumable state."""
+        artifact, report = paths.artifact("distill"), paths.report("distill")
+        spec = read_spec(paths.artifact("pretrain"))
+        save_model(
+            artifact / "generator",
+            self._best.denoiser,
+            network=spec.network,
+            shape=spec.shape,
+            sigma_init=self._params.distill.sigma_init,
+        )
+        header = ["images", "gap", "proximal_frechet"]
+        rows = [tuple(item.model_dump().values()) for item in self.history.measurements]
+        write_csv(report / "trajectory.csv", header, rows)
+        write_csv(
+            report / "gap_by_level.csv", ["images", "sigma", "gap"], self.history.gap_by_level
+        )
+        folder = self._state.folder
+        shutil.copytree(folder / "trajectory", artifact / "trajectory", dirs_exist_ok=True)
+        shutil.copytree(folder / "pictures", report / "samples", dirs_exist_ok=True)
+        self._state.clear()
+
+
+def _model_hash(paths: Paths) -> str:
+    return read_spec(paths.artifact("pretrain")).weights_sha256

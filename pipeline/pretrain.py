@@ -1,0 +1,162 @@
+"""Stage ``pretrain``: fit the teacher denoiser to the noisy images, which are all it reads."""
+
+import shutil
+from typing import final
+
+import torch
+from pydantic import BaseModel
+
+from dsd.checkpoint import TrainingState, build_denoiser, save_model
+from dsd.config import Params
+from dsd.corruption import noise_of
+from dsd.errors import ParamsError
+from dsd.images import save_grid, to_uint8
+from dsd.imagestore import ImageStore
+from dsd.precond import Denoiser
+from dsd.samplers import sample_teacher
+from dsd.seeds import derive_seed
+from dsd.training.meter import LevelMeter
+from dsd.training.pretrain import TeacherTraining
+from pipeline.compute import resolve_device, resolve_precision
+from pipeline.paths import Paths
+from pipeline.resume import Resumable, fingerprint
+from pipeline.stagelog import StageLog
+from pipeline.tables import write_csv
+
+__all__ = ["POLLS_STOP", "run"]
+
+POLLS_STOP = True
+
+NUM_READINGS = 100
+"""Points of the loss curve."""
+
+GRID_IMAGES, GRID_COLUMNS = 32, 8
+
+
+class History(BaseModel):
+    """What the training has said so far; saved with its state."""
+
+    images_seen: int = 0
+    loss: list[tuple[int, float]] = []
+    loss_by_level: list[tuple[int, str, float]] = []
+
+
+def run(params: Params, paths: Paths, log: StageLog) -> None:
+    """Fit the teacher on ``data/corrupt/train``; write ``data/`` and ``reports/pretrain``."""
+    noisy = ImageStore.open(paths.artifact("corrupt") / "train")
+    fit = _Fit(params, paths, noisy, log)
+    fit.train()
+    fit.write(paths)
+
+
+@final
+class _Fit:
+    """One teacher's training with its curves, pictures and resumable state."""
+
+    def __init__(self, params: Params, paths: Paths, noisy: ImageStore, log: StageLog) -> None:
+        device = resolve_device(params.compute)
+        self._params = params
+        self._log = log
+        self._shape = noisy.shape
+        self._sigma = noisy.sigma.to(device)
+        denoiser = _build(params, noisy.shape).to(device)
+        self.training = TeacherTraining(
+            denoiser,
+            noisy.all().to(device),
+            self._sigma,
+            params.pretrain,
+            seed=params.seed,
+            precision=resolve_precision(params.compute, device),
+        )
+        self._meter = LevelMeter("the teacher's loss").to(device)
+        self._history = History()
+        self._state = self._resumable(paths, noisy)
+
+    def _resumable(self, paths: Paths, noisy: ImageStore) -> Resumable:
+        training = self.training
+        modules = {"net": training.denoiser, "ema": training.average, "meter": self._meter}
+        wanted = self._params.model_dump(
+            mode="json", include={"seed", "network", "pretrain", "compute"}
+        )
+        state = Resumable(
+            paths.state("pretrain"),
+            fingerprint({**wanted, "images": noisy.fingerprint}),
+            TrainingState(modules, {"adam": training.optimizer}),
+            minutes=self._params.compute.checkpoint_minutes,
+            log=self._log,
+        )
+        saved = state.restore()
+        if saved is not None:
+            self._history = History.model_validate(saved)
+            training.step = self._history.images_seen // self._params.pretrain.batch_size
+        return state
+
+    def train(self) -> None:
+        """Run all steps; save, measure and draw on the way."""
+        training, config = self.training, self._params.pretrain
+        reading = max(1, training.num_steps // NUM_READINGS)
+        drawing = max(1, round(config.sample_every_kimg * 1000 / config.batch_size))
+        with self._log.progress(training.num_steps * config.batch_size) as progress:
+            for record in training.steps():
+                self._meter.add(record.loss, record.sigma)
+                self._history.images_seen = record.images_seen
+                if training.step % reading == 0 or training.step == training.num_steps:
+                    progress.update(record.images_seen, loss=self._read())
+                if training.step % drawing == 0 or training.step == training.num_steps:
+                    self._draw()
+                if self._state.due():
+                    self._save()
+
+    def _read(self) -> float:
+        seen = self._history.images_seen
+        reading = self._meter.read(seen)
+        self._history.loss.append((seen, reading.mean))
+        self._history.loss_by_level += [(seen, *item) for item in reading.by_level.items()]
+        self._log.metrics(seen, {"loss": reading.mean})
+        return reading.mean
+
+    def _save(self) -> None:
+        self._meter.check(self._history.images_seen)
+        self._state.save(self._history.model_dump(mode="json"))
+        self._state.stop_if_asked(self._history.images_seen)
+
+    def _draw(self) -> None:
+        """Save images of the averaged teacher as it is now."""
+        device = self._sigma.device
+        seed = derive_seed(self._params.seed, "pretrain pictures")
+        indices = torch.arange(GRID_IMAGES).numpy()
+        latents = torch.from_numpy(noise_of(seed, indices, self._shape)).to(device)
+        with torch.inference_mode():
+            samples = sample_teacher(
+                self.training.average,
+                latents,
+                config=self._params.evaluate.sampler,
+                sigma_y=float(self._sigma.max()),
+            )
+        target = self._state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
+        zoom = max(1, 64 // self._shape[-1])
+        save_grid(to_uint8(samples.truncated), target, columns=GRID_COLUMNS, zoom=zoom)
+
+    def write(self, paths: Paths) -> None:
+        """Write the stage's outputs and forget the resumable state."""
+        save_model(
+            paths.artifact("pretrain"),
+            self.training.average,
+            network=self._params.network,
+            shape=self._shape,
+            sigma_init=None,
+        )
+        report = paths.report("pretrain")
+        write_csv(report / "loss.csv", ["images", "loss"], self._history.loss)
+        write_csv(
+            report / "loss_by_level.csv", ["images", "sigma", "loss"], self._history.loss_by_level
+        )
+        shutil.copytree(self._state.folder / "pictures", report / "samples", dirs_exist_ok=True)
+        self._state.clear()
+
+
+def _build(params: Params, shape: tuple[int, int, int]) -> Denoiser:
+    try:
+        return build_denoiser(params.network, shape, seed=derive_seed(params.seed, "weights"))
+    except ValueError as error:
+        raise ParamsError(str(error)) from error

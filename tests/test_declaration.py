@@ -1,0 +1,200 @@
+"""dvc.yaml, params.yaml and the code say the same."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import grimp
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
+
+from dsd.config import Params
+
+ROOT = Path(__file__).parents[1]
+DECLARATION = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+STAGES = DECLARATION["stages"]
+GRAPH = grimp.build_graph("dsd", "pipeline", "flows")
+
+# These read and hand on all parameters, and decide nothing about a stage's result.
+TRANSPARENT = {"pipeline.params", "pipeline.paths"}
+
+
+def source(module):
+    path = ROOT / module.replace(".", "/")
+    return str(
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).relative_to(ROOT)
+    )
+
+
+@cache
+def imported(stage):
+    """The stage's module and all modules it imports, packages included."""
+    modules = {f"pipeline.{stage}"} | GRAPH.find_upstream_modules(f"pipeline.{stage}")
+    return modules | {m.rsplit(".", i)[0] for m in modules for i in range(1, m.count(".") + 1)}
+
+
+def covers(declared, path):
+    return path == declared or path.startswith(f"{declared}/")
+
+
+def within(key, section):
+    return key == section or key.startswith(f"{section}.")
+
+
+def out_paths(stage):
+    outs = [*STAGES[stage]["outs"], *STAGES[stage].get("metrics", [])]
+    assert all(isinstance(out, str) for out in outs), "options such as persist or cache: false"
+    return outs
+
+
+@cache
+def params_read(stage):
+    """Dotted keys that the stage's code takes from a ``Params``."""
+    modules = [m for m in imported(stage) if m.startswith("pipeline.") and m not in TRANSPARENT]
+    return {key for module in modules for key in params_read_in(ROOT / source(module))}
+
+
+def params_read_in(path):
+    tree = ast.parse(path.read_text())
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(tree):
+        if is_params(node) and isinstance(parents[node], ast.Attribute):
+            yield from keys_of(parents[node], parents)
+
+
+def is_params(node):
+    name = getattr(node, "id", None) or getattr(node, "attr", "")
+    return isinstance(node, ast.Name | ast.Attribute) and name.removeprefix("_") == "params"
+
+
+def keys_of(node, parents):
+    """The longest dotted key that starts with this attribute of a Params."""
+    if node.attr == "model_dump":
+        (include,) = [k.value for k in parents[node].keywords if k.arg == "include"]
+        yield from ast.literal_eval(include)
+        return
+    model, names = Params, []
+    while isinstance(node, ast.Attribute) and node.attr in getattr(model, "model_fields", {}):
+        names.append(node.attr)
+        model, node = model.model_fields[node.attr].annotation, parents[node]
+    assert names, f"{node.attr} is no section of Params"
+    yield ".".join(names)
+
+
+def test_the_stages_are_those_of_the_design_in_order():
+    assert [*STAGES] == ["prepare", "corrupt", "pretrain", "distill", "evaluate"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_one_name_everywhere(stage):
+    assert STAGES[stage]["cmd"] == f"python -m pipeline {stage}"
+    assert f"reports/{stage}" in out_paths(stage)
+    assert set(out_paths(stage)) <= {f"data/{stage}", f"reports/{stage}", "reports/summary.json"}
+    assert STAGES[stage]["desc"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_code_it_imports_and_on_no_other(stage):
+    declared = {d for d in STAGES[stage]["deps"] if d.startswith(("dsd", "pipeline"))}
+    needed = {source(module) for module in imported(stage)}
+    missing = {path for path in needed if not any(covers(d, path) for d in declared)}
+    assert not missing
+    assert not {d for d in declared if not any(covers(d, path) for path in needed)}
+    assert not {d for d in declared if not (ROOT / d).exists()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_weights_its_features_need(stage):
+    if "dsd.features.fashion_classifier" in imported(stage):
+        weights = "dsd/features/fashion-classifier.safetensors"
+        assert any(covers(d, weights) for d in STAGES[stage]["deps"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_editing_the_tracking_reruns_nothing(stage):
+    outside = {"pipeline.__main__", "pipeline.tracking", "pipeline.params", "pipeline.progress"}
+    assert not imported(stage) & outside
+    assert not {m for m in imported(stage) if m.startswith("flows")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_all_parameters_it_reads(stage):
+    declared = STAGES[stage]["params"]
+    read = params_read(stage)
+    assert read, "the test found no parameter that the stage reads"
+    assert not {
+        key for key in read if not any(key == d or key.startswith(f"{d}.") for d in declared)
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_only_parameters_it_reads_and_that_exist(stage):
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    for declared in STAGES[stage]["params"]:
+        section = values
+        for name in declared.split("."):
+            section = section[name]
+        read = params_read(stage)
+        assert any(within(key, declared) for key in read), declared
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_depends_on_reports(stage):
+    assert not {d for d in STAGES[stage]["deps"] if d.startswith("reports")}
+
+
+def test_training_never_sees_a_clean_image():
+    for stage in ("pretrain", "distill"):
+        data = {d for d in STAGES[stage]["deps"] if d.startswith(("data", "$"))}
+        assert data <= {"data/corrupt", "data/pretrain"}
+        code = (ROOT / "pipeline" / f"{stage}.py").read_text()
+        assert not re.search(r"artifact\(\s*['\"]prepare", code)
+
+
+def test_a_stage_reads_only_artifacts_it_depends_on():
+    for stage in STAGES:
+        code = (ROOT / "pipeline" / f"{stage}.py").read_text()
+        artifacts = set(re.findall(r"artifact\(\s*['\"](\w+)['\"]", code))
+        assert artifacts, stage
+        inputs = {d.removeprefix("data/") for d in STAGES[stage]["deps"] if d.startswith("data/")}
+        assert artifacts - {stage} == inputs - {stage}, stage
+
+
+def test_plots_and_artifacts_lie_in_outputs():
+    outs = [out for stage in STAGES for out in out_paths(stage)]
+    files = [DECLARATION["artifacts"]["generator"]["path"]]
+    for plot in DECLARATION["plots"]:
+        if isinstance(plot, str):
+            files.append(plot)
+        else:
+            files += [file for spec in plot.values() for file in spec["y"]]
+    assert not [f for f in files if not any(covers(out, f) for out in outs)]
+
+
+def test_what_a_run_leaves_is_ignored_by_git():
+    paths = [out for stage in STAGES for out in out_paths(stage)]
+    paths += ["mlflow.db", "mlartifacts/x", ".dsd/state/x", ".prefect/prefect.db", ".dvc/cache/x"]
+    command = ["git", "check-ignore", *paths]
+    ignored = subprocess.run(command, cwd=ROOT, text=True, capture_output=True).stdout.split()
+    assert set(paths) == set(ignored)
+
+
+def test_the_lock_file_has_names_and_versions_only_and_satisfies_the_project():
+
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    pattern = re.compile(
+        r"[\w.-]+==[\w.]+( ; sys_platform == '\w+' and platform_machine == '\w+')?"
+    )
+    assert not [line for line in pins if not pattern.fullmatch(line)]
+    versions = {canonicalize_name(r.name): str(r.specifier)[2:] for r in map(Requirement, pins)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        pinned = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{requirement} but {pinned} is locked"

