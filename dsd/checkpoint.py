@@ -67,6 +67,8 @@ def build_denoiser(network: Network, shape: tuple[int, int, int], *, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = UNet(network, channels=channels, resolution=height)
+    # A tenth faster on CPUs (docs/performance.md), and what GPUs' matrix units prefer.
+    raw = raw.to(memory_format=torch.channels_last)
     return Denoiser(raw, sigma_data=network.sigma_data)
 
 
@@ -111,12 +113,13 @@ def read_spec(folder: Path) -> ModelSpec:
     raise DataError(msg)
 
 
-def load_denoiser(folder: Path, device: torch.device) -> Denoiser:
+def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Denoiser:
     """The denoiser of a model folder, in evaluation mode.
 
     Raises:
         DataError: A file is missing, damaged or does not fit the description.
     """
+    folder = Path(folder)
     spec = read_spec(folder)
     path = folder / _WEIGHTS
     denoiser = build_denoiser(spec.network, spec.shape, seed=0)
@@ -132,12 +135,13 @@ def load_denoiser(folder: Path, device: torch.device) -> Denoiser:
     return denoiser.to(device).eval()
 
 
-def load_generator(folder: Path, device: torch.device) -> OneStepGenerator:
+def load_generator(folder: Path | str, device: torch.device | str = "cpu") -> OneStepGenerator:
     """The one-step generator of a model folder, in evaluation mode.
 
     Raises:
         DataError: A file is missing or damaged, or the model is a teacher.
     """
+    folder = Path(folder)
     spec = read_spec(folder)
     if spec.sigma_init is None:
         msg = f"{folder} holds a teacher, not a generator: its {_SPEC} has no sigma_init"
@@ -195,6 +199,7 @@ class TrainingState:
             groups = optimizer.state_dict()["param_groups"]
             moments = _moments(_under(name, tensors))
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            _match_layout(optimizer)
         info: dict[str, JsonValue] = json.loads(bytes(tensors[_INFO].numpy()))
         return info
 
@@ -214,3 +219,11 @@ def _moments(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
         index, name = key.split("/")
         state.setdefault(int(index), {})[name] = value
     return state
+
+
+def _match_layout(optimizer: optim.Optimizer) -> None:
+    """Give moments the memory layout of their weights, which fused optimisers take for granted."""
+    for weight, moments in optimizer.state.items():
+        for key, value in moments.items():
+            if value.shape == weight.shape:
+                moments[key] = torch.empty_like(weight, requires_grad=False).copy_(value)

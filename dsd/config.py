@@ -19,12 +19,14 @@ __all__ = [
     "FeatureSpace",
     "GeneratorNoise",
     "Network",
+    "Objective",
     "Params",
     "Pretrain",
     "Sampler",
     "Section",
     "Selection",
     "TeacherNoise",
+    "Weighting",
 ]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,6 +34,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Objective = Literal["adjusted", "standard"]
+Weighting = Literal["edm", "inverse-variance"]
 FeatureSpace = Literal["fashion-classifier", "efficientnet-lite0", "inception"]
 
 
@@ -146,11 +150,11 @@ class TeacherNoise(Section):
 class Pretrain(Section):
     """Fitting the teacher denoiser to noisy images."""
 
-    objective: Literal["adjusted", "standard"]
+    objective: Objective
     """``adjusted``: ambient Tweedie, learns E[x0 | x_t]; ``standard``: EDM on y, learns the noisy
     law."""
 
-    weighting: Literal["edm", "inverse-variance"]
+    weighting: Weighting
     """Weight of each noise level in the loss."""
 
     noise: TeacherNoise
@@ -227,6 +231,9 @@ class Distill(Section):
     in the paper. Data that leave [-1, 1] without noise need ``free``."""
 
     noise: GeneratorNoise
+
+    fake_noise: TeacherNoise
+    """Law of the noise level while the fake denoiser trains; its objective is the teacher's."""
 
     batch_size: Count
     kimg: Positive

@@ -118,10 +118,11 @@ def main() -> None:
     train, heldout = split(labelled_images(SOURCE))
     model = fit(train, seed=args.seed)
     reached = accuracy(folded(model), heldout)
+    used = f"{SOURCE.as_posix()}: all but the last {NUM_HELDOUT} to train, those for accuracy"
     info = {
         "accuracy": f"{reached:.4f}",
         "command": "python -m pipeline.fit_fashion_classifier",
-        "data": f"{SOURCE.as_posix()}, the last {NUM_HELDOUT} held out for accuracy",
+        "data": used,
         "seed": str(args.seed),
         "torch": torch.__version__,
     }

@@ -1,8 +1,10 @@
 """dvc.yaml, params.yaml and the code say the same."""
 
 import ast
+import inspect
 import re
 import subprocess
+import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -82,8 +84,21 @@ def keys_of(node, parents):
     while isinstance(node, ast.Attribute) and node.attr in getattr(model, "model_fields", {}):
         names.append(node.attr)
         model, node = model.model_fields[node.attr].annotation, parents[node]
+    if isinstance(node, ast.Attribute) and isinstance(getattr(model, node.attr, None), property):
+        for field in fields_behind(getattr(model, node.attr), model):
+            yield ".".join([*names, field])
+        return
     assert names, f"{node.attr} is no section of Params"
     yield ".".join(names)
+
+
+def fields_behind(prop, model):
+    """Fields that a property of a section reads."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(prop.fget)))
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    fields = attributes & set(model.model_fields)
+    assert fields, f"{prop} reads no field"
+    return fields
 
 
 def test_the_stages_are_those_of_the_design_in_order():

@@ -47,7 +47,7 @@ def server(free_port, tmp_path_factory):
             return False
 
     try:
-        wait_until(healthy, 120, "a healthy Prefect server")
+        wait_until(healthy, 600, "a healthy Prefect server")
         yield env
     finally:
         end(process)
@@ -139,10 +139,10 @@ def test_stopping_the_flow_stops_the_stage(workspace, tmp_path):
     lock.unlink()
     process = flow.start(sys.executable, "-m", "flows.train")
     try:
-        wait_until(lambda: lock.is_file() and lock.read_text(), 200, "the training")
+        wait_until(lambda: lock.is_file() and lock.read_text(), 600, "the training")
         stage = psutil.Process(int(lock.read_text()))
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     finally:
         end(process)
     assert process.returncode != 0

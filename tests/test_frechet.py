@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_it_agrees_with_clean_fid(d):
 def test_moments_are_those_of_numpy_however_the_features_come(seed, cuts, offset):
     features = normal(seed, 50, 5) + offset
     edges = [0, *sorted(cuts), 50]
-    batches = [features[i:j] for i, j in zip(edges, edges[1:], strict=False)]
+    batches = [features[i:j] for i, j in itertools.pairwise(edges)]
     measured = moments_of_batches(batches)
     assert measured.count == 50
     np.testing.assert_allclose(measured.mean, features.mean(0), rtol=1e-12)

@@ -153,5 +153,3 @@ def test_truncated_and_clamped_levels_give_the_same_gradient_up_to_the_dead_frac
     ratio = float(gradients["clamped"] / gradients["truncated"])
     assert alive < 0.6
     assert ratio == pytest.approx(alive, rel=0.03)
-
-

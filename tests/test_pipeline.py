@@ -163,9 +163,9 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(workspace)
     old = {*states.iterdir()}
     process = workspace.start("dvc", "repro", "-s", "pretrain")
     try:
-        wait_until(lambda: saved_state(states, old), 200, "a saved state")
+        wait_until(lambda: saved_state(states, old), 600, "a saved state")
         end(process, signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=300)
     finally:
         end(process)
     assert process.returncode != 0

@@ -1,5 +1,7 @@
 """The teacher's sampler against the closed-form flow of Gaussian data and an independent twin."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def heun_twin(x, num_steps, sigma_y):
         return MEAN + STD**2 / (STD**2 + t**2) * (x - MEAN)
 
     x, stopped, calls = x * grid[0], None, 0
-    for t, t_next in zip(grid, grid[1:], strict=False):
+    for t, t_next in pairwise(grid):
         denoised, calls = denoise(x, t), calls + 1
         if stopped is None and t_next < sigma_y:
             stopped = denoised, calls
@@ -50,9 +52,7 @@ def heun_twin(x, num_steps, sigma_y):
     return x, *stopped, calls
 
 
-@pytest.mark.parametrize(
-    ("sigma_y", "evaluations"), [(0.1, 27), (0.2, 25), (0.4, 23)]
-)
+@pytest.mark.parametrize(("sigma_y", "evaluations"), [(0.1, 27), (0.2, 25), (0.4, 23)])
 def test_both_samples_equal_an_independent_twin(sigma_y, evaluations):
     """The counts are those of the paper's 18-step sampler (method 3.3)."""
     z = latents()

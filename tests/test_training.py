@@ -180,9 +180,7 @@ def test_the_half_life_is_a_fraction_of_the_images_seen_at_first(seen, expected)
 
 def test_the_step_size_warms_up_and_follows_its_schedule():
     def factor(seen, schedule):
-        return learning_rate_factor(
-            seen, total_images=1000, warmup_images=100, schedule=schedule
-        )
+        return learning_rate_factor(seen, total_images=1000, warmup_images=100, schedule=schedule)
 
     assert factor(0, "cosine") == pytest.approx(1 / 101)
     assert factor(100, "cosine") == pytest.approx(1)

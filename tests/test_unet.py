@@ -37,12 +37,12 @@ def test_the_papers_network_has_the_papers_size():
 
 
 def test_a_resolution_that_does_not_fit_is_refused_with_the_multiple():
-    with pytest.raises(ValueError, match="18 pixels.*multiple of 4"):
+    with pytest.raises(ValueError, match=r"18 pixels.*multiple of 4"):
         UNet(network(), channels=1, resolution=18)
 
 
 def test_images_that_are_not_square_are_refused():
-    with pytest.raises(ValueError, match="16 x 8.*data.resolution"):
+    with pytest.raises(ValueError, match=r"16 x 8.*data\.resolution"):
         build_denoiser(network(), (1, 8, 16), seed=0)
 
 

@@ -34,7 +34,7 @@ class Workspace:
     def run(self, *command: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run a command here; any exit code but ``code`` fails the test with all it printed."""
         done = subprocess.run(
-            command, cwd=self.root, env=self.env, text=True, capture_output=True, timeout=300
+            command, cwd=self.root, env=self.env, text=True, capture_output=True, timeout=900
         )
         if code is not None:
             assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"

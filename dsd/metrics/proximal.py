@@ -13,7 +13,6 @@ from typing import final
 
 import torch
 
-from dsd.errors import DataError
 from dsd.features import Extractor, extract
 from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import Moments, frechet_distance, moments_of_batches
@@ -77,9 +76,6 @@ class ProximalReference:
         extractor: Makes the features of both sides.
         batch_size: Images that go through the extractor at once.
         seed: Of the noise put on generated images, the same for each set.
-
-    Raises:
-        DataError: There are no observations, or not one level for each.
     """
 
     def __init__(
@@ -91,12 +87,6 @@ class ProximalReference:
         batch_size: int,
         seed: int,
     ) -> None:
-        if len(sigma) != len(observations):
-            msg = (
-                f"{len(observations)} observations have {len(sigma)} noise levels; "
-                "give one level for each image"
-            )
-            raise DataError(msg)
         self._reference = FrechetReference(observations, extractor, batch_size=batch_size)
         self._sigma = sigma
         self._seed = seed

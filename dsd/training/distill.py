@@ -47,7 +47,7 @@ class Distillation:
             one of them at random.
         shape: Channels, height and width of an image.
         config: The ``distill`` section.
-        objective: The ``pretrain`` section, whose objective the fake denoiser shares.
+        objective: The ``pretrain`` section, whose objective and weighting the fake shares.
         seed: Root of all randomness.
         precision: Arithmetic inside the networks.
 
@@ -147,7 +147,15 @@ class Distillation:
         y_g = x_g + per_sample(sigma_y, x_g) * eps
         self.fake.requires_grad_(True)
         with autocast(device, self._precision):
-            loss, _ = denoising_step_loss(self.fake, y_g, sigma_y, self._objective, random)
+            loss, _ = denoising_step_loss(
+                self.fake,
+                y_g,
+                sigma_y,
+                objective=self._objective.objective,
+                weighting=self._objective.weighting,
+                noise=self._config.fake_noise,
+                generator=random,
+            )
         self.optimizer_fake.zero_grad(set_to_none=True)
         loss.mean().backward()
         self.optimizer_fake.step()

@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, optim
 
-from dsd.config import Pretrain
+from dsd.config import Objective, Pretrain, TeacherNoise, Weighting
 from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_teacher_levels
 from dsd.precond import Denoiser
@@ -33,7 +33,10 @@ def denoising_step_loss(
     denoiser: Denoiser,
     y: State,
     sigma_y: Level,
-    config: Pretrain,
+    *,
+    objective: Objective,
+    weighting: Weighting,
+    noise: TeacherNoise,
     generator: torch.Generator,
 ) -> tuple[PerSample, Level]:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
@@ -41,9 +44,9 @@ def denoising_step_loss(
     Returns:
         The loss and the total noise level of each sample.
     """
-    if config.objective == "standard":
+    if objective == "standard":
         sigma_y = torch.zeros_like(sigma_y)
-    sigma, sigma_add = sample_teacher_levels(config.noise, sigma_y, generator)
+    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
     n = torch.randn(y.shape, generator=generator, device=y.device)
     loss = ambient_denoising_loss(
         denoiser,
@@ -52,7 +55,7 @@ def denoising_step_loss(
         sigma=sigma,
         sigma_add=sigma_add,
         n=n,
-        weighting=config.weighting,
+        weighting=weighting,
         sigma_data=denoiser.sigma_data,
     )
     return loss, sigma
@@ -120,7 +123,13 @@ class TeacherTraining:
             autocast(device, self._precision),
         ):
             loss, sigma = denoising_step_loss(
-                self.denoiser, self._images[chosen], self._sigma_y[chosen], config, generator
+                self.denoiser,
+                self._images[chosen],
+                self._sigma_y[chosen],
+                objective=config.objective,
+                weighting=config.weighting,
+                noise=config.noise,
+                generator=generator,
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()

@@ -1,0 +1,63 @@
+# One command for each thing a person does here; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test fast lint types ui
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# dvc.yaml runs `python -m pipeline ...`: that python must be the environment's, also where it is not activated.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := true
+export DVC_STUDIO_OFFLINE := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT := false
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv and install the locked packages (once, and after either file changed)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@echo "Making .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+
+# The order-only prerequisite keeps a changed interpreter link from reinstalling everything.
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing the packages of requirements.lock (minutes the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock \
+	    | sed -n -E '/^ *(Downloading|Using cached|Installing|Successfully)/p' | cut -c 1-110
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: setup ## Run the whole pipeline on the embedded images and show the result
+	@$(BIN)/python -m pipeline check
+	@$(BIN)/dvc repro
+	@$(BIN)/python -m pipeline show
+
+test: setup ## Run every test
+	@$(BIN)/python -m pytest
+
+fast: setup ## Run the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## Check style, format and which layer imports which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+
+types: setup ## Check the types
+	@$(BIN)/mypy
+
+ui: setup ## Serve MLflow (port 5000) and Prefect (port 4200) until Ctrl-C
+	@echo "MLflow  http://127.0.0.1:5000"
+	@echo "Prefect http://127.0.0.1:4200   (flows: PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.train)"
+	@$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --port 5000 & \
+	    trap "kill $$! 2>/dev/null" EXIT; $(BIN)/prefect server start

@@ -1,0 +1,42 @@
+"""Environment of all that a flow starts: no telemetry, this interpreter, files in the project."""
+
+import os
+import sys
+from pathlib import Path
+
+from pipeline.paths import home_of
+
+__all__ = ["ROOT", "set_defaults", "stage_environment"]
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The workspace: the folder of dvc.yaml."""
+
+# MLflow takes only the word "true" for DO_NOT_TRACK; Prefect and DVC take it too.
+DEFAULTS = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "true",
+    "DVC_STUDIO_OFFLINE": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # The default of 20 s is too short for a busy machine's first start, which makes a data base.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # Each project has its own Prefect data base, beside its MLflow store.
+    "PREFECT_HOME": str(home_of(ROOT) / ".prefect"),
+}
+
+
+def set_defaults() -> None:
+    """Set what the user has not set; to be called before Prefect is imported."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def stage_environment() -> dict[str, str]:
+    """Environment for ``dvc``: stages say ``python`` and must get this interpreter, unbuffered."""
+    folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+    }

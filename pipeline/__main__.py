@@ -1,0 +1,162 @@
+"""The command line: ``python -m pipeline STAGE`` runs one stage; ``dvc repro`` runs them all."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsd.errors import DataError, DsdError
+from pipeline.paths import Paths
+from pipeline.process import StopSignal, die_with_parent, exclusive
+
+# Everything else is imported where it is used: --help must not wait for torch or MLflow.
+if TYPE_CHECKING:
+    from dsd.config import Params
+
+__all__ = ["main"]
+
+_STAGES = {
+    "prepare": "bring the source's images to one layout",
+    "corrupt": "make one fixed noisy observation of each image",
+    "pretrain": "fit the teacher to noisy images",
+    "distill": "distil the teacher into a one-step generator",
+    "evaluate": "measure the generator and its teacher",
+}
+_OTHERS = {
+    "check": "check params.yaml and the data path, run nothing",
+    "show": "print the final table",
+    "sync": "send to MLflow what it has missed while it was away",
+}
+_DISK_EXIT_CODE = 5
+_DISK_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make it readable and writable for this user",
+    errno.EPERM: "make it readable and writable for this user",
+    errno.EIO: "check the disk",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command in the current folder.
+
+    Returns:
+        The exit code: 0, or 2 for bad parameters, 3 for bad data, 4 for numbers that are not
+        finite, 5 for a disk that cannot be written, 6 if the stage runs already, 128 plus the
+        signal's number if it was stopped. Other errors are ours and leave a traceback.
+    """
+    command = _parser().parse_args(arguments).command
+    paths, stop = Paths(Path.cwd()), StopSignal()
+    try:
+        _run(command, paths, stop)
+    except DsdError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        message = f"{command} was stopped; the same command starts it again"
+        return _fail(message, 128 + (stop.number or 2))
+    except OSError as error:
+        if error.errno not in _DISK_REMEDIES:
+            raise
+        return _fail(_disk_message(error, command), _DISK_EXIT_CODE)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<10}{text}" for name, text in {**_STAGES, **_OTHERS}.items()]
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="One stage of the pipeline; `dvc repro` runs all that are out of date.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\nAll values are in params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=[*_STAGES, *_OTHERS], metavar="COMMAND")
+    return parser
+
+
+def _run(command: str, paths: Paths, stop: StopSignal) -> None:
+    if command in _STAGES:
+        _run_stage(command, paths, stop)
+    else:
+        others: dict[str, Callable[[Paths], None]] = {
+            "check": _check,
+            "show": _show,
+            "sync": _sync,
+        }
+        others[command](paths)
+
+
+def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
+    stop.install()
+    die_with_parent()
+    params = _load(paths)
+    with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
+        # Before the tracker, so that a stage whose code does not even import logs no run.
+        module = import_module(f"pipeline.{stage}")
+        from pipeline import tracking
+
+        for folder in (paths.artifact(stage), paths.report(stage), paths.state(stage)):
+            folder.mkdir(parents=True, exist_ok=True)
+        with tracking.run(stage, params, paths, stop=stop) as log:
+            stop.polite = getattr(module, "POLLS_STOP", False)
+            module.run(params, paths, log)
+            # The work is done; a signal during the last seconds of tracking must not undo it.
+            stop.polite = True
+
+
+def _load(paths: Paths) -> "Params":
+    from pipeline.params import load_params
+
+    return load_params(paths.root)
+
+
+def _check(paths: Paths) -> None:
+    params = _load(paths)
+    source = paths.root / params.data.path
+    expected = {"parquet": source.is_file(), "folder": source.is_dir(), "torchvision": True}
+    if not expected[params.data.source]:
+        what = "a folder of images" if params.data.source == "folder" else "a Parquet file"
+        problem = f"is not {what}" if source.exists() else "does not exist"
+        msg = (
+            f"params.yaml: data.path = {params.data.path!r} {problem} (seen from {paths.root}); "
+            f"set it to {what}"
+        )
+        raise DataError(msg)
+    print(f"OK: params.yaml is valid, images come from {params.data.path}")
+
+
+def _show(paths: Paths) -> None:
+    from pipeline.show import show_summary
+
+    show_summary(paths)
+
+
+def _sync(paths: Paths) -> None:
+    from pipeline import tracking
+
+    complete, waiting = tracking.sync(paths)
+    if waiting:
+        msg = f"{waiting} runs still wait for MLflow ({complete} sent); try again when it answers"
+        raise DataError(msg)
+    print(f"OK: MLflow has everything ({complete} runs completed now)")
+
+
+def _disk_message(error: OSError, command: str) -> str:
+    where = f" {error.filename}" if error.filename else f" the files of {command}"
+    remedy = _DISK_REMEDIES[error.errno or 0]
+    return (
+        f"cannot read or write{where}: {error.strerror}; {remedy} and run the same command again, "
+        "it continues where it was"
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""MLflow itself: what is done in a tracking store with a run that is described on local disk."""
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import final
+from urllib.parse import urlsplit
+
+from pipeline.paths import Paths
+from pipeline.process import in_turn
+from pipeline.session import Record, Session
+
+# MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
+# would hold up the end of a stage when a server is gone.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+__all__ = ["MODEL_NAME", "RUN_FILE", "Store", "now_ms", "shown_uri"]
+
+MODEL_NAME = "one-step-generator"
+"""Name of the registered model."""
+
+RUN_FILE = "run.json"
+"""File in ``reports/<stage>`` that says which run made the stage."""
+
+# The most that MLflow takes in one call.
+_BATCH = 1000
+_PARAM_BATCH = 100
+_ATTACHED = {".png", ".csv", ".json", ".html"}
+
+
+@final
+class Store:
+    """An MLflow tracking store, and what is done there with a session.
+
+    All methods may raise whatever MLflow raises, and can be called again afterwards.
+
+    Args:
+        uri: MLflow tracking URI.
+        paths: The workspace.
+    """
+
+    def __init__(self, uri: str, paths: Paths) -> None:
+        self.uri, self._paths = uri, paths
+        self.shown_uri = shown_uri(uri, paths)
+        self._client: MlflowClient | None = None
+        self._opened: set[str] = set()
+
+    def flush(self, session: Session) -> None:
+        """Create or re-open the run if need be, and send all numbers that it has not got yet."""
+        client = self._connect(session)
+        run_id, batch, end = session.record.run_id, list[Metric](), session.record.sent
+        assert run_id is not None
+        for entry in session.journal.entries(end):
+            new = [
+                Metric(_metric_name(name), value, entry.milliseconds, entry.images)
+                for name, value in entry.values.items()
+            ]
+            if batch and len(batch) + len(new) > _BATCH:
+                self._send(client, session, batch, end)
+                batch = []
+            batch, end = batch + new, entry.end
+        if batch:
+            self._send(client, session, batch, end)
+
+    def complete(self, session: Session, report: Path | None) -> None:
+        """Attach files, register the model and end the run, each step once.
+
+        Args:
+            session: A flushed session whose stage has ended.
+            report: Folder of the files, or None if they are not this run's any more.
+        """
+        record = session.record
+        if report is not None and record.status != "KILLED":
+            self._once(session, "files", lambda: self._attach(session, report))
+        if report is not None and record.status == "FINISHED" and record.stage == "distill":
+            self._once(session, "model", lambda: self._register(session))
+        self._once(session, "end", lambda: self._end(session))
+        if record.status == "FINISHED":
+            session.remove()
+
+    def settle(self, session: Session) -> bool:
+        """Bring an abandoned session to its end; False if there was nothing left to do."""
+        record = session.record
+        if "end" in record.done:
+            return False
+        if record.status == "RUNNING":  # its process was killed without a chance to say so
+            session.end("KILLED", now_ms())
+        self.flush(session)
+        self.complete(session, self._report_of(record))
+        return True
+
+    def _connect(self, session: Session) -> MlflowClient:
+        if self._client is None or session.record.token not in self._opened:
+            with _first_touch(self.uri):
+                self._client = self._client or _quiet_client(self.uri)
+                self._open(self._client, session)
+            self._opened.add(session.record.token)
+        return self._client
+
+    def _open(self, client: MlflowClient, session: Session) -> None:
+        record = session.record
+        if record.run_id is not None and not _is_there(client, record.run_id):
+            record.run_id, record.sent = None, 0
+        if record.run_id is None:
+            experiment = _experiment_id(client, record.experiment, self._artifact_location())
+            created = client.create_run(
+                experiment, start_time=record.started_ms, run_name=record.name
+            )
+            record.run_id = created.info.run_id
+        else:
+            client.update_run(record.run_id, status="RUNNING")
+        session.save()
+        tags = [RunTag(name, value) for name, value in record.tags.items()]
+        params = [Param(name, value) for name, value in record.params.items()]
+        client.log_batch(record.run_id, tags=tags)
+        for first in range(0, len(params), _PARAM_BATCH):
+            client.log_batch(record.run_id, params=params[first : first + _PARAM_BATCH])
+
+    def _send(self, client: MlflowClient, session: Session, batch: list[Metric], end: int) -> None:
+        # If the process dies between these lines the batch is sent again; MLflow keeps one of
+        # equal numbers with equal times.
+        assert session.record.run_id is not None
+        client.log_batch(session.record.run_id, metrics=batch)
+        session.record.sent = end
+        session.save()
+
+    def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
+        if step not in session.record.done:
+            act()
+            session.record.done.append(step)
+            session.save()
+
+    def _attach(self, session: Session, report: Path) -> None:
+        client = self._connect(session)
+        for file in sorted(report.rglob("*")):
+            if file.suffix in _ATTACHED and file.is_file() and file.name != RUN_FILE:
+                folder = file.relative_to(report).parent.as_posix()
+                client.log_artifact(session.record.run_id, str(file), folder.strip("."))
+        if session.record.stage == "evaluate" and self._paths.summary.is_file():
+            client.log_artifact(session.record.run_id, str(self._paths.summary))
+
+    def _register(self, session: Session) -> None:
+        # Late, because it imports torch, which only this step of this stage needs.
+        from pipeline.model_registry import register_generator
+
+        assert session.record.run_id is not None
+        register_generator(
+            self._paths.artifact("distill") / "generator",
+            run_id=session.record.run_id,
+            name=MODEL_NAME,
+            tracking_uri=self.uri,
+        )
+
+    def _end(self, session: Session) -> None:
+        record = session.record
+        client = self._connect(session)
+        assert record.run_id is not None
+        client.set_terminated(record.run_id, status=record.status, end_time=record.ended_ms)
+
+    def _report_of(self, record: Record) -> Path | None:
+        """The stage's report in this workspace, if it is still the one that this run made."""
+        report = self._paths.report(record.stage)
+        try:
+            made_by = json.loads((report / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return report if made_by.get("token") == record.token else None
+
+    def _artifact_location(self) -> str | None:
+        """Where a local store keeps files; a server decides for itself."""
+        local = self.uri.startswith("sqlite:")
+        return self._paths.tracking_artifacts.resolve().as_uri() if local else None
+
+
+def shown_uri(uri: str, paths: Paths) -> str:
+    """The URI without secrets, and without this machine's folders for the project's own store."""
+    if uri == f"sqlite:///{paths.tracking_store}":
+        return f"sqlite:///{paths.tracking_store.name}"
+    parts = urlsplit(uri)
+    return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
+
+
+def _quiet_client(uri: str) -> MlflowClient:
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _first_touch(uri: str) -> AbstractContextManager[None]:
+    """MLflow makes a new SQLite file's tables on first use, and fails if two do so at once."""
+    if not uri.startswith("sqlite:///"):
+        return nullcontext()
+    database = Path(uri.removeprefix("sqlite:///"))
+    return in_turn(database.with_name(f"{database.name}.lock"))
+
+
+def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another process made it in between
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    experiment: str = found.experiment_id
+    return experiment
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    try:
+        stage: str = client.get_run(run_id).info.lifecycle_stage
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return stage == "active"
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^\w\-. /]", "_", name)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, MLflow's time."""
+    return time.time_ns() // 1_000_000

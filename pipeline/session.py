@@ -1,0 +1,181 @@
+"""What is known on local disk of an MLflow run under way, so that it survives process and store.
+
+Each run has a folder named after stage and parameters: a record, a journal of numbers and a lock.
+The folder goes when the stage is done and the store has everything; until then a stage that is
+started again with the same parameters goes on in the same run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO, final
+
+from pipeline.journal import Journal
+from pipeline.process import try_lock, unlock
+
+__all__ = ["Record", "Session", "abandoned_sessions", "open_session"]
+
+_RECORD = "record.json"
+
+
+@final
+@dataclass
+class Record:
+    """All that is needed to create the run, or to go on with it.
+
+    Args:
+        stage: Stage of the pipeline.
+        name: Name of the run, for people.
+        experiment: MLflow experiment.
+        uri: Tracking store that ``run_id`` belongs to.
+        params: Flattened parameters.
+        tags: Tags of the run.
+        started_ms: Start in milliseconds since 1970.
+        token: Random name of this run before it has an id.
+        run_id: MLflow's id once the run exists.
+        sent: Byte offset in the journal up to which the store has all numbers.
+        status: MLflow's word: RUNNING, FINISHED, FAILED or KILLED.
+        ended_ms: End in milliseconds since 1970.
+        done: Closing steps that the store has seen.
+    """
+
+    stage: str
+    name: str
+    experiment: str
+    uri: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    started_ms: int
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str | None = None
+    sent: int = 0
+    status: str = "RUNNING"
+    ended_ms: int | None = None
+    done: list[str] = field(default_factory=list)
+
+    def key(self) -> str:
+        """Name of the folder: equal for a stage that is started again with equal parameters."""
+        text = json.dumps([self.stage, self.experiment, self.params])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@final
+class Session:
+    """A run's folder, locked by this process."""
+
+    def __init__(self, folder: Path, lock: TextIO, record: Record) -> None:
+        self.folder, self.record = folder, record
+        self.journal = Journal(folder / "journal.jsonl")
+        self._lock = lock
+        self._saving = threading.Lock()
+
+    def save(self) -> None:
+        """Write the record, whole or not at all."""
+        with self._saving:
+            part = self.folder / f"{_RECORD}.part"
+            text = json.dumps(dataclasses.asdict(self.record), indent=1)
+            part.write_text(text, encoding="utf-8")
+            part.replace(self.folder / _RECORD)
+
+    def end(self, status: str, milliseconds: int) -> None:
+        """Note how the stage ended."""
+        self.record.status, self.record.ended_ms = status, milliseconds
+        self.save()
+
+    def set_aside(self) -> None:
+        """Give the folder's name free; what was not sent waits under another one."""
+        target = self.folder.with_name(f"{self.record.key()}-{self.record.token}")
+        self.folder.rename(target)
+        self.folder = target
+        self.journal.moved_to(target)
+        self.release()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if not self._lock.closed:
+            unlock(self._lock)
+            self._lock.close()
+
+
+def open_session(parent: Path, record: Record) -> Session:
+    """Go on with the unfinished run of the same stage and parameters, or begin a new one.
+
+    Args:
+        parent: Folder of the stage's sessions.
+        record: The new run; an unfinished one keeps its own record, with these tags.
+    """
+    session = _find(parent, record)
+    old = session.record
+    if old.status == "FINISHED":
+        session.set_aside()
+        session = _find(parent, record)
+    elif old is not record:
+        same_store = old.uri == record.uri
+        session.record = dataclasses.replace(
+            old,
+            uri=record.uri,
+            tags=record.tags,
+            run_id=old.run_id if same_store else None,
+            sent=old.sent if same_store else 0,
+            status="RUNNING",
+            ended_ms=None,
+            done=[],
+        )
+    session.save()
+    return session
+
+
+def abandoned_sessions(parent: Path) -> Iterator[Session]:
+    """Sessions that no process holds; each is locked while the caller looks at it."""
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+        session = _take(folder, None)
+        if session is not None:
+            try:
+                yield session
+            finally:
+                session.release()
+
+
+def _find(parent: Path, record: Record) -> Session:
+    """The session's folder, or one beside it while another process works under the same name."""
+    session = _take(parent / record.key(), lambda: record)
+    if session is None:
+        session = _take(parent / f"{record.key()}-{os.getpid()}", lambda: record)
+    assert session is not None
+    return session
+
+
+def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
+    """Lock a folder and read its record; None if it is taken, or has no record to be read."""
+    if make is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = (folder / "lock").open("a", encoding="ascii")
+    except OSError:
+        return None
+    # The folder may have gone, with the run that used it, between opening and locking.
+    if try_lock(lock) and folder.exists():
+        record = _read(folder / _RECORD) or (make() if make is not None else None)
+        if record is not None:
+            return Session(folder, lock, record)
+    lock.close()
+    return None
+
+
+def _read(file: Path) -> Record | None:
+    try:
+        return Record(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,102 @@
+"""The final table, and where to look next."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dsd.errors import DataError
+from pipeline.paths import Paths
+
+__all__ = ["show_summary"]
+
+_ROWS = (
+    ("noisy_data", "noisy data"),
+    ("teacher_full", "teacher, Full"),
+    ("teacher_truncated", "teacher, Truncated"),
+    ("generator", "one-step generator"),
+)
+_MEASURES = (("frechet", "Frechet to clean"), ("proximal_frechet", "Proximal Frechet"))
+
+
+def show_summary(paths: Paths, console: Console | None = None) -> None:
+    """Print ``reports/summary.json`` as a table, with the picture's path and the next steps.
+
+    Raises:
+        DataError: There is no summary yet, or it cannot be read.
+    """
+    console = Console() if console is None else console
+    summary = _read(paths)
+    console.print(_table(summary))
+    for line in _next_steps(paths, summary):
+        # Commands must be copied from one line, and brackets in paths are no markup.
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _read(paths: Paths) -> dict[str, Any]:
+    remedy = "run `dvc repro` to make it"
+    try:
+        summary = json.loads(paths.summary.read_text(encoding="utf-8"))
+        if not isinstance(summary["generator"]["by_features"], dict):
+            raise TypeError
+    except FileNotFoundError as error:
+        msg = f"{_relative(paths)} does not exist yet; {remedy}"
+        raise DataError(msg) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{_relative(paths)} is not a summary of results; {remedy} again"
+        raise DataError(msg) from error
+    found: dict[str, Any] = summary
+    return found
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title=_title(summary.get("protocol", {})))
+    table.add_column("images of", no_wrap=True)
+    features = list(summary["generator"]["by_features"])
+    for name in features:
+        for _, title in _MEASURES:
+            table.add_column(f"{title}\n({name})", justify="right")
+    for key, label in _ROWS:
+        if key in summary:
+            style = "bold" if key == "generator" else None
+            table.add_row(label, *_cells(summary[key], features), style=style)
+    return table
+
+
+def _title(protocol: Mapping[str, Any]) -> str:
+    count = protocol.get("num_samples")
+    sampled = f", {count:,} images each" if isinstance(count, int) else ""
+    return f"Distances (smaller is better{sampled})"
+
+
+def _cells(row: Mapping[str, Any], features: list[str]) -> list[str]:
+    measured = row.get("by_features", {})
+    return [
+        _number(measured.get(name, {}).get(measure))
+        for name in features
+        for measure, _ in _MEASURES
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"
+
+
+def _next_steps(paths: Paths, summary: Mapping[str, Any]) -> list[str]:
+    picture = (paths.report("evaluate") / "comparison.png").relative_to(paths.root)
+    lines = [
+        "",
+        f"Picture:  {picture}  (noisy data, teacher samples, one-step samples)",
+        "Change:   edit corrupt.sigma in params.yaml, then `dvc repro`",
+        "MLflow:   mlflow ui --backend-store-uri sqlite:///mlflow.db",
+        "Prefect:  python -m flows.train",
+    ]
+    if summary["generator"].get("frechet") is None:
+        lines.insert(0, "A dash: there are no clean images to measure against.")
+    return lines
+
+
+def _relative(paths: Paths) -> str:
+    return paths.summary.relative_to(paths.root).as_posix()

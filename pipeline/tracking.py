@@ -1,0 +1,280 @@
+"""Tracking of a stage: one MLflow run for each execution, whatever happens to stage or store.
+
+Numbers go to a journal on local disk first; a background thread alone talks to the store. A dead
+or slow store therefore costs a stage a warning and nothing else, and ``python -m pipeline sync``
+sends later what it has missed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from tqdm import tqdm
+
+from dsd.config import Params
+from dsd.errors import Interrupted
+from pipeline.mlflow_store import RUN_FILE, Store, now_ms
+from pipeline.params import flatten
+from pipeline.paths import Paths
+from pipeline.process import StopSignal
+from pipeline.progress import make_progress, say
+from pipeline.session import Record, abandoned_sessions, open_session
+from pipeline.stagelog import Progress
+
+__all__ = ["StageRun", "run", "sync"]
+
+_SEND_SECONDS = 5.0
+_CLOSE_SECONDS = {"FINISHED": 300.0, "FAILED": 20.0, "KILLED": 5.0}
+_MAX_TAG = 4000
+
+
+@contextmanager
+def run(
+    stage: str, params: Params, paths: Paths, *, stop: StopSignal | None = None
+) -> Iterator["StageRun"]:
+    """Track one execution of a stage; the block's end says whether it finished.
+
+    Args:
+        stage: Name of the stage.
+        params: All parameters; each run has them all, so that runs of any stage compare.
+        paths: The workspace.
+        stop: What the stage is told when it asks whether it should stop.
+    """
+    log = StageRun(stage, params, paths, StopSignal() if stop is None else stop)
+    try:
+        yield log
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | Interrupted)
+        log.close("KILLED" if killed else "FAILED")
+        raise
+    log.finish()
+
+
+def sync(paths: Paths) -> tuple[int, int]:
+    """Send what stages that have ended could not send.
+
+    Returns:
+        How many runs are now complete in the store, and how many still wait.
+    """
+    root = paths.tracking_state("")
+    complete = waiting = 0
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        for session in abandoned_sessions(folder):
+            store = Store(session.record.uri, paths)
+            try:
+                complete += store.settle(session)
+            except Exception as error:
+                waiting += 1
+                _warn(f"run {session.record.name!r} still waits: {_reason(error)}")
+    return complete, waiting
+
+
+@final
+class StageRun:
+    """The stage's log: numbers to journal and MLflow, progress and lines to the user."""
+
+    def __init__(self, stage: str, params: Params, paths: Paths, stop: StopSignal) -> None:
+        self._stage, self._paths, self._stop = stage, paths, stop
+        self._store = Store(_tracking_uri(paths), paths)
+        self._record = _make_record(stage, params, paths, self._store.uri)
+        self._session = open_session(paths.tracking_state(stage), self._record)
+        self._resumed = self._session.journal.first_images is not None
+        self._guard = threading.Lock()
+        self._warned = False
+        self._trouble: str | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def metrics(self, images: int, values: Mapping[str, float]) -> None:
+        """See :meth:`pipeline.stagelog.StageLog.metrics`."""
+        try:
+            with self._guard:
+                self._restart_if_from_the_beginning(images)
+                self._session.journal.append(images, values, now_ms())
+        except OSError as error:
+            self._troubled(error)
+
+    def progress(self, total_images: int) -> Progress:
+        """See :meth:`pipeline.stagelog.StageLog.progress`."""
+        return make_progress(self._stage, total_images)
+
+    def say(self, text: str) -> None:
+        """See :meth:`pipeline.stagelog.StageLog.say`."""
+        say(text)
+
+    def stop_signal(self) -> int | None:
+        """See :meth:`pipeline.stagelog.StageLog.stop_signal`."""
+        return self._stop.number
+
+    def finish(self) -> None:
+        """The stage is done: complete the run and write ``reports/<stage>/run.json``."""
+        if self._stage == "evaluate":
+            self.metrics(0, _summary_values(self._paths.summary))
+        self.close("FINISHED")
+        self._write_run_file()
+
+    def close(self, status: str) -> None:
+        """End the run with MLflow's ``status``; bounded in time, and never raises for a store."""
+        try:
+            self._session.end(status, now_ms())
+        except OSError as error:
+            self._troubled(error)
+        self._closing.set()
+        self._join(_CLOSE_SECONDS[status])
+        if self._thread.is_alive():
+            self._troubled(TimeoutError("the tracking store is too slow"))
+        else:
+            self._session.release()
+
+    def _restart_if_from_the_beginning(self, images: int) -> None:
+        """A stage that could not resume starts at its first step again: that is a new run."""
+        first, resumed = self._session.journal.first_images, self._resumed
+        self._resumed = False
+        if resumed and first is not None and images <= first:
+            self._session.end("KILLED", now_ms())
+            self._session.set_aside()
+            self._session = open_session(self._paths.tracking_state(self._stage), self._record)
+
+    def _work(self) -> None:
+        """Thread: send what there is at intervals, look after earlier runs once, and close."""
+        tidied = False
+        while True:
+            last = self._closing.is_set()
+            try:
+                self._send(last)
+                tidied = tidied or last or self._tidy()
+            except Exception as error:
+                self._troubled(error)
+            if last:
+                return
+            self._closing.wait(_SEND_SECONDS)
+
+    def _send(self, last: bool) -> None:
+        with self._guard:
+            session = self._session
+        self._store.flush(session)
+        if last:
+            self._store.complete(session, self._paths.report(self._stage))
+            self._trouble = None
+
+    def _tidy(self) -> bool:
+        for session in abandoned_sessions(self._paths.tracking_state(self._stage)):
+            if session.record.uri == self._store.uri:
+                self._store.settle(session)
+        return True
+
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(0.2)
+            if self._stop.number is not None:
+                deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS["KILLED"])
+
+    def _troubled(self, error: Exception) -> None:
+        self._trouble = _reason(error)
+        if not self._warned:
+            self._warned = True
+            _warn(
+                f"MLflow at {self._store.shown_uri} has not taken this run ({self._trouble}); the "
+                "stage goes on, and `python -m pipeline sync` sends what is missing later"
+            )
+
+    def _write_run_file(self) -> None:
+        record = self._session.record
+        found = {
+            "run_id": record.run_id,
+            "experiment": record.experiment,
+            "tracking_uri": self._store.shown_uri,
+            "token": record.token,
+            "reason": None if record.run_id else self._trouble,
+        }
+        target = self._paths.report(self._stage) / RUN_FILE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part.replace(target)
+
+
+def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:
+    flat = flatten(params)
+    return Record(
+        stage=stage,
+        name=f"{stage} sigma={params.corrupt.sigma:g}",
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd"),
+        uri=uri,
+        params={name: "null" if value is None else str(value) for name, value in flat.items()},
+        tags=_tags(stage, params, paths.root),
+        started_ms=now_ms(),
+    )
+
+
+def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
+    tags = {
+        "dvc.stage": stage,
+        "dvc.exp": os.environ.get("DVC_EXP_NAME"),
+        "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "mlflow.source.name": f"python -m pipeline {stage}",
+        "mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"),
+        "git.dirty": _is_dirty(root),
+        "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
+        "sigma": f"{params.corrupt.sigma:g}",
+        "source": params.data.name or params.data.path,
+    }
+    return {name: value[:_MAX_TAG] for name, value in tags.items() if value}
+
+
+def _is_dirty(root: Path) -> str | None:
+    # dvc.lock is always in motion while a pipeline runs; it says nothing about the code.
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return None if changes is None else str(bool(changes)).lower()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of git, or None without git or a repository."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _tracking_uri(paths: Paths) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.tracking_store}"
+
+
+def _summary_values(summary: Path) -> dict[str, float]:
+    """Numbers of the summary by dotted name, without those of its protocol."""
+    try:
+        document = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: value for name, value in _numbers(document, "") if not name.startswith("protocol.")
+    }
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _warn(text: str) -> None:
+    tqdm.write(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,34 @@
+"""Between saved images and data units."""
+
+import torch
+from PIL import Image
+
+from dsd.images import from_uint8, save_grid, save_rows, to_uint8
+
+
+def test_every_grey_level_survives_the_way_there_and_back():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+
+
+def test_saving_clamps_and_rounds_to_the_nearest_level():
+    x = torch.tensor([-3.0, -1.0, 0.0, 0.6 / 127.5 - 1, 0.4 / 127.5 - 1, 1.0, 3.0])
+    assert to_uint8(x.reshape(1, 1, 1, 7)).flatten().tolist() == [0, 0, 128, 1, 0, 255, 255]
+
+
+def test_pictures_have_a_row_for_each_kind(tmp_path):
+    rows = {"clean": torch.zeros(5, 1, 16, 16, dtype=torch.uint8)}
+    rows["noisy"] = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
+    save_rows(rows, tmp_path / "deep" / "rows.png")
+    with Image.open(tmp_path / "deep" / "rows.png") as picture:
+        assert picture.size == (150 + 5 * 66 + 2, 2 * 66 + 2)
+        assert picture.getpixel((200, 30)) == (0, 0, 0)
+        assert picture.getpixel((200, 100)) == (255, 255, 255)
+
+
+def test_grids_show_colours_as_they_are(tmp_path):
+    red = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    red[:, 0] = 255
+    save_grid(red, tmp_path / "grid.png", columns=3, zoom=2)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.getpixel((5, 5)) == (255, 0, 0)
