@@ -5,8 +5,10 @@ Without a server the flow brings its own for as long as it runs; with ``prefect 
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 __all__ = ["main"]
 
@@ -23,12 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from flows.dvc_runner import DvcError, StageFailedError
     from flows.training_flow import train
 
+    # Otherwise a SIGTERM ends the process so abruptly that Prefect's own server stays behind.
+    signal.signal(signal.SIGTERM, _stop)
     try:
         train(force=options.force, push=options.push)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (DvcError, StageFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return max(error.exit_code, 1)
     return 0
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,24 @@ _ROWS = (
     ("teacher_truncated", "teacher, Truncated"),
     ("generator", "one-step generator"),
 )
-_MEASURES = (("frechet", "Frechet to clean"), ("proximal_frechet", "Proximal Frechet"))
+_MEASURES = ("frechet", "proximal_frechet")
+_TITLES = {
+    # Only distances in Inception's features may be called FID.
+    "inception": ("FID to clean", "Proximal FID"),
+    None: ("Frechet to clean", "Proximal Frechet"),
+}
 
 
 def show_summary(paths: Paths, console: Console | None = None) -> None:
-    """Print ``reports/summary.json`` as a table, with the picture's path and the next steps.
+    """Print ``reports/summary.json``, a table for each feature space, and the next steps.
 
     Raises:
         DataError: There is no summary yet, or it cannot be read.
     """
     console = Console() if console is None else console
     summary = _read(paths)
-    console.print(_table(summary))
+    for features in summary["generator"]["by_features"]:
+        console.print(_table(summary, features))
     for line in _next_steps(paths, summary):
         # Commands must be copied from one line, and brackets in paths are no markup.
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -51,33 +57,23 @@ def _read(paths: Paths) -> dict[str, Any]:
     return found
 
 
-def _table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=_title(summary.get("protocol", {})))
+def _table(summary: Mapping[str, Any], features: str) -> Table:
+    table = Table(title=_title(summary.get("protocol", {}), features))
     table.add_column("images of", no_wrap=True)
-    features = list(summary["generator"]["by_features"])
-    for name in features:
-        for _, title in _MEASURES:
-            table.add_column(f"{title}\n({name})", justify="right")
+    for title in _TITLES.get(features, _TITLES[None]):
+        table.add_column(title, justify="right")
     for key, label in _ROWS:
         if key in summary:
-            style = "bold" if key == "generator" else None
-            table.add_row(label, *_cells(summary[key], features), style=style)
+            measured = summary[key].get("by_features", {}).get(features, {})
+            cells = [_number(measured.get(measure)) for measure in _MEASURES]
+            table.add_row(label, *cells, style="bold" if key == "generator" else None)
     return table
 
 
-def _title(protocol: Mapping[str, Any]) -> str:
+def _title(protocol: Mapping[str, Any], features: str) -> str:
     count = protocol.get("num_samples")
     sampled = f", {count:,} images each" if isinstance(count, int) else ""
-    return f"Distances (smaller is better{sampled})"
-
-
-def _cells(row: Mapping[str, Any], features: list[str]) -> list[str]:
-    measured = row.get("by_features", {})
-    return [
-        _number(measured.get(name, {}).get(measure))
-        for name in features
-        for measure, _ in _MEASURES
-    ]
+    return f"Distances in {features} features (smaller is better{sampled})"
 
 
 def _number(value: float | None) -> str:

@@ -328,8 +328,8 @@ def test_the_table_names_rows_features_picture_and_next_steps(workspace):
         "teacher, Truncated",
         "one-step generator",
         "Frechet to clean",
-        "(fashion-classifier)",
-        "(efficientnet-lite0)",
+        "Distances in fashion-classifier features",
+        "Distances in efficientnet-lite0 features",
         "12.30",
         "1,234.50",
         "5,000 images each",
@@ -340,6 +340,26 @@ def test_the_table_names_rows_features_picture_and_next_steps(workspace):
     ):
         assert expected in text
     assert "FID" not in text
+
+
+def test_only_distances_in_inceptions_features_are_called_fid(workspace):
+    content = summary()
+    for name in ("generator", "teacher_full", "teacher_truncated", "noisy_data"):
+        content[name]["by_features"] = {"inception": {"frechet": 12.3, "proximal_frechet": 4.5}}
+    text = shown(workspace, content)
+    assert "FID to clean" in text
+    assert "Proximal FID" in text
+    assert "Frechet" not in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns(workspace):
+    workspace.summary.parent.mkdir()
+    workspace.summary.write_text(json.dumps(summary()))
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_summary(workspace, console)
+    text = console.export_text()
+    assert "…" not in text
+    assert "Proximal Frechet" in text
 
 
 def test_distances_to_clean_images_that_do_not_exist_are_dashes(workspace):

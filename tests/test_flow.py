@@ -139,7 +139,7 @@ def test_stopping_the_flow_stops_the_stage(workspace, tmp_path):
     lock.unlink()
     process = flow.start(sys.executable, "-m", "flows.train")
     try:
-        wait_until(lambda: lock.is_file() and lock.read_text(), 600, "the training")
+        wait_until(lambda: lock.is_file() and lock.read_text(), 600, "the training", process)
         stage = psutil.Process(int(lock.read_text()))
         process.terminate()
         process.communicate(timeout=300)

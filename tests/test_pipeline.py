@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -150,20 +151,15 @@ def test_a_folder_anywhere_is_a_source(workspace, tmp_path):
     assert workspace.repro("-s", "prepare") == {"prepare": "cached"}
 
 
-def saved_state(states, old):
-    """Whether a run that is not among the old ones has saved its state."""
-    return any((folder / "state").exists() for folder in {*states.iterdir()} - old)
-
-
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(workspace):
     workspace.back_to_the_first_run()
     # Long enough to be interrupted in the middle.
     workspace.set({"pretrain.kimg": 6.4})
     states = workspace.root / ".dsd" / "state" / "pretrain"
-    old = {*states.iterdir()}
+    shutil.rmtree(states)
     process = workspace.start("dvc", "repro", "-s", "pretrain")
     try:
-        wait_until(lambda: saved_state(states, old), 600, "a saved state")
+        wait_until(lambda: any(states.glob("*/state")), 600, "a saved state", process)
         end(process, signal.SIGINT)
         printed, _ = process.communicate(timeout=300)
     finally:
@@ -175,7 +171,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(workspace)
     assert outcomes(again.stdout) == {"pretrain": "ran"}
     assert re.search(r"resumed after [\d,]+ images", again.stdout + again.stderr)
     resumed = workspace.digest("data/pretrain")
-    assert {*states.iterdir()} == old, "the state goes when the stage is done"
+    assert not any(states.iterdir()), "the state goes when the stage is done"
 
     assert workspace.repro("-f", "-s", "pretrain") == {"pretrain": "ran"}
     assert workspace.digest("data/pretrain") == resumed

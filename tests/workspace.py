@@ -1,5 +1,6 @@
 """A clone of this project, small enough to be run for real, as a user would run it."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,6 @@ class Workspace:
 
     def digest(self, folder: str) -> dict[str, str]:
         """DVC's hash of each of a tracked folder's files."""
-        import hashlib
-
         files = [p for p in sorted((self.root / folder).rglob("*")) if p.is_file()]
         return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -113,11 +112,17 @@ def end(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
         os.killpg(process.pid, number)
 
 
-def wait_until(condition: "Any", seconds: float, what: str) -> None:
-    """Wait for ``condition()`` or fail."""
+def wait_until(
+    condition: Callable[[], object],
+    seconds: float,
+    what: str,
+    process: "subprocess.Popen[str] | None" = None,
+) -> None:
+    """Wait for ``condition()``; fail if it takes too long or the process that works on it ends."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        assert process is None or process.poll() is None, f"the process ended before {what}"
         time.sleep(0.05)
 
 
