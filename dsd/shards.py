@@ -12,12 +12,10 @@ serves tensors.
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, Final, Literal, final
+from typing import Annotated, Final, Literal, final
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +23,7 @@ from jaxtyping import Float32, Int64, Shaped
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from dsd.errors import DataError
+from dsd.files import published
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -152,31 +151,6 @@ def clear_store(folder: Path) -> None:
         old.unlink()
 
 
-@contextmanager
-def _published(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when complete and on the disk; a failure leaves nothing."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the names in ``folder`` on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _schema(layout: Layout) -> pa.Schema:
     """Columns of a file, with the layout in its metadata."""
     fields = [pa.field("image", pa.binary(layout.itemsize), nullable=False)]
@@ -222,7 +196,7 @@ def write_shard(folder: Path, number: int, layout: Layout, blocks: Iterable[Bloc
     """
     path = folder / shard_name(number)
     count = 0
-    with _published(path) as file, pa.ipc.new_file(file, _schema(layout)) as writer:
+    with published(path) as file, pa.ipc.new_file(file, _schema(layout)) as writer:
         for block in blocks:
             writer.write_batch(_batch(layout, block))
             count += len(block.images)
@@ -231,7 +205,7 @@ def write_shard(folder: Path, number: int, layout: Layout, blocks: Iterable[Bloc
 
 def write_meta(folder: Path, meta: StoreMeta) -> None:
     """Complete a store; to be called when all its files are written."""
-    with _published(folder / "meta.json") as file:
+    with published(folder / "meta.json") as file:
         file.write(meta.model_dump_json(indent=2).encode() + b"\n")
 
 

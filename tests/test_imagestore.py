@@ -268,7 +268,7 @@ def test_a_failure_at_the_last_step_leaves_no_file(tmp_path, monkeypatch, failin
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if failing == "fsync":
-        monkeypatch.setattr(dsd.shards.os, "fsync", fail)
+        monkeypatch.setattr("os.fsync", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
