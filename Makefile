@@ -51,7 +51,7 @@ fast: setup ## Run the tests that take seconds
 lint: setup ## Check style, format and which layer imports which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache
 
 types: setup ## Check the types
 	@$(BIN)/mypy

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel
 
 from dsd.checkpoint import TrainingState, build_denoiser, save_model
-from dsd.config import Params
+from dsd.config import Params, Sampler
 from dsd.corruption import noise_of
 from dsd.errors import ParamsError
 from dsd.images import save_grid, to_uint8
@@ -31,6 +31,9 @@ NUM_READINGS = 100
 """Points of the loss curve."""
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
+
+PICTURE_SAMPLER = Sampler(num_steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+"""EDM's, for the pictures: measuring with another sampler must not retrain the teacher."""
 
 
 class History(BaseModel):
@@ -130,7 +133,7 @@ class _Fit:
             samples = sample_teacher(
                 self.training.average,
                 latents,
-                config=self._params.evaluate.sampler,
+                config=PICTURE_SAMPLER,
                 sigma_y=float(self._sigma.max()),
             )
         target = self._state.folder / "pictures" / f"{self._history.images_seen:09d}.png"

@@ -1,6 +1,7 @@
 """What all tests share: reproducible hypothesis, one thread, no telemetry, no user's settings."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -29,6 +30,11 @@ for name in [*os.environ]:
         ("MLFLOW_TRACKING", "MLFLOW_EXPERIMENT", "PREFECT_API", "DVC_EXP", "DVC_ROOT")
     ):
         del os.environ[name]
+
+# A runner in the background (`nohup make test &`) hands down ignored signals; the processes under
+# test must start with what a terminal gives them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
 

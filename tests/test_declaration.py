@@ -20,7 +20,7 @@ from dsd.config import Params
 ROOT = Path(__file__).parents[1]
 DECLARATION = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES = DECLARATION["stages"]
-GRAPH = grimp.build_graph("dsd", "pipeline", "flows")
+GRAPH = grimp.build_graph("dsd", "pipeline", "flows", cache_dir=None)
 
 # These read and hand on all parameters, and decide nothing about a stage's result.
 TRANSPARENT = {"pipeline.params", "pipeline.paths"}
