@@ -98,8 +98,7 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
         module = import_module(f"pipeline.{stage}")
         from pipeline import tracking
 
-        for folder in (paths.artifact(stage), paths.report(stage), paths.state(stage)):
-            folder.mkdir(parents=True, exist_ok=True)
+        paths.report(stage).mkdir(parents=True, exist_ok=True)
         with tracking.run(stage, params, paths, stop=stop) as log:
             stop.polite = getattr(module, "POLLS_STOP", False)
             module.run(params, paths, log)
