@@ -10,11 +10,12 @@ from stage_helpers import params_with
 
 from dsd.checkpoint import TrainingState, build_denoiser
 from dsd.errors import DataError, NonFiniteError
+from dsd.noise import sample_generator_levels
 from dsd.training.common import learning_rate_factor
 from dsd.training.distill import Distillation
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.meter import LevelMeter
-from dsd.training.pretrain import TeacherTraining
+from dsd.training.pretrain import TeacherTraining, denoising_step_loss
 
 SHAPE = (1, 8, 8)
 SIGMA = 0.3
@@ -215,3 +216,61 @@ def test_the_meter_names_where_a_value_is_not_finite(bad):
     meter.add(torch.tensor([1.0, bad]), torch.tensor([0.3, 1.5]))
     with pytest.raises(NonFiniteError, match=r"teacher's loss.*1,234 images.*<=2\."):
         meter.read(1234)
+
+
+def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch):
+    run = distillation(tiny_params(distill={"batch_size": 200}))
+    seen = []
+
+    def spy(denoiser, y, sigma_y, **options):
+        seen.append((denoiser, y, sigma_y, options))
+        return denoising_step_loss(denoiser, y, sigma_y, **options)
+
+    monkeypatch.setattr("dsd.training.distill.denoising_step_loss", spy)
+    x_g = torch.full((200, *SHAPE), 0.25)
+    run._train_fake(x_g, torch.Generator().manual_seed(0))
+    ((denoiser, y, sigma_y, options),) = seen
+    assert denoiser is run.fake
+    assert float((y - x_g).std()) == pytest.approx(SIGMA, rel=0.03)
+    assert bool((sigma_y == torch.tensor(SIGMA)).all())
+    assert options["objective"] == "adjusted"
+
+
+class Scale(torch.nn.Module):
+    """A denoiser that multiplies."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x, sigma):
+        return self.factor * x
+
+
+@pytest.mark.parametrize("divergence", ["sid", "dmd"])
+def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(divergence):
+    """Against the formulas written out: which denoiser is which, and where gradients flow."""
+    run = distillation(tiny_params(distill={"divergence": divergence}))
+    run.teacher, run.fake = Scale(0.7).requires_grad_(False), Scale(0.4)
+    random = torch.Generator().manual_seed(5)
+    x_g = torch.randn(8, *SHAPE, generator=random).requires_grad_()
+    gaps, sigma = run._train_generator(x_g, torch.Generator().manual_seed(6))
+
+    again = torch.Generator().manual_seed(6)
+    law = tiny_params().distill.noise
+    level = sample_generator_levels(law, 8, again, torch.device("cpu"))
+    n = torch.randn(x_g.shape, generator=again)
+    copied = x_g.detach().clone().requires_grad_()
+    x_t = copied + level[:, None, None, None] * n
+    teacher, fake = 0.7 * x_t, 0.4 * x_t
+    omega = (copied - teacher).detach().abs().mean((1, 2, 3))
+    difference = teacher - fake
+    if divergence == "sid":
+        product = difference * ((teacher - copied) - 1.2 * difference)
+    else:
+        product = -copied * difference.detach()
+    (product.sum((1, 2, 3)) / omega).mean().backward()
+    torch.testing.assert_close(x_g.grad, copied.grad)
+    torch.testing.assert_close(sigma, level)
+    torch.testing.assert_close(gaps, difference.square().mean((1, 2, 3)))
+    assert run.fake.factor.grad is None
