@@ -18,6 +18,7 @@ _HOMES = {
     "TeacherTraining": "dsd.training.pretrain",
     "UNet": "dsd.networks.unet",
     "ambient_denoising_loss": "dsd.losses.pretrain",
+    "consistency_loss": "dsd.losses.consistency",
     "corrupt": "dsd.corruption",
     "frechet_distance": "dsd.metrics.frechet",
     "load_denoiser": "dsd.checkpoint",
@@ -26,6 +27,7 @@ _HOMES = {
     "renoise": "dsd.metrics.proximal",
     "reverse_kl_loss": "dsd.losses.distill",
     "sample_teacher": "dsd.samplers",
+    "score_distillation_sampling_loss": "dsd.losses.distill",
     "score_identity_loss": "dsd.losses.distill",
 }
 

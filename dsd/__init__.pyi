@@ -6,8 +6,12 @@ from dsd.corruption import corrupt as corrupt
 from dsd.features import load_extractor as load_extractor
 from dsd.generator import OneStepGenerator as OneStepGenerator
 from dsd.imagestore import ImageStore as ImageStore
+from dsd.losses.consistency import consistency_loss as consistency_loss
 from dsd.losses.distill import (
     reverse_kl_loss as reverse_kl_loss,
+)
+from dsd.losses.distill import (
+    score_distillation_sampling_loss as score_distillation_sampling_loss,
 )
 from dsd.losses.distill import (
     score_identity_loss as score_identity_loss,

@@ -11,15 +11,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
+    "BlurOperator",
     "Compute",
+    "Consistency",
     "Corrupt",
     "Data",
     "Distill",
+    "DownsampleOperator",
     "Evaluate",
     "FeatureSpace",
+    "FourierOperator",
     "GeneratorNoise",
+    "IdentityOperator",
+    "MaskOperator",
     "Network",
     "Objective",
+    "OperatorChoice",
     "Params",
     "Pretrain",
     "Sampler",
@@ -35,7 +42,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["adjusted", "standard"]
-Weighting = Literal["edm", "inverse-variance"]
+Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 FeatureSpace = Literal["fashion-classifier", "efficientnet-lite0", "inception"]
 
 
@@ -80,6 +87,10 @@ class Data(Section):
     shard_size: Count
     """Images in one file of the prepared layout."""
 
+    phase: Literal["none", "smooth"]
+    """``smooth`` makes grey images complex, as in magnetic resonance: brightness in [0, 1] times a
+    phase that varies slowly, as two channels (real, imaginary). ``none`` keeps them as they are."""
+
     @model_validator(mode="after")
     def _name_goes_with_torchvision(self) -> "Data":
         if (self.source == "torchvision") != (self.name is not None):
@@ -91,8 +102,73 @@ class Data(Section):
         return self
 
 
+class IdentityOperator(Section):
+    """The whole image is observed."""
+
+    kind: Literal["identity"]
+
+
+class MaskOperator(Section):
+    """Random inpainting: each observation lacks pixels of its own, in all channels alike."""
+
+    kind: Literal["mask"]
+
+    keep: Annotated[float, Field(gt=0, lt=1)]
+    """Probability that a pixel is observed."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """Probability that training hides an observed pixel (fourier: an observed column outside the
+    centre) from the denoiser, which thereby learns to fill in; the reference uses 0.1."""
+
+
+class BlurOperator(Section):
+    """A Gaussian blur, the same for all images, with reflection at the borders."""
+
+    kind: Literal["blur"]
+
+    std: Positive
+    """Standard deviation of the kernel, in pixels; the reference uses 2 for images of 64."""
+
+    radius: Annotated[int, Field(ge=1, le=64)]
+    """The kernel covers 2 radius + 1 pixels a side; the reference uses 4."""
+
+
+class DownsampleOperator(Section):
+    """Smaller images: each pixel is the mean of a square of pixels."""
+
+    kind: Literal["downsample"]
+
+    factor: Annotated[int, Field(ge=2, le=16)]
+    """Side of the square, a divisor of the images' height and width."""
+
+
+class FourierOperator(Section):
+    """Accelerated magnetic resonance: random columns of the complex image's Fourier transform."""
+
+    kind: Literal["fourier"]
+
+    acceleration: Annotated[float, Field(gt=1, le=64)]
+    """Mean number of columns for each one that is observed."""
+
+    center: Annotated[float, Field(gt=0, lt=1)]
+    """Fraction of the columns, those of the lowest frequencies, that are always observed."""
+
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """As for a mask: the probability that training hides an observed column outside the
+    centre."""
+
+
+OperatorChoice = Annotated[
+    IdentityOperator | MaskOperator | BlurOperator | DownsampleOperator | FourierOperator,
+    Field(discriminator="kind"),
+]
+
+
 class Corrupt(Section):
-    """The observation model y = x0 + sigma * eps, one fixed draw for each image."""
+    """The observation model y = A x0 + sigma * eps, one fixed draw for each image."""
+
+    operator: OperatorChoice
+    """What is lost of an image besides the noise: A, the identity in the paper."""
 
     sigma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
     """Noise level of the observations, in data units; the paper uses 0.1 to 0.4 on images in [-1,
@@ -147,6 +223,20 @@ class TeacherNoise(Section):
     """Standard deviation of the logarithm of the level."""
 
 
+class Consistency(Section):
+    """Agreement of the teacher with its own reverse process, below the noise of the data."""
+
+    weight: NonNegative
+    """Coefficient beside the denoising loss; 0 leaves the term out. The paper's consistency
+    baseline fine-tunes with 10."""
+
+    batch_size: Count
+    """Images of each step on which it is measured, at most ``pretrain.batch_size``."""
+
+    num_steps: Count
+    """Steps of the reverse process from one level to the other, each with two evaluations."""
+
+
 class Pretrain(Section):
     """Fitting the teacher denoiser to noisy images."""
 
@@ -158,6 +248,8 @@ class Pretrain(Section):
     """Weight of each noise level in the loss."""
 
     noise: TeacherNoise
+
+    consistency: Consistency
 
     batch_size: Count
     kimg: Positive
@@ -180,6 +272,24 @@ class Pretrain(Section):
 
     sample_every_kimg: Positive
     """Interval of sample grids."""
+
+    @model_validator(mode="after")
+    def _consistency_fits(self) -> "Pretrain":
+        if self.consistency.weight == 0:
+            return self
+        if self.objective == "standard":
+            msg = (
+                "consistency.weight is for objective: adjusted, because the standard objective "
+                "trains at every level; set it to 0.0"
+            )
+            raise ValueError(msg)
+        if self.consistency.batch_size > self.batch_size:
+            msg = (
+                f"consistency.batch_size {self.consistency.batch_size} exceeds batch_size "
+                f"{self.batch_size}; lower it"
+            )
+            raise ValueError(msg)
+        return self
 
 
 class GeneratorNoise(Section):
@@ -215,9 +325,9 @@ class Selection(Section):
 class Distill(Section):
     """Distilling the teacher into a one-step generator."""
 
-    divergence: Literal["sid", "dmd"]
+    divergence: Literal["sid", "dmd", "sds"]
     """``sid``: Fisher divergence with SiD's gradient; ``dmd``: reverse Kullback-Leibler
-    divergence."""
+    divergence; ``sds``: the teacher alone, without a fake denoiser, which seeks modes."""
 
     alpha: Annotated[float, Field(ge=0, le=2)]
     """SiD's alpha: 0.5 is half the gradient of the Fisher divergence, 1 to 1.2 are the useful
@@ -263,17 +373,47 @@ class Distill(Section):
     selection: Selection
 
 
+class Churn(Section):
+    """Fresh noise before the steps that start within a range: EDM's stochastic sampler."""
+
+    S_churn: NonNegative
+    """Amount over all steps; a step raises its level at most by a factor sqrt(2). 0 adds none and
+    makes sampling deterministic."""
+
+    S_min: NonNegative
+    """Lowest level at which noise is added; ``corrupt.sigma`` keeps it where the teacher was
+    trained."""
+
+    S_max: Positive
+    """Highest level at which noise is added."""
+
+    S_noise: Positive
+    """Standard deviation of the new noise; 1 keeps the law of an exact denoiser."""
+
+
 class Sampler(Section):
-    """EDM's Heun sampler for the teacher."""
+    """EDM's sampler for the teacher, on a Karras grid."""
+
+    method: Literal["heun", "euler"]
+    """``heun``: second order, two evaluations a step; ``euler``: first order, one."""
 
     num_steps: Annotated[int, Field(ge=2)]
     sigma_min: Positive
     sigma_max: Positive
     rho: Positive
 
+    churn: Churn
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Sampler":
+        if self.sigma_min >= self.sigma_max:
+            msg = f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}"
+            raise ValueError(msg)
+        return self
+
 
 class Evaluate(Section):
-    """Measuring the generator and both samplers of its teacher."""
+    """Measuring the generator and three ways to sample its teacher."""
 
     features: Annotated[
         list[FeatureSpace],
@@ -323,6 +463,33 @@ class Params(Section):
     distill: Distill
     evaluate: Evaluate
     compute: Compute
+
+    @model_validator(mode="after")
+    def _operator_fits_the_data(self) -> "Params":
+        kind = self.corrupt.operator.kind
+        if kind == "fourier" and self.data.phase == "none":
+            msg = (
+                "corrupt.operator.kind is fourier, which observes complex images: "
+                "set data.phase to smooth"
+            )
+            raise ValueError(msg)
+        if kind in {"mask", "fourier"} and self.data.content == "noisy":
+            msg = (
+                f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "
+                "of such images are missing is not known; start from clean images"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _phase_is_given_to_clean_images(self) -> "Params":
+        if self.data.phase != "none" and self.data.content == "noisy":
+            msg = (
+                f"data.phase is {self.data.phase} while data.content is noisy: only clean images "
+                "are made complex; set data.phase to none"
+            )
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _levels_reach_above_the_data_noise(self) -> "Params":

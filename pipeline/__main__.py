@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsd.errors import DataError, DsdError
+from dsd.errors import DataError, DsdError, ParamsError
 from pipeline.paths import Paths
 from pipeline.process import StopSignal, die_with_parent, exclusive
 
@@ -26,6 +26,7 @@ _STAGES = {
     "evaluate": "measure the generator and its teacher",
 }
 _OTHERS = {
+    "preset": "write published settings into params.yaml: preset NAME",
     "check": "check params.yaml and the data path, run nothing",
     "show": "print the final table",
     "sync": "send to MLflow what it has missed while it was away",
@@ -49,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finite, 5 for a disk that cannot be written, 6 if the stage runs already, 128 plus the
         signal's number if it was stopped. Other errors are ours and leave a traceback.
     """
-    command = _parser().parse_args(arguments).command
+    parsed = _parser().parse_args(arguments)
+    command = parsed.command
     paths, stop = Paths(Path.cwd()), StopSignal()
     try:
-        _run(command, paths, stop)
+        _run(command, parsed.name, paths, stop)
     except DsdError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -74,11 +76,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=[*_STAGES, *_OTHERS], metavar="COMMAND")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="of the preset")
     return parser
 
 
-def _run(command: str, paths: Paths, stop: StopSignal) -> None:
-    if command in _STAGES:
+def _run(command: str, name: str | None, paths: Paths, stop: StopSignal) -> None:
+    if command == "preset":
+        _preset(name, paths)
+    elif name is not None:
+        msg = f"{command} takes no name, but {name!r} was given; leave it out"
+        raise ParamsError(msg)
+    elif command in _STAGES:
         _run_stage(command, paths, stop)
     else:
         others: dict[str, Callable[[Paths], None]] = {
@@ -110,6 +118,18 @@ def _load(paths: Paths) -> "Params":
     from pipeline.params import load_params
 
     return load_params(paths.root)
+
+
+def _preset(name: str | None, paths: Paths) -> None:
+    from pipeline.presets import apply_preset, preset_names
+
+    if name is None:
+        msg = f"preset needs a name: {', '.join(preset_names())}"
+        raise ParamsError(msg)
+    changed = apply_preset(name, paths.root)
+    for key, value in changed.items():
+        print(f"{key}: {value}")
+    print(f"OK: {len(changed)} values of params.yaml changed to those of {name}")
 
 
 def _check(paths: Paths) -> None:

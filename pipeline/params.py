@@ -1,6 +1,7 @@
 """The only reader of ``params.yaml``: text to parameters, or one message for each mistake."""
 
 import difflib
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
@@ -21,9 +23,10 @@ from ruamel.yaml.events import (
 
 from dsd.config import Params
 from dsd.errors import ParamsError
+from dsd.files import published
 from pipeline.params_schema import all_keys, describe_bounds, describe_value
 
-__all__ = ["flatten", "load_params"]
+__all__ = ["flatten", "leaves", "load_params", "read_mapping", "update_params"]
 
 Scalar = str | int | float | bool | None
 
@@ -50,26 +53,75 @@ def load_params(root_or_file: Path) -> Params:
             wrong; one line for each mistake names the key, its value and what it may be.
     """
     file = root_or_file / "params.yaml" if root_or_file.is_dir() else root_or_file
-    document = _parse(_read(file), file.name)
+    return _validated(read_mapping(file), file.name)
+
+
+def read_mapping(file: Path) -> dict[Any, Any]:
+    """The content of a YAML file of parameters, not checked against any schema.
+
+    Raises:
+        ParamsError: The file cannot be read or is no plain YAML 1.2 mapping.
+    """
+    return _parse(_read(file), file.name)
+
+
+def update_params(root: Path, values: Mapping[str, Any]) -> None:
+    """Set dotted keys in ``root``'s params.yaml, keeping comments and order.
+
+    Raises:
+        ParamsError: The result would not be valid; the file stays as it was.
+    """
+    file = root / "params.yaml"
+    editor = YAML(pure=True)
+    editor.width = 200
+    document = editor.load(_read(file))
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        section = document
+        for part in sections:
+            section = section[part]
+        section[name] = _flow_style(value)
+    text = io.StringIO()
+    editor.dump(document, text)
+    _validated(_parse(text.getvalue(), file.name), file.name)
+    with published(file) as stream:
+        stream.write(text.getvalue().encode())
+
+
+def _flow_style(value: object) -> object:
+    """Lists as the file writes them, on one line."""
+    if not isinstance(value, list):
+        return value
+    sequence = CommentedSeq(value)
+    sequence.fa.set_flow_style()
+    return sequence
+
+
+def _validated(document: Mapping[Any, Any], name: str) -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        lines = [f"{file.name}: {line}" for line in _explain(error)]
+        lines = [f"{name}: {line}" for line in _explain(error)]
     raise ParamsError("\n".join(lines))
 
 
 def flatten(params: Params) -> dict[str, Scalar]:
     """All values by dotted key, in the order of the file; lists as JSON text."""
-    return dict(_leaves(params.model_dump(mode="json"), ""))
+    values = leaves(params.model_dump(mode="json"))
+    return {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in values.items()
+    }
 
 
-def _leaves(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Scalar]]:
-    found: list[tuple[str, Scalar]] = []
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key, in their order."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _leaves(value, f"{prefix}{name}.")
+            found |= leaves(value, f"{prefix}{name}.")
         else:
-            found.append((prefix + name, json.dumps(value) if isinstance(value, list) else value))
+            found[prefix + name] = value
     return found
 
 
@@ -141,7 +193,7 @@ def _where(error: Exception) -> str:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    details = error.errors(include_url=False)
+    details = [_as_in_the_file(detail) for detail in error.errors(include_url=False)]
     unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
     meant = {_dotted(detail["loc"]): _near_miss(_dotted(detail["loc"])) for detail in unknown}
     # A misspelt key is one mistake, though pydantic reports the right name as missing as well.
@@ -150,6 +202,22 @@ def _explain(error: ValidationError) -> list[str]:
         for detail in details
         if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant.values()
     ]
+
+
+def _as_in_the_file(detail: ErrorDetails) -> ErrorDetails:
+    """A mistake in a section of several kinds, told like any other.
+
+    There pydantic puts the kind among the keys, and reports a wrong kind for the whole section.
+    """
+    location = detail["loc"]
+    if detail["type"] == "union_tag_not_found":
+        return {**detail, "type": "missing", "loc": (*location, "kind")}
+    if detail["type"] == "union_tag_invalid":
+        return {**detail, "loc": (*location, "kind"), "input": detail["input"]["kind"]}
+    kinds = all_keys().get(_dotted([*location[:2], "kind"]))
+    if kinds is not None and len(location) > 2:
+        return {**detail, "loc": (*location[:2], *location[3:])}
+    return detail
 
 
 def _message(detail: ErrorDetails, meant: Mapping[str, str | None]) -> str:
@@ -173,6 +241,9 @@ def _message(detail: ErrorDetails, meant: Mapping[str, str | None]) -> str:
 
 
 def _unknown(name: str, meant: str | None) -> str:
+    if name in all_keys():
+        kind = f"{name.rpartition('.')[0]}.kind"
+        return f"{name} does not go with this {kind}; remove it"
     if meant is not None:
         return f"{name} is not a known key; did you mean {meant}?"
     section = name.rpartition(".")[0]

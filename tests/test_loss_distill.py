@@ -6,7 +6,13 @@ from gaussian import denoiser_of, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd.losses.distill import DenoiserPair, gap, reverse_kl_loss, score_identity_loss
+from dsd.losses.distill import (
+    DenoiserPair,
+    gap,
+    reverse_kl_loss,
+    score_distillation_sampling_loss,
+    score_identity_loss,
+)
 
 DATA = torch.tensor([1.5, 0.4, 0.05], dtype=torch.float64)
 COUNT = 100_000
@@ -125,3 +131,26 @@ def test_a_perfect_teacher_prediction_divides_by_nothing(alpha, shift):
 def test_the_gap_is_the_mean_squared_difference():
     pair = DenoiserPair(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]]))
     assert gap(pair).tolist() == [4.5]
+
+
+def test_sds_moves_images_to_what_the_teacher_expects_and_nothing_else():
+    x_g, n = generated(DATA.sqrt() * 1.4)
+    x_g = x_g[:50].requires_grad_()
+    teacher = pair_at(x_g, n[:50], 0.8, fake=DATA).teacher
+    (gradient,) = torch.autograd.grad(
+        score_distillation_sampling_loss(x_g, teacher).sum(), x_g, retain_graph=True
+    )
+    torch.testing.assert_close(gradient, ((x_g - teacher) / scale_of(x_g, teacher)).detach())
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 1.5])
+def test_sds_shrinks_a_gaussian_generator_to_its_mode_even_at_the_data(factor):
+    """With D = g x_t the mean gradient of a scale s is s (1 - g) / omega > 0, for every s."""
+    scales = (DATA.sqrt() * factor).requires_grad_()
+    x_g, n = generated(scales)
+    teacher = pair_at(x_g, n, 0.8, fake=DATA).teacher
+    omega = scale_of(x_g, teacher).squeeze(1).detach()
+    loss = (score_distillation_sampling_loss(x_g, teacher) * omega).mean()
+    (gradient,) = torch.autograd.grad(loss, scales)
+    expected = scales * (1 - DATA / (DATA + 0.8**2))
+    torch.testing.assert_close(gradient, expected.detach(), rtol=0.03, atol=3e-3)

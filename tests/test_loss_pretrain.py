@@ -11,7 +11,7 @@ from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_teacher_levels
 
 SIGMA_Y = 0.3
-WEIGHTINGS = ["edm", "inverse-variance"]
+WEIGHTINGS = ["edm", "ambient-omni", "inverse-variance"]
 
 
 def loss_of(denoiser, y, n, *, sigma_y, sigma_add, weighting="edm", sigma_data=0.5):
@@ -74,7 +74,11 @@ def test_the_loss_is_the_weighted_error_of_the_predicted_observation(
     a = sigma_add**2 / sigma**2
     h = a * denoise(x_t, torch.full((5,), sigma, dtype=y.dtype)) + (1 - a) * x_t
     c_out = sigma * sigma_data / (sigma**2 + sigma_data**2) ** 0.5
-    weight = {"edm": 1 / c_out**2, "inverse-variance": 1 / (a**2 * c_out**2 + a * sigma_y**2)}
+    weight = {
+        "edm": 1 / c_out**2,
+        "ambient-omni": 1 / (c_out * max(a, 0.1)) ** 2,
+        "inverse-variance": 1 / (a**2 * c_out**2 + a * sigma_y**2),
+    }
     expected = weight[weighting] * (h - y).square().mean(1)
     actual = loss_of(
         denoise, y, n, sigma_y=sigma_y, sigma_add=sigma_add, weighting=weighting,
@@ -95,6 +99,24 @@ def test_the_inverse_variance_weight_gives_every_level_the_same_expected_loss():
             weighting="inverse-variance",
         )  # fmt: skip
         assert float(loss.mean()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("sigma_add", [0.15, 0.6, 3.0])
+def test_ambient_omni_gives_the_denoiser_itself_edms_weight(sigma_add):
+    """A shift of the exact denoiser by d adds weight * d^2, EDM's weight, whatever the level."""
+    _, y = observations()
+    n = sample(torch.ones_like(VARIANCES), len(y), 3)
+    shift = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    exact = denoiser_of(VARIANCES)
+    loss = loss_of(
+        lambda x, sigma: exact(x, sigma) + shift, y, n, sigma_y=SIGMA_Y, sigma_add=sigma_add,
+        weighting="ambient-omni",
+    )  # fmt: skip
+    (slope,) = torch.autograd.grad(loss.mean(), shift, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, shift)
+    sigma = (SIGMA_Y**2 + sigma_add**2) ** 0.5
+    edm = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    assert float(curvature) == pytest.approx(2 * edm)
 
 
 @given(sigma=st.floats(2e-3, 80), weighting=st.sampled_from(WEIGHTINGS))
@@ -153,3 +175,24 @@ def test_truncated_and_clamped_levels_give_the_same_gradient_up_to_the_dead_frac
     ratio = float(gradients["clamped"] / gradients["truncated"])
     assert alive < 0.6
     assert ratio == pytest.approx(alive, rel=0.03)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_clean_and_noisy_images_in_one_batch_are_each_treated_as_alone(weighting):
+    y, n = sample(VARIANCES, 4, 1), sample(VARIANCES, 4, 2)
+    sigma_y = torch.tensor([0.0, SIGMA_Y, 0.0, 0.7], dtype=torch.float64)
+    sigma_add = torch.tensor([0.4, 0.2, 1.0, 0.0], dtype=torch.float64)
+
+    def loss(rows):
+        return ambient_denoising_loss(
+            denoiser_of(VARIANCES), y[rows], sigma_y=sigma_y[rows], sigma_add=sigma_add[rows],
+            sigma=torch.hypot(sigma_y, sigma_add)[rows], n=n[rows], weighting=weighting,
+            sigma_data=0.5,
+        )  # fmt: skip
+
+    together = loss(torch.arange(4))
+    torch.testing.assert_close(together, torch.cat([loss(torch.tensor([i])) for i in range(4)]))
+    # Without noise it is EDM's loss, whatever the weighting.
+    clean = (sigma_add[0] ** 2 + 0.25) / (sigma_add[0] * 0.5) ** 2
+    error = denoiser_of(VARIANCES)(y[:1] + 0.4 * n[:1], sigma_add[:1]) - y[:1]
+    assert float(together[0]) == pytest.approx(float(clean * error.square().mean()))

@@ -76,7 +76,11 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         ("network.channel_mult", "channel_mult: [0, 2]", "channel_mult[0] = 0 must be >= 1"),
         ("network.channel_mult", "channel_mult: []", "= [] must be a list of 1 to 6 entries"),
         ("data.resolution", "resolution: 2", "= 2 must be >= 4 and <= 1024, or null"),
-        ("distill.divergence", "divergence: sd", "must be one of sid, dmd; did you mean sid?"),
+        (
+            "distill.divergence",
+            "divergence: sd",
+            "must be one of sid, dmd, sds; did you mean sid?",
+        ),
         ("data.name", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
         (
             "distill.noise.sigma_min",

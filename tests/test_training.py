@@ -101,6 +101,32 @@ def test_a_resumed_run_ends_with_the_same_bits(kind, stop, tmp_path):
     assert equal(weights(whole), weights(resumed))
 
 
+def test_sds_moves_the_generator_and_trains_no_fake():
+    run = distillation(tiny_params(distill={"divergence": "sds"}))
+    generator, fake = copy.deepcopy(run.generator), copy.deepcopy(run.fake)
+    record = next(run.steps())
+    assert record.loss_fake is None
+    assert equal(fake.state_dict().values(), run.fake.state_dict().values())
+    assert not equal(generator.state_dict().values(), run.generator.state_dict().values())
+
+
+def test_the_consistency_term_is_added_to_the_loss_with_its_weight():
+    """Its gradient alone is (gradient with weight 3 - gradient without) / 3."""
+
+    def gradient(weight):
+        consistency = {"weight": weight, "batch_size": 4, "num_steps": 2}
+        run = teacher_training(tiny_params(pretrain={"consistency": consistency}))
+        for parameter in run.denoiser.parameters():  # fresh weights end in zeros
+            random = torch.Generator().manual_seed(parameter.numel())
+            torch.nn.init.normal_(parameter, std=0.1, generator=random)
+        next(run.steps())
+        return torch.cat([p.grad.flatten() for p in run.denoiser.parameters()])
+
+    without, once, thrice = (gradient(weight) for weight in (0.0, 1.0, 3.0))
+    assert float((once - without).abs().max()) > 1e-3
+    torch.testing.assert_close(thrice - without, 3 * (once - without), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_seed_gives_other_weights(kind):
     make, _ = KINDS[kind]

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from dsd.shapes import Level, PerSample, State
 
-__all__ = ["DenoiserPair", "gap", "reverse_kl_loss", "score_identity_loss"]
+__all__ = [
+    "DenoiserPair",
+    "gap",
+    "reverse_kl_loss",
+    "score_distillation_sampling_loss",
+    "score_identity_loss",
+]
 
 _MIN_SCALE = 1e-5
 """Least normalising error; only reached when the teacher returns the generated image itself."""
@@ -77,6 +83,29 @@ def reverse_kl_loss(x_g: State, denoised: DenoiserPair) -> PerSample:
     teacher, fake = denoised.teacher.detach(), denoised.fake.detach()
     direction = (fake - teacher).flatten(1) / _error_scale(x_g, teacher)[:, None]
     return (x_g.flatten(1) * direction).sum(1)
+
+
+def score_distillation_sampling_loss(x_g: State, teacher: State) -> PerSample:
+    """DreamFusion's surrogate, the sum over pixels: :func:`reverse_kl_loss` without a fake.
+
+    Its gradient with respect to ``x_g`` is (x_g - D_teacher) / omega: the generated image stands
+    for what a fake denoiser would expect. It moves images to modes of the data's law and does not
+    vanish where generator and data agree.
+
+    Args:
+        x_g: Generated images.
+        teacher: The teacher at the diffused ``x_g``.
+
+    Returns:
+        One value for each sample; only its gradient has a meaning.
+
+    Gradient:
+        Flows through the first factor ``x_g`` alone.
+
+    Reference:
+        Poole et al. 2022, DreamFusion (arXiv:2209.14988), Eq. 3.
+    """
+    return reverse_kl_loss(x_g, DenoiserPair(teacher, fake=x_g))
 
 
 def _error_scale(x_g: State, teacher: State) -> Level:

@@ -24,6 +24,9 @@ from dsd.shapes import Level, PerSample, State
 
 __all__ = ["ambient_denoising_loss"]
 
+_OMNI_LEAST_A = 0.1
+"""Below this fraction of added variance ``ambient-omni`` stops growing (its factor is 100)."""
+
 
 def ambient_denoising_loss(
     denoiser: Callable[[State, Level], State],
@@ -46,12 +49,17 @@ def ambient_denoising_loss(
         sigma_add: ``sqrt(sigma**2 - sigma_y**2)``.
         n: Standard normal noise.
         weighting: ``edm`` is EDM's weight (sigma^2 + sigma_data^2) / (sigma sigma_data)^2;
-            ``inverse-variance`` divides by the residual's variance a^2 c_out^2 + a sigma_y^2 under
-            a Gaussian model of the data. Both agree for ``sigma_y = 0``.
+            ``ambient-omni`` multiplies it by 1 / a^2, which gives D itself EDM's weight, up to a
+            factor of 100; ``inverse-variance`` divides by the residual's variance a^2 c_out^2 + a
+            sigma_y^2 under a Gaussian model of the data. All agree for ``sigma_y = 0``.
         sigma_data: Standard deviation of the clean data assumed by the weights.
 
     Returns:
         One loss for each sample, finite also at ``sigma == sigma_y``, where it has no gradient.
+
+    Reference:
+        DSD (arXiv:2503.07578) with ``edm``; Daras et al. 2025 (arXiv:2506.10038) for
+        ``ambient-omni``, which there keeps away from ``a = 0`` by not drawing such levels.
     """
     x_t = y + per_sample(sigma_add, y) * n
     denoised = denoiser(x_t, sigma)
@@ -70,4 +78,6 @@ def _scaled_weight(
     c_out = coefficients(sigma, sigma_data).out
     if weighting == "edm":
         return a / c_out**2
+    if weighting == "ambient-omni":
+        return a / (c_out * a.clamp(min=_OMNI_LEAST_A)) ** 2
     return 1 / (a * c_out**2 + sigma_y**2)

@@ -10,7 +10,13 @@ from torch import Tensor, optim
 
 from dsd.config import Distill, Pretrain
 from dsd.generator import OneStepGenerator
-from dsd.losses.distill import DenoiserPair, gap, reverse_kl_loss, score_identity_loss
+from dsd.losses.distill import (
+    DenoiserPair,
+    gap,
+    reverse_kl_loss,
+    score_distillation_sampling_loss,
+    score_identity_loss,
+)
 from dsd.noise import sample_generator_levels
 from dsd.precond import Denoiser, per_sample
 from dsd.projection import project_to_range
@@ -28,8 +34,13 @@ class DistillStep:
     """What one step saw; its tensors stay on the device until somebody reads them."""
 
     images_seen: int
-    loss_fake: PerSample
+    loss_fake: PerSample | None
+    """None with ``sds``, which has no fake denoiser."""
+
     gap: PerSample
+    """Mean squared difference of what is compared: of teacher and fake, or with ``sds`` of teacher
+    and generated image."""
+
     sigma: Level
 
 
@@ -104,11 +115,7 @@ class Distillation:
         self._set_learning_rates(seen)
         with seeded_dropout(self._seed, "distill", self.step, device):
             x_g = self._generate(random)
-            loss_fake = self._train_fake(x_g.detach(), random)
-            for _ in range(config.fake_steps - 1):
-                with torch.no_grad():
-                    fresh = self._generate(random)
-                loss_fake = self._train_fake(fresh, random)
+            loss_fake = None if config.divergence == "sds" else self._follow(x_g.detach(), random)
             gaps, sigma = self._train_generator(x_g, random)
         self.step += 1
         decay = ema_decay(
@@ -137,6 +144,15 @@ class Distillation:
         with autocast(device, self._precision):
             x_g: Tensor = self.generator(z)
         return project_to_range(x_g) if self._config.pixel_range == "clamped" else x_g
+
+    def _follow(self, x_g: State, random: torch.Generator) -> PerSample:
+        """All steps of the fake denoiser before one of the generator: first ``x_g``, then more."""
+        loss = self._train_fake(x_g, random)
+        for _ in range(self._config.fake_steps - 1):
+            with torch.no_grad():
+                fresh = self._generate(random)
+            loss = self._train_fake(fresh, random)
+        return loss
 
     def _train_fake(self, x_g: State, random: torch.Generator) -> PerSample:
         """One step of the fake denoiser on generated images made as noisy as the data."""
@@ -169,13 +185,24 @@ class Distillation:
         n = torch.randn(x_g.shape, generator=random, device=device)
         x_t = x_g + per_sample(sigma, x_g) * n
         with autocast(device, self._precision):
-            denoised = DenoiserPair(self.teacher(x_t, sigma), self.fake(x_t, sigma))
+            denoised = self._compared(x_g, x_t, sigma)
         self.optimizer.zero_grad(set_to_none=True)
         self._loss(x_g, denoised).mean().backward()
         self.optimizer.step()
         return gap(denoised).detach(), sigma
 
+    def _compared(self, x_g: State, x_t: State, sigma: Level) -> DenoiserPair:
+        """What teacher and fake make of ``x_t``; with ``sds`` the image itself is the fake's."""
+        teacher = self.teacher(x_t, sigma)
+        return DenoiserPair(
+            teacher, x_g if self._config.divergence == "sds" else self.fake(x_t, sigma)
+        )
+
     def _loss(self, x_g: State, denoised: DenoiserPair) -> PerSample:
-        if self._config.divergence == "sid":
-            return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
-        return reverse_kl_loss(x_g, denoised)
+        match self._config.divergence:
+            case "sid":
+                return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
+            case "dmd":
+                return reverse_kl_loss(x_g, denoised)
+            case "sds":
+                return score_distillation_sampling_loss(x_g, denoised.teacher)

@@ -1,7 +1,7 @@
 """Fitting the teacher denoiser to noisy images."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, optim
 
 from dsd.config import Objective, Pretrain, TeacherNoise, Weighting
+from dsd.losses.consistency import consistency_loss, reverse_steps
 from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_teacher_levels
-from dsd.precond import Denoiser
+from dsd.precond import Denoiser, per_sample
 from dsd.seeds import batch_indices, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 
-__all__ = ["TeacherStep", "TeacherTraining", "denoising_step_loss"]
+__all__ = ["TeacherStep", "TeacherTraining", "consistency_step_loss", "denoising_step_loss"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,43 @@ def denoising_step_loss(
         sigma_data=denoiser.sigma_data,
     )
     return loss, sigma
+
+
+def consistency_step_loss(
+    denoiser: Callable[[State, Level], State],
+    y: State,
+    sigma_y: Level,
+    *,
+    noise: TeacherNoise,
+    num_steps: int,
+    generator: torch.Generator,
+) -> PerSample:
+    """How far a denoiser is from its own mean further down its reverse process.
+
+    The upper level is drawn as for the denoising loss, at or above ``sigma_y``; the lower one from
+    the log-normal law of ``noise`` itself, but not above the upper one, so it is mostly below
+    ``sigma_y``, where no observation leads.
+
+    Returns:
+        The loss of each sample, zero where both levels agree.
+    """
+    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
+    x = y + per_sample(sigma_add, y) * torch.randn(y.shape, generator=generator, device=y.device)
+    normal = torch.randn(sigma.shape, generator=generator, device=sigma.device)
+    sigma_low = torch.minimum((noise.P_mean + noise.P_std * normal).exp(), sigma)
+    lows = [
+        reverse_steps(
+            denoiser,
+            x,
+            sigma=sigma,
+            sigma_low=sigma_low,
+            num_steps=num_steps,
+            generator=generator,
+        )
+        for _ in range(2)
+    ]
+    first, second = (denoiser(low, sigma_low) for low in lows)
+    return consistency_loss(denoiser(x, sigma), first, second)
 
 
 @final
@@ -117,6 +155,7 @@ class TeacherTraining:
         set_learning_rate(self.optimizer, factor * config.learning_rate)
         chosen = batch_indices(self._seed, self.step, batch_size=batch, count=len(self._images))
         chosen = chosen.to(device)
+        y, sigma_y = self._images[chosen], self._sigma_y[chosen]
         generator = step_generator(self._seed, "pretrain", self.step, device)
         with (
             seeded_dropout(self._seed, "pretrain", self.step, device),
@@ -124,15 +163,16 @@ class TeacherTraining:
         ):
             loss, sigma = denoising_step_loss(
                 self.denoiser,
-                self._images[chosen],
-                self._sigma_y[chosen],
+                y,
+                sigma_y,
                 objective=config.objective,
                 weighting=config.weighting,
                 noise=config.noise,
                 generator=generator,
             )
+            total = loss.mean() + self._inconsistency(y, sigma_y, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        total.backward()
         self.optimizer.step()
         self.step += 1
         decay = ema_decay(
@@ -143,3 +183,20 @@ class TeacherTraining:
         )
         update_ema(self.average, self.denoiser, decay)
         return TeacherStep(seen + batch, loss.detach(), sigma)
+
+    def _inconsistency(
+        self, y: State, sigma_y: Level, generator: torch.Generator
+    ) -> Tensor | float:
+        """The weighted consistency term on the first observations of a batch."""
+        config = self._config.consistency
+        if config.weight == 0:
+            return 0.0
+        loss = consistency_step_loss(
+            self.denoiser,
+            y[: config.batch_size],
+            sigma_y[: config.batch_size],
+            noise=self._config.noise,
+            num_steps=config.num_steps,
+            generator=generator,
+        )
+        return config.weight * loss.mean()

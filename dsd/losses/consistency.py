@@ -1,0 +1,86 @@
+r"""Consistency of a denoiser with its own reverse process, for levels below that of the data.
+
+The exact denoiser is a martingale along the reverse process: for sigma_low < sigma
+
+    D(x; sigma) = E[D(x_low; sigma_low) | x],      x_low ~ p(x_low | x).
+
+A teacher of noisy data learns D(.; sigma) for sigma > sigma_y only. Asking for this identity with
+sigma_low < sigma_y passes what it knows down to the levels that no data reach.
+
+Reference:
+    Daras et al. 2023 (arXiv:2302.09057) for the property; Daras et al. 2024 (arXiv:2404.10177) for
+    its use below the level of the data, with the product that makes the estimate unbiased.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dsd.precond import per_sample
+from dsd.shapes import Level, PerSample, State
+
+__all__ = ["consistency_loss", "reverse_steps"]
+
+
+def consistency_loss(denoised: State, first: State, second: State) -> PerSample:
+    """Unbiased estimate of |E[D(x_low)] - D(x)|^2, the mean over pixels.
+
+    Args:
+        denoised: D(x; sigma).
+        first: D(x_low; sigma_low) for one draw of ``x_low`` given ``x``.
+        second: The same for an independent draw.
+
+    Returns:
+        One value for each sample, which may be negative. A single draw squared would add the
+        variance of D(x_low), whose descent blurs the denoiser.
+
+    Gradient:
+        Flows through all three.
+    """
+    return ((first - denoised) * (second - denoised)).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def reverse_steps(
+    denoiser: Callable[[State, Level], State],
+    x: State,
+    *,
+    sigma: Level,
+    sigma_low: Level,
+    num_steps: int,
+    generator: torch.Generator,
+) -> State:
+    """Draw ``x_low`` given ``x`` by steps of the reverse process, geometric in the level.
+
+    Each step draws from p(x' | x, x0 = D(x)), the posterior of a known image, so that the mean of
+    ``x'`` is exact and its variance lacks what D leaves open; more steps leave less open.
+
+    Args:
+        denoiser: D(x; sigma).
+        x: States of level ``sigma``.
+        sigma: Level of each state.
+        sigma_low: Level to reach, ``0 < sigma_low <= sigma``; where they are equal ``x`` stays.
+        num_steps: Steps, each with one call of the denoiser.
+        generator: Source of randomness, on the device of ``x``.
+
+    Returns:
+        States of level ``sigma_low``, without gradient.
+
+    Reference:
+        Ho et al. 2020, DDPM (arXiv:2006.11239), Eqs. 6 and 7, in the variance-exploding form.
+    """
+    ratio = sigma_low / sigma
+    for step in range(num_steps):
+        current = sigma * ratio ** (step / num_steps)
+        following = sigma * ratio ** ((step + 1) / num_steps)
+        n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x = _posterior_draw(x, denoiser(x, current), n, current=current, following=following)
+    return x
+
+
+def _posterior_draw(x: State, x0: State, n: State, *, current: Level, following: Level) -> Tensor:
+    """Draw from p(x' | x, x0) for level ``following`` below ``current``, both diffused from x0."""
+    kept = (following / current) ** 2
+    spread = following * (1 - kept).clamp(min=0).sqrt()
+    return torch.lerp(x0, x, per_sample(kept, x)) + per_sample(spread, x) * n
