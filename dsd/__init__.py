@@ -13,8 +13,10 @@ from importlib import import_module
 _HOMES = {
     "Denoiser": "dsd.precond",
     "Distillation": "dsd.training.distill",
+    "GaussianMixture": "dsd.analytic",
     "ImageStore": "dsd.imagestore",
     "OneStepGenerator": "dsd.generator",
+    "Operator": "dsd.operators",
     "TeacherTraining": "dsd.training.pretrain",
     "UNet": "dsd.networks.unet",
     "ambient_denoising_loss": "dsd.losses.pretrain",

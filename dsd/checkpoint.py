@@ -17,12 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn, optim
 
-from dsd.config import Network, Section
+from dsd.config import Network, OperatorChoice, Section
 from dsd.errors import DataError
 from dsd.files import published
 from dsd.generator import OneStepGenerator
 from dsd.networks.unet import UNet
+from dsd.operators import Operator, Shape, Views, image_shape
 from dsd.precond import Denoiser
+from dsd.seeds import derive_seed
 
 __all__ = [
     "ModelSpec",
@@ -44,8 +46,12 @@ class ModelSpec(Section):
     """What is needed to build a model before its weights are loaded."""
 
     network: Network
+    operator: OperatorChoice
+    """Through which the training data were observed."""
+
     shape: tuple[int, int, int]
-    """Channels, height and width of the images."""
+    """Channels, height and width of the model's images: a teacher's are observations, or would be
+    if these were whole; a generator's are clean images."""
 
     sigma_init: float | None
     """Level at which a generator evaluates its denoiser; null for a teacher."""
@@ -53,9 +59,23 @@ class ModelSpec(Section):
     weights_sha256: str
     """Hash of the weights file."""
 
+    def observed_through(self) -> Operator:
+        """The operator, with the shapes of clean images and observations."""
+        teacher = self.sigma_init is None
+        shape = image_shape(self.operator, self.shape) if teacher else self.shape
+        return Operator(self.operator, shape)
 
-def build_denoiser(network: Network, shape: tuple[int, int, int], *, seed: int) -> Denoiser:
+
+def build_denoiser(
+    network: Network, shape: Shape, *, seed: int, views: Views | None = None
+) -> Denoiser:
     """A denoiser with fresh weights, a function of ``seed`` alone.
+
+    Args:
+        network: Width and depth.
+        shape: Channels, height and width of the images that it is trained on.
+        seed: Of the weights and, with ``views``, of the denoiser's own view.
+        views: Law of the views of the data; None where these show whole images.
 
     Raises:
         ValueError: The images do not fit the network.
@@ -66,10 +86,16 @@ def build_denoiser(network: Network, shape: tuple[int, int, int], *, seed: int) 
         raise ValueError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        raw = UNet(network, channels=channels, resolution=height)
+        raw = UNet(
+            network, channels=channels, resolution=height, extra_channels=0 if views is None else 1
+        )
     # A tenth faster on CPUs (docs/performance.md), and what GPUs' matrix units prefer.
     raw = raw.to(memory_format=torch.channels_last)
-    return Denoiser(raw, sigma_data=network.sigma_data)
+    if views is None:
+        return Denoiser(raw, sigma_data=network.sigma_data)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "view"))
+    view = views.draw_further(1, generator)
+    return Denoiser(raw, sigma_data=network.sigma_data, views=views, view=view)
 
 
 def save_model(
@@ -77,16 +103,21 @@ def save_model(
     denoiser: Denoiser,
     *,
     network: Network,
-    shape: tuple[int, int, int],
+    operator: OperatorChoice,
+    shape: Shape,
     sigma_init: float | None,
 ) -> None:
-    """Write ``denoiser`` as a model folder; the description comes last."""
+    """Write ``denoiser`` as a model folder; the description comes last.
+
+    The arguments are those of :class:`ModelSpec`.
+    """
     tensors = {
         name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()
     }
     weights = save(tensors)
     spec = ModelSpec(
         network=network,
+        operator=operator,
         shape=shape,
         sigma_init=sigma_init,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
@@ -122,7 +153,8 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Den
     folder = Path(folder)
     spec = read_spec(folder)
     path = folder / _WEIGHTS
-    denoiser = build_denoiser(spec.network, spec.shape, seed=0)
+    operator = spec.observed_through()
+    denoiser = build_denoiser(spec.network, operator.observed_shape, seed=0, views=operator.views)
     try:
         weights = path.read_bytes()
         if hashlib.sha256(weights).hexdigest() != spec.weights_sha256:

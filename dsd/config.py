@@ -5,12 +5,14 @@ what they may be. Everything is in data units (images span [-1, 1]) and thousand
 unless a field says otherwise.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 __all__ = [
+    "PARTIAL_OPERATORS",
     "BlurOperator",
     "Compute",
     "Consistency",
@@ -89,7 +91,7 @@ class Data(Section):
 
     phase: Literal["none", "smooth"]
     """``smooth`` makes grey images complex, as in magnetic resonance: brightness in [0, 1] times a
-    phase that varies slowly, as two channels (real, imaginary). ``none`` keeps them as they are."""
+    phase that varies slowly, in two channels (real, imaginary); ``none`` leaves them alone."""
 
     @model_validator(mode="after")
     def _name_goes_with_torchvision(self) -> "Data":
@@ -164,21 +166,52 @@ OperatorChoice = Annotated[
 ]
 
 
+PARTIAL_OPERATORS = ("mask", "fourier")
+"""Kinds of operators whose observations lack pixels or frequencies."""
+
+
+def _kind_of_level(value: object) -> str:
+    return "auto" if isinstance(value, str) else "number"
+
+
+AutoLevel = Annotated[
+    Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Tag("number")]
+    | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_kind_of_level),
+]
+
+
 class Corrupt(Section):
     """The observation model y = A x0 + sigma * eps, one fixed draw for each image."""
 
     operator: OperatorChoice
     """What is lost of an image besides the noise: A, the identity in the paper."""
 
-    sigma: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+    sigma: AutoLevel
     """Noise level of the observations, in data units; the paper uses 0.1 to 0.4 on images in [-1,
-    1]."""
+    1]. ``auto``: unknown, to be estimated from noisy images (data.content noisy)."""
+
+    sigma_hat: AutoLevel | None
+    """Noise level that everything after this stage assumes. null: ``sigma``; a number: to study a
+    wrong one; ``auto``: the upper end of an interval estimated from the noisy images, which errs
+    on the safe side."""
 
     num_heldout: Count
     """Noisy images kept out of training; Proximal FID is measured against them."""
 
     workers: Count
     """Processes that draw noise; the bytes do not depend on it."""
+
+    @model_validator(mode="after")
+    def _an_estimate_needs_whole_images(self) -> "Corrupt":
+        kind = self.operator.kind
+        if "auto" in (self.sigma, self.sigma_hat) and kind in PARTIAL_OPERATORS:
+            msg = (
+                f"corrupt.operator.kind is {kind}, which leaves gaps in the images: their noise "
+                "cannot be estimated, so give corrupt.sigma and corrupt.sigma_hat as numbers"
+            )
+            raise ValueError(msg)
+        return self
 
 
 class Network(Section):
@@ -493,12 +526,26 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _levels_reach_above_the_data_noise(self) -> "Params":
-        sigma = self.corrupt.sigma
-        for name, top in (
-            ("evaluate.sampler.sigma_max", self.evaluate.sampler.sigma_max),
-            ("distill.noise.sigma_max", self.distill.noise.sigma_max),
-        ):
-            if top <= sigma:
-                msg = f"{name} is {top:g} but must be above corrupt.sigma = {sigma:g}"
+        tops = {
+            "evaluate.sampler.sigma_max": self.evaluate.sampler.sigma_max,
+            "distill.noise.sigma_max": self.distill.noise.sigma_max,
+        }
+        levels = {
+            "corrupt.sigma": self.corrupt.sigma,
+            "corrupt.sigma_hat": self.corrupt.sigma_hat,
+        }
+        for (name, top), (of, level) in product(tops.items(), levels.items()):
+            if isinstance(level, float) and top <= level:
+                msg = f"{name} is {top:g} but must be above {of} = {level:g}"
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _noise_to_be_added_has_a_level(self) -> "Params":
+        if self.corrupt.sigma == "auto" and self.data.content == "clean":
+            msg = (
+                "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
+                "its level as a number; corrupt.sigma_hat: auto then tries the estimate on it"
+            )
+            raise ValueError(msg)
         return self

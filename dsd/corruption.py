@@ -1,7 +1,8 @@
-"""Observations y = x0 + sigma * eps: one fixed draw for each image, from (seed, index) alone.
+"""Observations y = A x0 + sigma * eps: one fixed draw for each image, from (seed, index) alone.
 
-The noise of an image does not depend on how many images there are, in which file they lie or how
-many processes draw it. Nothing is clipped. Worker processes import this module, hence no torch.
+What happens to an image does not depend on how many images there are, in which file they lie or
+how many processes work. Nothing is clipped. Worker processes import this module, hence no torch
+unless an operator needs it.
 """
 
 import math
@@ -13,12 +14,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from pydantic import JsonValue
 
+from dsd.config import IdentityOperator, OperatorChoice
 from dsd.shards import (
     SCHEMA_VERSION,
     Block,
@@ -87,20 +89,31 @@ def split_heldout(
 class Noise:
     """What is added to the images."""
 
-    sigma: float
-    """Noise level of the observations, in data units."""
+    sigma: float | None
+    """True noise level of the observations, in data units; None if it is not known."""
+
+    assumed: float
+    """The level that is stored with each observation, for all that comes after."""
 
     seed: int
     add: bool
     """False where the images are observations of that level already."""
 
+    @property
+    def level(self) -> float:
+        """The level of the noise to be added."""
+        assert self.sigma is not None
+        return self.sigma
+
 
 @final
 @dataclass(frozen=True)
 class Residual:
-    """Sums over y - x0, to be added up file by file."""
+    """Sums over y - A x0, to be added up file by file."""
 
     count: int = 0
+    """How many numbers were observed."""
+
     total: float = 0.0
     squares: float = 0.0
 
@@ -121,9 +134,20 @@ class Residual:
         return 10 * math.log10(4 / mean_square) if mean_square else math.inf
 
 
-def _residual(y: Float32[np.ndarray, " n *d"], x0: Float32[np.ndarray, " n *d"]) -> Residual:
-    difference = y.astype(np.float64) - x0
-    return Residual(difference.size, float(difference.sum()), float(np.square(difference).sum()))
+class _Observed(NamedTuple):
+    """Some observations."""
+
+    y: Float32[np.ndarray, " n c h w"]
+    noiseless: Float32[np.ndarray, " n c h w"]
+    """What ``y`` would be without noise."""
+
+    seen: int
+    """How many numbers were observed."""
+
+
+def _residual(observed: _Observed) -> Residual:
+    difference = observed.y.astype(np.float64) - observed.noiseless
+    return Residual(observed.seen, float(difference.sum()), float(np.square(difference).sum()))
 
 
 @final
@@ -136,6 +160,7 @@ class _Job:
     number: int
     indices: Int64[np.ndarray, " n"]
     noise: Noise
+    operator: OperatorChoice
     layout: Layout
     rows: int
 
@@ -150,18 +175,50 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
         for start in range(0, len(job.indices), job.rows):
             indices = job.indices[start : start + job.rows]
             x0 = clean.take_units(indices)
-            y = _observed(x0, indices, job.noise)
-            residuals.append(_residual(y, x0))
-            yield Block(y, np.full(len(indices), job.noise.sigma, np.float32), indices)
+            observed = _observe(x0, indices, job)
+            residuals.append(_residual(observed))
+            yield Block(observed.y, np.full(len(indices), job.noise.assumed, np.float32), indices)
 
     shard = write_shard(job.folder, job.number, job.layout, blocks())
     return shard, sum(residuals, Residual())
 
 
-def _observed(
-    x0: Float32[np.ndarray, " n *d"], indices: Int64[np.ndarray, " n"], noise: Noise
-) -> Float32[np.ndarray, " n *d"]:
-    return corrupt(x0, indices, sigma=noise.sigma, seed=noise.seed) if noise.add else x0
+def _observe(
+    x0: Float32[np.ndarray, " n c h w"], indices: Int64[np.ndarray, " n"], job: _Job
+) -> _Observed:
+    if not job.noise.add:
+        return _Observed(x0, x0, x0.size)
+    if not isinstance(job.operator, IdentityOperator):
+        return _observe_through(job.operator, x0, indices, job.noise)
+    y = corrupt(x0, indices, sigma=job.noise.level, seed=job.noise.seed)
+    return _Observed(y, x0, y.size)
+
+
+def _observe_through(
+    choice: OperatorChoice,
+    x0: Float32[np.ndarray, " n c h w"],
+    indices: Int64[np.ndarray, " n"],
+    noise: Noise,
+) -> _Observed:
+    # Here, because importing torch takes longer than the noise of many a set of images.
+    import torch
+
+    from dsd.operators import Operator, observed_counts
+
+    operator = Operator(choice, (x0.shape[1], x0.shape[2], x0.shape[3]))
+    drawn = noise_of(noise.seed, indices, operator.observed_shape) * np.float32(noise.level)
+    images, eps = torch.from_numpy(x0), torch.from_numpy(drawn)
+    views = None if operator.views is None else operator.views.of_images(noise.seed, indices)
+    noiseless = torch.empty_like(eps)
+    # One by one, so that no sum is ordered by how many images come together.
+    for number in range(len(x0)):
+        only = slice(number, number + 1)
+        view = None if views is None else views[only]
+        noiseless[only] = operator.forward(images[only], view)
+        eps[only] = operator.project(eps[only], view)
+    shape = operator.observed_shape
+    seen = eps.numel() if views is None else int(observed_counts(views, shape).sum())
+    return _Observed((noiseless + eps).numpy(), noiseless.numpy(), seen)
 
 
 def _follow_the_parent() -> None:
@@ -192,16 +249,42 @@ def _results(jobs: list[_Job], workers: int) -> Iterator[tuple[Shard, Residual]]
 
 
 def _jobs(
-    source: Path, folder: Path, indices: Int64[np.ndarray, " n"], noise: Noise, layout: Layout
+    source: Path,
+    folder: Path,
+    indices: Int64[np.ndarray, " n"],
+    noise: Noise,
+    operator: OperatorChoice,
+    layout: Layout,
 ) -> list[_Job]:
     """One job for each file, as large as those of the source."""
     size = read_meta(source).shard_size
     parts = [indices[start : start + size] for start in range(0, len(indices), size)]
     rows = batch_rows(layout, size)
     return [
-        _Job(source, folder, number, part, noise, layout, rows)
+        _Job(source, folder, number, part, noise, operator, layout, rows)
         for number, part in enumerate(parts)
     ]
+
+
+class _Shapes(NamedTuple):
+    """Channels, height and width."""
+
+    image: tuple[int, int, int]
+    observed: tuple[int, int, int]
+
+
+def _shapes(found: tuple[int, int, int], choice: OperatorChoice, noise: Noise) -> _Shapes:
+    """Shapes of clean images and observations, where one of them was found in the source.
+
+    Raises:
+        ParamsError: The operator does not fit.
+    """
+    if isinstance(choice, IdentityOperator):
+        return _Shapes(found, found)
+    from dsd.operators import Operator, image_shape
+
+    image = found if noise.add else image_shape(choice, found)
+    return _Shapes(image, Operator(choice, image).observed_shape)
 
 
 def write_noisy_store(
@@ -210,6 +293,7 @@ def write_noisy_store(
     indices: Int64[np.ndarray, " n"],
     *,
     noise: Noise,
+    operator: OperatorChoice,
     workers: int = 1,
     done: Callable[[int], None] = lambda images: None,
 ) -> tuple[StoreMeta, Residual]:
@@ -220,26 +304,34 @@ def write_noisy_store(
         folder: Where; a store that is there already is replaced.
         indices: Numbers of the images in ``source``; they also choose the noise.
         noise: What to add.
+        operator: What is lost of each image before; where ``noise.add`` is False, was lost.
         workers: Processes; the bytes do not depend on it.
         done: Called after each file with the number of images written so far.
 
     Returns:
-        What was written, and y - x0 summed up.
+        What was written, and y - A x0 summed up.
 
     Raises:
+        ParamsError: The operator does not fit the images.
         OSError: The disk refuses; the store then has no ``meta.json`` and no torn file.
     """
     clean = read_meta(source)
+    shapes = _shapes(clean.layout.shape, operator, noise)
     plain = {"dtype": "float32", "scale": 1.0, "offset": 0.0, "noisy": True}
-    layout = clean.layout.model_copy(update=plain)
+    layout = clean.layout.model_copy(update={**plain, "shape": shapes.observed})
     clear_store(folder)
     shards: list[Shard] = []
     residual = Residual()
-    for shard, part in _results(_jobs(source, folder, indices, noise, layout), workers):
+    for shard, part in _results(_jobs(source, folder, indices, noise, operator, layout), workers):
         shards.append(shard)
         residual += part
         done(sum(written.count for written in shards))
-    info: dict[str, JsonValue] = {**asdict(noise), "source": clean.fingerprint}
+    info: dict[str, JsonValue] = {
+        **asdict(noise),
+        "operator": operator.model_dump(),
+        "shape": list(shapes.image),
+        "source": clean.fingerprint,
+    }
     meta = StoreMeta(
         version=SCHEMA_VERSION,
         layout=layout,

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 
 from dsd.shapes import Pixels
 
-__all__ = ["from_uint8", "save_grid", "save_rows", "to_uint8"]
+__all__ = ["enlarged", "from_uint8", "magnitude", "save_grid", "save_rows", "to_uint8"]
 
 _SHOWN_SIZE = 64
 """Pixels of an enlarged image, about."""
@@ -36,20 +36,41 @@ def from_uint8(pixels: Pixels) -> Float[Tensor, " b c h w"]:
     return pixels.to(torch.float32) / 127.5 - 1
 
 
+def magnitude(pixels: UInt8[Tensor, " b 2 h w"]) -> Float[Tensor, " b 1 h w"]:
+    """Brightness in [0, 255] of saved complex images: channels are real and imaginary part.
+
+    The phase is lost, and what is brighter than white is white.
+    """
+    length: Tensor = torch.linalg.vector_norm(from_uint8(pixels), dim=1, keepdim=True)
+    return 255 * length.clamp(max=1)
+
+
+def enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
+    """Each pixel as ``zoom`` x ``zoom`` pixels."""
+    return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)
+
+
+def _shown(pixels: Pixels, zoom: int) -> Float[Tensor, " b _ v u"]:
+    """Images for a picture, in [0, 1], enlarged; of complex ones the brightness."""
+    visible = magnitude(pixels).round().to(torch.uint8) if pixels.shape[1] == 2 else pixels
+    return enlarged(visible, zoom).float() / 255
+
+
 def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> None:
     """Save images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    large = _enlarged(pixels, zoom).float() / 255
-    save_image(make_grid(large, nrow=columns, padding=2, pad_value=0.5), path)
+    save_image(make_grid(_shown(pixels, zoom), nrow=columns, padding=2, pad_value=0.5), path)
 
 
 def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
-    """Save a picture with one labelled row of images for each entry, to judge by eye."""
-    zoom = max(1, _SHOWN_SIZE // next(iter(rows.values())).shape[-1])
-    lines = [_enlarged(pixels, zoom) for pixels in rows.values()]
-    grid = make_grid(
-        torch.cat(lines).float() / 255, nrow=len(lines[0]), padding=_GAP, pad_value=1.0
-    )
+    """Save a picture with one labelled row of images for each entry, to judge by eye.
+
+    Smaller images are shown as large as the largest, whose size theirs must divide.
+    """
+    largest = max(pixels.shape[-1] for pixels in rows.values())
+    width = largest * max(1, _SHOWN_SIZE // largest)
+    lines = [_shown(pixels, width // pixels.shape[-1]) for pixels in rows.values()]
+    grid = make_grid(torch.cat(lines), nrow=len(lines[0]), padding=_GAP, pad_value=1.0)
     strip = Image.new("RGB", (grid.shape[2] + _LABEL_WIDTH, grid.shape[1]), "white")
     strip.paste(to_pil_image(grid), (_LABEL_WIDTH, 0))
     draw, height = ImageDraw.Draw(strip), lines[0].shape[-2] + _GAP
@@ -58,7 +79,3 @@ def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
         draw.text((6, number * height + height // 2), label, "black", font=font, anchor="lm")
     path.parent.mkdir(parents=True, exist_ok=True)
     strip.save(path)
-
-
-def _enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
-    return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)

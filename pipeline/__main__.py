@@ -28,7 +28,10 @@ _STAGES = {
 _OTHERS = {
     "preset": "write published settings into params.yaml: preset NAME",
     "check": "check params.yaml and the data path, run nothing",
+    "noise": "estimate the noise level of the observations, with checks",
     "show": "print the final table",
+    "theorem": "descend Theorem 1's linear model, write its table and picture",
+    "toys": "train the paper's toys in the plane, draw its figures 4 and 6",
     "sync": "send to MLflow what it has missed while it was away",
 }
 _DISK_EXIT_CODE = 5
@@ -91,7 +94,10 @@ def _run(command: str, name: str | None, paths: Paths, stop: StopSignal) -> None
     else:
         others: dict[str, Callable[[Paths], None]] = {
             "check": _check,
+            "noise": _noise,
             "show": _show,
+            "theorem": _theorem,
+            "toys": _toys,
             "sync": _sync,
         }
         others[command](paths)
@@ -147,10 +153,29 @@ def _check(paths: Paths) -> None:
     print(f"OK: params.yaml is valid, images come from {params.data.path}")
 
 
+def _noise(paths: Paths) -> None:
+    params = _load(paths)
+    from pipeline.noise import show_noise
+
+    show_noise(params, paths)
+
+
 def _show(paths: Paths) -> None:
     from pipeline.show import show_summary
 
     show_summary(paths)
+
+
+def _theorem(paths: Paths) -> None:
+    from pipeline import theorem
+
+    theorem.run(paths)
+
+
+def _toys(paths: Paths) -> None:
+    from pipeline import toys
+
+    toys.run(paths)
 
 
 def _sync(paths: Paths) -> None:

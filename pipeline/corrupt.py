@@ -8,8 +8,9 @@ import torch
 from dsd.config import Params
 from dsd.corruption import Noise, Residual, split_heldout, write_noisy_store
 from dsd.errors import ParamsError
-from dsd.images import save_grid, to_uint8
+from dsd.images import enlarged, save_grid, to_uint8
 from dsd.imagestore import ImageStore
+from pipeline.noise import settle_noise
 from pipeline.paths import Paths
 from pipeline.stagelog import Progress, StageLog
 
@@ -26,15 +27,11 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Observe ``data/prepare`` through noise; write ``data/corrupt`` and ``reports/corrupt``."""
     clean = ImageStore.open(paths.artifact("prepare"))
     _check(params, clean)
-    noise = Noise(
-        sigma=params.corrupt.sigma,
-        seed=params.seed,
-        add=clean.meta.info.get("content") != "noisy",
-    )
+    noise = settle_noise(params, paths, clean, log)
     with log.progress(len(clean)) as progress:
         residual = _write(params, paths, clean, noise, progress)
     _draw(paths, clean, noise)
-    _report(params, paths, len(clean), residual if noise.add else None, log)
+    _report(params, paths, len(clean), noise, residual, log)
 
 
 def _check(params: Params, clean: ImageStore) -> None:
@@ -59,6 +56,7 @@ def _write(
             paths.artifact("corrupt") / name,
             indices,
             noise=noise,
+            operator=params.corrupt.operator,
             workers=params.corrupt.workers,
             done=partial(_show, progress, before),
         )
@@ -71,14 +69,14 @@ def _show(progress: Progress, before: int, images: int) -> None:
 
 
 def _draw(paths: Paths, clean: ImageStore, noise: Noise) -> None:
-    """Save the first training images: clean ones, where there are any, above noisy ones."""
+    """Save the first training images; where there are clean ones, these above them."""
     noisy = ImageStore.open(paths.artifact("corrupt") / "train")
     shown = torch.arange(min(NUM_SHOWN, len(noisy)))
-    rows = [noisy.take(shown)]
+    rows = [enlarged(to_uint8(noisy.take(shown)), clean.shape[-1] // noisy.shape[-1])]
     if noise.add:
-        rows.insert(0, clean.take(noisy.index[shown]))
+        rows.insert(0, to_uint8(clean.take(noisy.index[shown])))
     save_grid(
-        to_uint8(torch.cat(rows)),
+        torch.cat(rows),
         paths.report("corrupt") / "images.png",
         columns=len(shown),
         zoom=max(1, SHOWN_PIXELS // clean.shape[-1]),
@@ -86,12 +84,13 @@ def _draw(paths: Paths, clean: ImageStore, noise: Noise) -> None:
 
 
 def _report(
-    params: Params, paths: Paths, count: int, residual: Residual | None, log: StageLog
+    params: Params, paths: Paths, count: int, noise: Noise, residual: Residual, log: StageLog
 ) -> None:
     """Write and say how many images there are and how noisy they became."""
     heldout = params.corrupt.num_heldout
-    measured = _measured(residual)
-    summary = {"train": count - heldout, "heldout": heldout, "sigma": params.corrupt.sigma}
+    measured = _measured(residual) if noise.add else {}
+    levels = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
+    summary = {"train": count - heldout, "heldout": heldout, **levels}
     target = paths.report("corrupt") / "summary.json"
     target.write_text(json.dumps({**summary, **measured}, indent=2) + "\n")
     log.metrics(count, measured)
@@ -100,10 +99,8 @@ def _report(
     log.say(", ".join(parts))
 
 
-def _measured(residual: Residual | None) -> dict[str, float]:
-    """Level and PSNR as found in the data; nothing where the clean images are unknown."""
-    if residual is None:
-        return {}
+def _measured(residual: Residual) -> dict[str, float]:
+    """Level and PSNR as found by comparing with the clean images."""
     if residual.squares == 0:
         return {"measured_sigma": 0.0}
     return {"measured_sigma": residual.std, "psnr_db": residual.psnr}

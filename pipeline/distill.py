@@ -15,6 +15,7 @@ from dsd.generator import make_latents
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
 from dsd.metrics.proximal import ProximalReference
+from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Pixels
 from dsd.training.distill import Distillation
@@ -91,21 +92,23 @@ class _Run:
         heldout = ImageStore.open(paths.artifact("corrupt") / "heldout")
         self._params = params
         self._log = log
+        self._operator = Operator.of_store(train.meta.info)
         self._training = Distillation(
             load_denoiser(paths.artifact("pretrain"), device),
             train.sigma.to(device),
-            train.shape,
+            self._operator.shape,
             params.distill,
             params.pretrain,
             seed=params.seed,
             precision=resolve_precision(params.compute, device),
+            operator=self._operator,
         )
         self._best = frozen_copy(self._training.average)
         self._proximal = _proximal(params, heldout, device)
         self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
         self._latents = make_latents(
             params.distill.selection.num_samples,
-            train.shape,
+            self._operator.shape,
             seed=derive_seed(params.seed, "selection latents"),
         ).to(device)
         self.history = History()
@@ -160,9 +163,8 @@ class _Run:
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
         images = self._images()
-        measurement = Measurement(
-            images_seen=seen, gap=gap, proximal_frechet=self._proximal.distance(images)
-        )
+        proximal = self._proximal.distance(images, operator=self._operator)
+        measurement = Measurement(images_seen=seen, gap=gap, proximal_frechet=proximal)
         self.history.measurements.append(measurement)
         if self.history.best() is measurement:
             self._best.load_state_dict(self._training.average.state_dict())
@@ -200,12 +202,12 @@ class _Run:
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs and forget the resumable state."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
-        spec = read_spec(paths.artifact("pretrain"))
         save_model(
             artifact / "generator",
             self._best.denoiser,
-            network=spec.network,
-            shape=spec.shape,
+            network=read_spec(paths.artifact("pretrain")).network,
+            operator=self._operator.choice,
+            shape=self._operator.shape,
             sigma_init=self._params.distill.sigma_init,
         )
         header = ["images", "gap", "proximal_frechet"]

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: measure the generator and both samplers of its teacher."""
+"""Stage ``evaluate``: measure the generator and three ways to sample its teacher."""
 
 import json
 import time
@@ -16,9 +16,10 @@ from dsd.generator import make_latents
 from dsd.images import save_rows, to_uint8
 from dsd.imagestore import ImageStore
 from dsd.metrics.proximal import FrechetReference, ProximalReference
-from dsd.samplers import sample_teacher
+from dsd.operators import Operator
+from dsd.samplers import TeacherSamples, sample_teacher
 from dsd.seeds import derive_seed
-from dsd.shapes import Level, Pixels
+from dsd.shapes import Level, Pixels, State
 from pipeline.compute import resolve_device
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
@@ -29,7 +30,7 @@ __all__ = ["run"]
 NUM_SHOWN = 12
 """Images of each kind in the picture."""
 
-MODELS = ("generator", "teacher_full", "teacher_truncated")
+MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
 """What is measured, by its name in the summary."""
 
 LABELS = {
@@ -37,6 +38,7 @@ LABELS = {
     "noisy_data": "noisy data",
     "teacher_full": "teacher, Full",
     "teacher_truncated": "teacher, Truncated",
+    "teacher_truncated_exact": "Truncated at sigma",
     "generator": "one step",
 }
 
@@ -54,6 +56,15 @@ class Data(NamedTuple):
     clean: Pixels | None
     noisy: Pixels
     sigma: Level
+    operator: Operator
+    """Through which the noisy images were observed."""
+
+    def left_to_observe(self, model: str) -> Operator | None:
+        """What a model's images lack, but for noise, to be compared with noisy ones.
+
+        Teachers of mapped images generate mapped images.
+        """
+        return self.operator if model == "generator" or self.operator.map is None else None
 
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
@@ -65,7 +76,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         _Space(_extractor(params, name, device), data, params) for name in params.evaluate.features
     ]
     summary = _summary(params, samples, data, spaces)
-    summary["selection"] = _trajectory(paths, spaces, params)
+    summary["selection"] = _trajectory(paths, spaces, data)
     paths.summary.write_text(json.dumps(summary, indent=2) + "\n")
     _draw(paths, samples, data)
     for name in MODELS:
@@ -77,7 +88,7 @@ def _data(params: Params, paths: Paths) -> Data:
     clean = None
     if params.data.content == "clean":
         clean = to_uint8(ImageStore.open(paths.artifact("prepare")).all())
-    return Data(clean, to_uint8(noisy.all()), noisy.sigma)
+    return Data(clean, to_uint8(noisy.all()), noisy.sigma, Operator.of_store(noisy.meta.info))
 
 
 def _extractor(params: Params, name: FeatureSpace, device: torch.device) -> Extractor:
@@ -99,16 +110,19 @@ class _Space:
             data.noisy, data.sigma, extractor, batch_size=size, seed=seed
         )
         self.clean = None
+        self.clean_shape = data.operator.shape
         if data.clean is not None:
             self.clean = FrechetReference(data.clean, extractor, batch_size=size)
 
     def frechet(self, images: Pixels) -> float | None:
-        """Distance to the clean images, where there are any."""
-        return None if self.clean is None else self.clean.distance(images)
+        """Distance to the clean images, if there are any and of the size of ``images``."""
+        if self.clean is None or images.shape[1:] != self.clean_shape:
+            return None
+        return self.clean.distance(images)
 
-    def proximal(self, images: Pixels) -> float:
-        """Distance to the noisy images after making ``images`` as noisy as those."""
-        return self.noisy.distance(images)
+    def proximal(self, images: Pixels, operator: Operator | None) -> float:
+        """Distance to the noisy images after observing ``images`` like those."""
+        return self.noisy.distance(images, operator=operator)
 
 
 def _sample(
@@ -119,30 +133,51 @@ def _sample(
     teacher = load_denoiser(paths.artifact("pretrain"), device)
     count, seed = params.evaluate.num_samples, derive_seed(params.seed, "evaluation latents")
     latents = make_latents(count, generator.shape, seed=seed)
+    latents_teacher = latents
+    if generator.shape != data.operator.observed_shape:
+        latents_teacher = make_latents(count, data.operator.observed_shape, seed=seed)
     sigma_y = float(data.sigma.max())
     parts: dict[str, list[Pixels]] = {name: [] for name in MODELS}
     evaluations = {"generator": 1}
     seconds = {"generator": 0.0, "teacher": 0.0}
+    done = 0
     with log.progress(count) as progress, torch.inference_mode():
-        for z in latents.split(params.compute.eval_batch_size):
+        size = params.compute.eval_batch_size
+        for z, z_teacher in zip(latents.split(size), latents_teacher.split(size), strict=True):
             z = z.to(device)
             started = time.perf_counter()
             parts["generator"].append(to_uint8(generator(z)).cpu())
             between = time.perf_counter()
-            drawn = sample_teacher(teacher, z, config=params.evaluate.sampler, sigma_y=sigma_y)
-            parts["teacher_full"].append(to_uint8(drawn.full).cpu())
-            parts["teacher_truncated"].append(to_uint8(drawn.truncated).cpu())
+            drawn = sample_teacher(
+                teacher,
+                z_teacher.to(device),
+                config=params.evaluate.sampler,
+                sigma_y=sigma_y,
+                seed=seed,
+                first=done,
+            )
+            for name, (images, calls) in _by_name(drawn).items():
+                parts[name].append(to_uint8(images).cpu())
+                evaluations[name] = calls
             seconds["generator"] += between - started
             seconds["teacher"] += time.perf_counter() - between
-            evaluations["teacher_full"] = drawn.evaluations_full
-            evaluations["teacher_truncated"] = drawn.evaluations_truncated
-            progress.update(sum(map(len, parts["generator"])))
+            done += len(z)
+            progress.update(done)
     log.metrics(count, {f"{name}_images_per_second": count / s for name, s in seconds.items()})
     log.say(
         f"{count:,} images: one step {seconds['generator']:.1f} s, "
-        f"teacher ({evaluations['teacher_full']} evaluations) {seconds['teacher']:.1f} s"
+        f"teacher ({evaluations['teacher_full']} evaluations for Full) {seconds['teacher']:.1f} s"
     )
     return Samples({name: torch.cat(images) for name, images in parts.items()}, evaluations)
+
+
+def _by_name(drawn: TeacherSamples) -> dict[str, tuple[State, int]]:
+    """Images and evaluations of each way to sample, by its name in the summary."""
+    return {
+        "teacher_full": (drawn.full, drawn.evaluations_full),
+        "teacher_truncated": (drawn.truncated, drawn.evaluations_truncated),
+        "teacher_truncated_exact": (drawn.truncated_exact, drawn.evaluations_truncated_exact),
+    }
 
 
 def _summary(params: Params, samples: Samples, data: Data, spaces: list[_Space]) -> dict[str, Any]:
@@ -154,7 +189,7 @@ def _summary(params: Params, samples: Samples, data: Data, spaces: list[_Space])
         by_features = {
             space.name: {
                 "frechet": space.frechet(images),
-                "proximal_frechet": space.proximal(images),
+                "proximal_frechet": space.proximal(images, data.left_to_observe(name)),
             }
             for space in spaces
         }
@@ -180,10 +215,22 @@ def _protocol(params: Params, data: Data, spaces: list[_Space]) -> dict[str, obj
         "num_noisy": len(data.noisy),
         "seed": params.seed,
         "sigma": params.corrupt.sigma,
+        "sigma_hat": float(data.sigma.max()),
+        "operator": data.operator.choice.model_dump(),
+        "without_frechet": _without_frechet(data),
     }
 
 
-def _trajectory(paths: Paths, spaces: list[_Space], params: Params) -> dict[str, object]:
+def _without_frechet(data: Data) -> str | None:
+    """Why a distance to clean images is missing, where one is."""
+    if data.clean is None:
+        return "there are no clean images to measure against"
+    if data.operator.observed_shape != data.operator.shape:
+        return "noisy data and teachers' images are smaller than clean ones"
+    return None
+
+
+def _trajectory(paths: Paths, spaces: list[_Space], data: Data) -> dict[str, object]:
     """How Proximal FID followed the distance to clean images over the distillation.
 
     The images are those on which the generator was chosen; this study comes after the choice.
@@ -192,12 +239,13 @@ def _trajectory(paths: Paths, spaces: list[_Space], params: Params) -> dict[str,
     rows = []
     for path in sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors")):
         images = load_file(path)["images"]
-        rows.append((int(path.stem), space.proximal(images), space.frechet(images)))
+        proximal = space.proximal(images, data.operator)
+        rows.append((int(path.stem), proximal, space.frechet(images)))
     header = ["images", "proximal_frechet", "frechet"]
     write_csv(paths.report("evaluate") / "selection.csv", header, rows)
     if space.clean is not None:
-        _, proximal, clean = zip(*rows, strict=True)
-        return {"spearman": float(spearmanr(proximal, clean).statistic), "checkpoints": len(rows)}
+        _, near, clean = zip(*rows, strict=True)
+        return {"spearman": float(spearmanr(near, clean).statistic), "checkpoints": len(rows)}
     return {"checkpoints": len(rows)}
 
 

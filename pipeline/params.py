@@ -214,10 +214,20 @@ def _as_in_the_file(detail: ErrorDetails) -> ErrorDetails:
         return {**detail, "type": "missing", "loc": (*location, "kind")}
     if detail["type"] == "union_tag_invalid":
         return {**detail, "loc": (*location, "kind"), "input": detail["input"]["kind"]}
-    kinds = all_keys().get(_dotted([*location[:2], "kind"]))
+    if _dotted(location) not in all_keys() and _is_value(location[:-1]):
+        # A number or a word: pydantic names the kind of value after the key.
+        return {**detail, "loc": location[:-1]}
+    kinds = all_keys().get(_dotted((*location[:2], "kind")))
     if kinds is not None and len(location) > 2:
         return {**detail, "loc": (*location[:2], *location[3:])}
     return detail
+
+
+def _is_value(location: tuple[int | str, ...]) -> bool:
+    """Whether a key of the file is meant that holds a value of several kinds."""
+    key = all_keys().get(_dotted(location))
+    schema = {} if key is None or key.schema is None else key.schema
+    return any("oneOf" in one for one in (schema, *schema.get("anyOf", [])))
 
 
 def _message(detail: ErrorDetails, meant: Mapping[str, str | None]) -> str:

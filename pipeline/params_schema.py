@@ -39,6 +39,10 @@ def describe_value(schema: dict[str, Any]) -> str:
     """What a value may be, such as ``a number >= 0 and <= 10``."""
     if "anyOf" in schema:
         return f"{describe_value(_without_null(schema))} or null"
+    if "oneOf" in schema:
+        return " or ".join(describe_value(one) for one in schema["oneOf"])
+    if "const" in schema:
+        return str(schema["const"])
     if "enum" in schema:
         return "one of " + ", ".join(str(choice) for choice in schema["enum"])
     if schema.get("type") == "array":
@@ -51,6 +55,9 @@ def describe_bounds(schema: dict[str, Any]) -> str:
     """The range of a value alone, such as ``>= 0 and <= 10``; empty when there is none."""
     if "anyOf" in schema:
         return f"{describe_bounds(_without_null(schema))}, or null"
+    if "oneOf" in schema:
+        first, *others = schema["oneOf"]
+        return " or ".join([describe_bounds(first), *map(describe_value, others)])
     if "minLength" in schema:
         return "that is not empty"
     present = [f"{sign}{_plain(schema[name])}" for name, sign in _COMPARISONS if name in schema]
@@ -68,8 +75,28 @@ def _walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> 
             inner = definitions[schema["$ref"].rpartition("/")[2]]
             yield Key(dotted, schema.get("description") or inner["description"], None)
             yield from _walk(inner, definitions, f"{dotted}.")
+        elif "discriminator" in schema:
+            yield Key(dotted, schema["description"], None)
+            yield from _walk(_merged(schema, definitions), definitions, f"{dotted}.")
         else:
             yield Key(dotted, schema.get("description", ""), schema)
+
+
+def _merged(union: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """One section with the keys of all kinds, each saying which kinds have it."""
+    tag, kinds = union["discriminator"]["propertyName"], {}
+    for one in union["oneOf"]:
+        section = definitions[one["$ref"].rpartition("/")[2]]
+        kinds[section["properties"][tag]["const"]] = section
+    meanings = [f"`{kind}`: {section['description']}" for kind, section in kinds.items()]
+    merged: dict[str, Any] = {tag: {"enum": [*kinds], "description": " ".join(meanings)}}
+    for name in (name for section in kinds.values() for name in section["properties"]):
+        if name not in merged:
+            having = [kind for kind, section in kinds.items() if name in section["properties"]]
+            schema = kinds[having[0]]["properties"][name]
+            text = f"With {', '.join(having)} only. {schema['description']}"
+            merged[name] = {**schema, "description": text}
+    return {"properties": merged}
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from pydantic import JsonValue
 
 from dsd.config import Data, Params
 from dsd.errors import ParamsError
 from dsd.imagestore import Block, StoreMeta, write_store
+from dsd.phase import to_complex
 from dsd.sources import Reader, find_images
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
@@ -20,12 +22,14 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Read the images of ``params.data`` and write ``data/prepare`` and ``reports/prepare``."""
     _check(params.data)
     reader = _reader(params.data, paths)
+    complex_ = params.data.phase == "smooth"
+    blocks = _blocks(reader, log)
     meta = write_store(
         paths.artifact("prepare"),
-        _blocks(reader, log),
-        # Images of 8 bits span [-1, 1].
-        scale=1 / 127.5,
-        offset=-1.0,
+        _complex_blocks(blocks) if complex_ else blocks,
+        # Images of 8 bits span [-1, 1]; complex ones are stored in data units.
+        scale=1.0 if complex_ else 1 / 127.5,
+        offset=0.0 if complex_ else -1.0,
         shard_size=params.data.shard_size,
         info=lambda: _origin(params.data, reader),
     )
@@ -59,6 +63,20 @@ def _blocks(reader: Reader, log: StageLog) -> Iterator[Block]:
             yield Block(images)
 
 
+def _complex_blocks(blocks: Iterator[Block]) -> Iterator[Block]:
+    first = 0
+    for block in blocks:
+        count, channels = block.images.shape[:2]
+        if channels != 1:
+            msg = (
+                f"data.phase is smooth, but the images have {channels} channels, and only grey "
+                "ones become complex: set it to none, or choose another source"
+            )
+            raise ParamsError(msg)
+        yield Block(to_complex(block.images, np.arange(first, first + count)))
+        first += count
+
+
 def _origin(data: Data, reader: Reader) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
     return {"content": data.content, "source_sha256": reader.fingerprint}
@@ -77,7 +95,7 @@ def _report(folder: Path, meta: StoreMeta, reader: Reader) -> None:
 
 def _summary_line(meta: StoreMeta, reader: Reader) -> str:
     channels, height, width = meta.layout.shape
-    kind = "grey" if channels == 1 else "RGB"
+    kind = {1: "grey", 2: "complex"}.get(channels, "RGB")
     line = f"{meta.count} images of {width} x {height} {kind}, {meta.layout.dtype}"
     if not reader.refused:
         return line

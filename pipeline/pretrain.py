@@ -7,11 +7,12 @@ import torch
 from pydantic import BaseModel
 
 from dsd.checkpoint import TrainingState, build_denoiser, save_model
-from dsd.config import Params, Sampler
+from dsd.config import Churn, Params, Sampler
 from dsd.corruption import noise_of
 from dsd.errors import ParamsError
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
+from dsd.operators import Operator
 from dsd.precond import Denoiser
 from dsd.samplers import sample_teacher
 from dsd.seeds import derive_seed
@@ -32,7 +33,14 @@ NUM_READINGS = 100
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 
-PICTURE_SAMPLER = Sampler(num_steps=18, sigma_min=0.002, sigma_max=80.0, rho=7.0)
+PICTURE_SAMPLER = Sampler(
+    method="heun",
+    num_steps=18,
+    sigma_min=0.002,
+    sigma_max=80.0,
+    rho=7.0,
+    churn=Churn(S_churn=0.0, S_min=0.0, S_max=80.0, S_noise=1.0),
+)
 """EDM's, for the pictures: measuring with another sampler must not retrain the teacher."""
 
 
@@ -60,9 +68,11 @@ class _Fit:
         device = resolve_device(params.compute)
         self._params = params
         self._log = log
+        self._operator = Operator.of_store(noisy.meta.info)
         self._shape = noisy.shape
         self._sigma = noisy.sigma.to(device)
-        denoiser = _build(params, noisy.shape).to(device)
+        denoiser = _build(params, self._operator).to(device)
+        view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy())
         self.training = TeacherTraining(
             denoiser,
             noisy.all().to(device),
@@ -70,6 +80,7 @@ class _Fit:
             params.pretrain,
             seed=params.seed,
             precision=resolve_precision(params.compute, device),
+            view=None if view is None else view.to(device),
         )
         self._meter = LevelMeter("the teacher's loss").to(device)
         self._history = History()
@@ -146,6 +157,7 @@ class _Fit:
             paths.artifact("pretrain"),
             self.training.average,
             network=self._params.network,
+            operator=self._operator.choice,
             shape=self._shape,
             sigma_init=None,
         )
@@ -158,8 +170,11 @@ class _Fit:
         self._state.clear()
 
 
-def _build(params: Params, shape: tuple[int, int, int]) -> Denoiser:
+def _build(params: Params, operator: Operator) -> Denoiser:
+    seed = derive_seed(params.seed, "weights")
     try:
-        return build_denoiser(params.network, shape, seed=derive_seed(params.seed, "weights"))
+        return build_denoiser(
+            params.network, operator.observed_shape, seed=seed, views=operator.views
+        )
     except ValueError as error:
         raise ParamsError(str(error)) from error

@@ -16,6 +16,7 @@ _ROWS = (
     ("noisy_data", "noisy data"),
     ("teacher_full", "teacher, Full"),
     ("teacher_truncated", "teacher, Truncated"),
+    ("teacher_truncated_exact", "teacher, Truncated at sigma"),
     ("generator", "one-step generator"),
 )
 _MEASURES = ("frechet", "proximal_frechet")
@@ -89,8 +90,9 @@ def _next_steps(paths: Paths, summary: Mapping[str, Any]) -> list[str]:
         "MLflow:   mlflow ui --backend-store-uri sqlite:///mlflow.db",
         "Prefect:  python -m flows.train",
     ]
-    if summary["generator"].get("frechet") is None:
-        lines.insert(0, "A dash: there are no clean images to measure against.")
+    reason = summary.get("protocol", {}).get("without_frechet")
+    if reason is not None:
+        lines.insert(0, f"A dash: {reason}.")
     return lines
 
 

@@ -208,13 +208,20 @@ def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:
     flat = flatten(params)
     return Record(
         stage=stage,
-        name=f"{stage} sigma={params.corrupt.sigma:g}",
+        name=f"{stage} sigma={_level(params)}",
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd"),
         uri=uri,
         params={name: "null" if value is None else str(value) for name, value in flat.items()},
         tags=_tags(stage, params, paths.root),
         started_ms=now_ms(),
     )
+
+
+def _level(params: Params) -> str:
+    """The noise level in the file, and the one assumed where it is another."""
+    sigma, assumed = params.corrupt.sigma, params.corrupt.sigma_hat
+    levels = [level for level in (sigma, assumed) if level is not None]
+    return " assumed ".join(str(level) if level == "auto" else f"{level:g}" for level in levels)
 
 
 def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
@@ -226,7 +233,7 @@ def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
         "mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"),
         "git.dirty": _is_dirty(root),
         "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
-        "sigma": f"{params.corrupt.sigma:g}",
+        "sigma": _level(params),
         "source": params.data.name or params.data.path,
     }
     return {name: value[:_MAX_TAG] for name, value in tags.items() if value}

@@ -307,7 +307,8 @@ def summary(frechet=12.3):
             "efficientnet-lite0": {"frechet": 1234.5, "proximal_frechet": 6.0},
         },
     }
-    rows = dict.fromkeys(["noisy_data", "teacher_full", "teacher_truncated", "generator"], row)
+    teachers = ["teacher_full", "teacher_truncated", "teacher_truncated_exact"]
+    rows = dict.fromkeys(["noisy_data", *teachers, "generator"], row)
     return rows | {"protocol": {"features": "fashion-classifier", "num_samples": 5000}}
 
 
@@ -320,11 +321,13 @@ def shown(workspace, content):
 
 
 def test_the_table_names_rows_features_picture_and_next_steps(workspace):
-    text = shown(workspace, summary())
+    # Titles are wrapped to the width of their table.
+    text = " ".join(shown(workspace, summary()).split())
     for expected in (
         "noisy data",
         "teacher, Full",
         "teacher, Truncated",
+        "teacher, Truncated at sigma",
         "one-step generator",
         "Frechet to clean",
         "Distances in fashion-classifier features",
@@ -343,7 +346,7 @@ def test_the_table_names_rows_features_picture_and_next_steps(workspace):
 
 def test_only_distances_in_inceptions_features_are_called_fid(workspace):
     content = summary()
-    for name in ("generator", "teacher_full", "teacher_truncated", "noisy_data"):
+    for name in content.keys() - {"protocol"}:
         content[name]["by_features"] = {"inception": {"frechet": 12.3, "proximal_frechet": 4.5}}
     text = shown(workspace, content)
     assert "FID to clean" in text
@@ -362,9 +365,12 @@ def test_the_table_fits_a_terminal_of_80_columns(workspace):
 
 
 def test_distances_to_clean_images_that_do_not_exist_are_dashes(workspace):
-    text = shown(workspace, summary(frechet=None))
+    content = summary(frechet=None)
+    content["protocol"]["without_frechet"] = "there are no clean images"
+    text = shown(workspace, content)
     assert " - " in text
-    assert "there are no clean images" in text
+    assert "A dash: there are no clean images." in text
+    assert "A dash" not in shown(workspace, summary())
 
 
 @pytest.mark.parametrize("content", [{}, [], {"generator": 3}])

@@ -10,25 +10,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from stage_helpers import ROOT, files_of, random_images
 
+from dsd.config import IdentityOperator, OperatorChoice
 from dsd.corruption import Noise, Residual, corrupt, noise_of, split_heldout, write_noisy_store
 from dsd.imagestore import Block, ImageStore, write_store
+from dsd.operators import Operator
 
 SHAPE = (2, 3, 5)
 
 
-def clean_store(folder, count=11, shard_size=4):
-    block = Block(random_images(count, *SHAPE))
+IDENTITY = IdentityOperator(kind="identity")
+
+
+def clean_store(folder, count=11, shard_size=4, shape=SHAPE):
+    block = Block(random_images(count, *shape))
     write_store(folder, [block], scale=1 / 127.5, offset=-1.0, shard_size=shard_size)
     return folder
 
 
-def observe(clean, folder, indices, *, workers=1, sigma=0.3, seed=5, add=True):
-    noise = Noise(sigma=sigma, seed=seed, add=add)
-    return write_noisy_store(clean, folder, indices, noise=noise, workers=workers)
+def observe(clean, folder, indices, *, workers=1, sigma=0.3, seed=5, add=True, operator=IDENTITY):
+    noise = Noise(sigma=sigma, assumed=sigma, seed=seed, add=add)
+    return write_noisy_store(
+        clean, folder, indices, noise=noise, operator=operator, workers=workers
+    )
 
 
 @given(
@@ -130,12 +139,13 @@ def test_one_and_eight_workers_write_the_same_bytes(tmp_path):
 
 def test_progress_counts_images(tmp_path):
     seen = []
-    noise = Noise(sigma=1.0, seed=0, add=True)
+    noise = Noise(sigma=1.0, assumed=1.0, seed=0, add=True)
     write_noisy_store(
         clean_store(tmp_path / "clean"),
         tmp_path / "noisy",
         np.arange(10),
         noise=noise,
+        operator=IDENTITY,
         done=seen.append,
     )
     assert seen == [4, 8, 10]
@@ -181,13 +191,19 @@ SLOW_RUN = """
 import sys
 from pathlib import Path
 import numpy as np
+from dsd.config import IdentityOperator
 from dsd.corruption import Noise, write_noisy_store
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    noise = Noise(sigma=1.0, seed=0, add=True)
+    noise = Noise(sigma=1.0, assumed=1.0, seed=0, add=True)
     write_noisy_store(
-        folder / "clean", folder / "noisy", np.arange(200_000), noise=noise, workers=2
+        folder / "clean",
+        folder / "noisy",
+        np.arange(200_000),
+        noise=noise,
+        operator=IdentityOperator(kind="identity"),
+        workers=2,
     )
 """
 
@@ -235,3 +251,64 @@ def test_workers_end_with_their_parent_and_leave_no_store(tmp_path, kind):
 def test_workers_start_without_torch():
     code = "import sys, dsd.corruption; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+OPERATORS = {
+    "mask": {"keep": 0.4, "delta": 0.1},
+    "blur": {"std": 1.0, "radius": 2},
+    "downsample": {"factor": 2},
+    "fourier": {"acceleration": 3.0, "center": 0.1, "delta": 0.1},
+}
+IMAGE = (2, 6, 8)
+
+
+def operator_choice(kind):
+    return TypeAdapter(OperatorChoice).validate_python({"kind": kind, **OPERATORS[kind]})
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_observations_go_through_the_operator_and_their_noise_through_the_view(kind, tmp_path):
+    clean = clean_store(tmp_path / "clean", shape=IMAGE)
+    indices = np.array([1, 4, 10])
+    observe(clean, tmp_path / "noisy", indices, operator=operator_choice(kind))
+    noisy = ImageStore.open(tmp_path / "noisy")
+    operator = Operator.of_store(noisy.meta.info)
+    assert (operator.choice, operator.shape) == (operator_choice(kind), IMAGE)
+    assert noisy.shape == operator.observed_shape
+    x0 = ImageStore.open(clean).all()[indices]
+    eps = torch.from_numpy(noise_of(5, indices, operator.observed_shape))
+    view = operator.stored_view(noisy.meta.info, noisy.index.numpy())
+    expected = operator.forward(x0, view) + 0.3 * operator.project(eps, view)
+    torch.testing.assert_close(noisy.all(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(operator.project(noisy.all(), view), noisy.all())
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_through_operators_too_the_bytes_depend_on_seed_and_images_alone(kind, tmp_path):
+    found = []
+    for name, size, workers in (("one", 100, 1), ("many", 3, 2 if kind == "fourier" else 1)):
+        clean = clean_store(tmp_path / name, count=7, shard_size=size, shape=IMAGE)
+        folder = tmp_path / f"{name}-noisy"
+        observe(clean, folder, np.arange(7), operator=operator_choice(kind), workers=workers)
+        found.append(ImageStore.open(folder).all())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_the_residual_measures_the_noise_of_what_was_observed(kind, tmp_path):
+    clean = clean_store(tmp_path / "clean", count=800, shard_size=200, shape=IMAGE)
+    operator = operator_choice(kind)
+    _, residual = observe(clean, tmp_path / "noisy", np.arange(800), sigma=0.25, operator=operator)
+    assert residual.std == pytest.approx(0.25, rel=4 / math.sqrt(2 * residual.count))
+    share = {"mask": 0.4, "blur": 1, "downsample": 0.25, "fourier": 1 / 3}[kind]
+    assert residual.count == pytest.approx(800 * 96 * share, rel=0.03)
+
+
+def test_noisy_images_that_were_downsampled_are_of_larger_images(tmp_path):
+    clean = clean_store(tmp_path / "small", shape=IMAGE)
+    operator = operator_choice("downsample")
+    observe(clean, tmp_path / "noisy", np.arange(11), add=False, operator=operator)
+    noisy = ImageStore.open(tmp_path / "noisy")
+    assert torch.equal(noisy.all(), ImageStore.open(clean).all())
+    found = Operator.of_store(noisy.meta.info)
+    assert (found.shape, found.observed_shape) == ((2, 12, 16), IMAGE)

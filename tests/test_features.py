@@ -18,6 +18,7 @@ from dsd.features.fashion_classifier import (
     save_fashion_classifier,
 )
 from dsd.features.pixels import to_grey, to_rgb
+from dsd.images import magnitude, to_uint8
 from pipeline.fit_fashion_classifier import accuracy, fit
 
 CPU = torch.device("cpu")
@@ -110,10 +111,21 @@ def test_grey_images_and_their_coloured_copies_have_the_same_features(extractor)
     torch.testing.assert_close(coloured, grey, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("channels", [4, 5])
 def test_other_numbers_of_channels_are_refused(extractor, channels):
     with pytest.raises(DataError, match=f"images have {channels} channels"):
         extract(extractor, pictures(2, channels), batch_size=2)
+
+
+def test_complex_images_have_the_features_of_their_brightness(extractor):
+    phase = torch.tensor([0.3, 2.0, 4.0])[:, None, None, None]
+    brightness = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    complex_ = torch.cat([brightness * phase.cos(), brightness * phase.sin()], dim=1)
+    grey = magnitude(to_uint8(complex_)).round().to(torch.uint8)
+    found = extract(extractor, to_uint8(complex_), batch_size=3)
+    expected = extract(extractor, grey, batch_size=3)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert (magnitude(to_uint8(complex_)) - 255 * brightness).abs().max() < 1.5
 
 
 def test_luma_weighs_green_most():

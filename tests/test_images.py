@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from dsd.images import from_uint8, save_grid, save_rows, to_uint8
+from dsd.images import from_uint8, magnitude, save_grid, save_rows, to_uint8
 
 
 def test_every_grey_level_survives_the_way_there_and_back():
@@ -32,3 +32,24 @@ def test_grids_show_colours_as_they_are(tmp_path):
     save_grid(red, tmp_path / "grid.png", columns=3, zoom=2)
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_the_brightness_of_complex_images_does_not_depend_on_their_phase():
+    phase = torch.linspace(0, 6, 50)
+    x = 0.6 * torch.stack([phase.cos(), phase.sin()])[None, :, None]
+    assert ((magnitude(to_uint8(x)) - 0.6 * 255).abs() < 1.5).all()
+    assert (magnitude(to_uint8(2 * x)) == 255).all()
+    assert (magnitude(to_uint8(0 * x)) < 1.5).all()
+
+
+def test_pictures_show_smaller_and_complex_images_as_large_as_the_others(tmp_path):
+    rows = {"clean": torch.zeros(2, 1, 16, 16, dtype=torch.uint8)}
+    rows["observed"] = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
+    save_rows(rows, tmp_path / "rows.png")
+    with Image.open(tmp_path / "rows.png") as picture:
+        assert picture.size == (150 + 2 * 66 + 2, 2 * 66 + 2)
+        assert picture.getpixel((200, 100)) == (255, 255, 255)
+    one = to_uint8(torch.tensor([0.6, -0.8]).reshape(1, 2, 1, 1))
+    save_grid(one.expand(2, -1, -1, -1), tmp_path / "grid.png", columns=2)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert min(picture.getpixel((2, 2))) > 250

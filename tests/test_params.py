@@ -103,6 +103,57 @@ def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expecte
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        (
+            "{kind: msk}",
+            '.kind = "msk" must be one of identity, mask, blur, downsample, fourier; d',
+        ),
+        ("{keep: 0.4}", ".kind is missing; add it: one of identity, mask"),
+        ("{kind: blur, std: 2.0, radius: 0}", ".radius = 0 must be >= 1 and <= 64"),
+        ("{kind: blur, std: 2.0}", ".radius is missing; add it: a whole number >= 1"),
+        (
+            "{kind: mask, keep: 0.4, dleta: 0.1}",
+            ".dleta is not a known key; did you mean corrupt.",
+        ),
+        (
+            "{kind: identity, keep: 0.4}",
+            ".keep does not go with this corrupt.operator.kind; remov",
+        ),
+        ("{kind: mask, keep: 1.0, delta: 0.1}", ".keep = 1.0 must be > 0 and < 1"),
+        ("identity", ' = "identity" must be a section with the keys kind, keep'),
+        (
+            "{kind: fourier, acceleration: 4.0, center: 0.1, delta: 0.1}",
+            ".kind is fourier, which observes complex images: set data.phase to smooth",
+        ),
+    ],
+)
+def test_a_mistake_in_the_operator_is_told_like_any_other(tmp_path, operator, expected):
+    text = TEXT.replace("    kind: identity\n", "").replace(
+        "  operator:", f"  operator: {operator}"
+    )
+    message = refusal(tmp_path, text)
+    assert message.startswith("params.yaml: corrupt.operator")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "operator", "expected"),
+    [
+        ("phase: smooth", "identity", "data.phase is smooth while data.content is noisy"),
+        ("phase: none", "{kind: mask, keep: 0.4, delta: 0.1}", "kind is mask while data.content"),
+    ],
+)
+def test_noisy_sources_are_neither_given_a_phase_nor_a_mask(tmp_path, data, operator, expected):
+    text = TEXT.replace("content: clean", "content: noisy").replace("phase: none", data)
+    if operator != "identity":
+        text = text.replace("    kind: identity\n", "")
+        text = text.replace("  operator:", f"  operator: {operator}")
+    assert expected in refusal(tmp_path, text)
+
+
 def test_quoted_numbers_are_refused_with_the_remedy(tmp_path):
     message = refusal(tmp_path, changed("pretrain.learning_rate", 'learning_rate: "1e-4"'))
     assert 'pretrain.learning_rate = "1e-4" must be a number > 0' in message
@@ -111,7 +162,7 @@ def test_quoted_numbers_are_refused_with_the_remedy(tmp_path):
 
 def test_a_missing_key_says_what_to_add(tmp_path):
     message = refusal(tmp_path, changed("corrupt.sigma", ""))
-    assert message == "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10"
+    assert message == "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10 or auto"
 
 
 def test_each_mistake_has_its_own_line(tmp_path):
@@ -194,7 +245,10 @@ def test_any_value_of_any_key_gives_parameters_or_a_params_error(tmp_path_factor
 
 def test_flattening_keeps_every_value_under_its_dotted_name():
     flat = flatten(load_params(ROOT))
-    assert list(flat) == [name for name, key in all_keys().items() if key.schema is not None]
+    names = [name for name, key in all_keys().items() if key.schema is not None]
+    others = [name for name in names if name.startswith("corrupt.operator.") and name not in flat]
+    assert list(flat) == [name for name in names if name not in others]
+    assert flat["corrupt.operator.kind"] == "identity"
     assert flat["corrupt.sigma"] == load_params(ROOT).corrupt.sigma
     assert flat["network.channel_mult"].startswith("[")
     assert flat["data.name"] is None

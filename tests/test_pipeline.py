@@ -45,8 +45,9 @@ def test_a_fresh_clone_needs_one_command(workspace):
     for stage in STAGES:
         assert any((workspace.root / "reports" / stage).iterdir())
     summary = workspace.read("reports/summary.json")
-    assert {"generator", "teacher_full", "teacher_truncated", "protocol"} <= set(summary)
-    for model in ("generator", "teacher_full", "teacher_truncated"):
+    models = {"generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact"}
+    assert {*models, "protocol"} <= set(summary)
+    for model in models:
         assert summary[model]["frechet"] > 0
         assert summary[model]["proximal_frechet"] > 0
     # Nothing but the lock is new to git: every output is ignored.

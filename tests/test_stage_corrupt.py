@@ -62,7 +62,7 @@ def test_summary_line_and_metrics_tell_the_measured_level(tmp_path):
     assert log.values == [
         (COUNT, {key: summary[key] for key in ("measured_sigma", "psnr_db")}),
     ]
-    assert log.lines[0].startswith("34 noisy images and 6 held out, measured_sigma 0.")
+    assert log.lines[-1].startswith("34 noisy images and 6 held out, measured_sigma 0.")
     assert log.bars[0].seen == [8, 16, 24, 32, 34, 40, "closed"]
 
 
@@ -112,8 +112,8 @@ def test_observations_are_taken_as_they_are_and_nothing_is_claimed_of_their_nois
     assert torch.equal(train.all(), x[train.index])
     assert torch.equal(train.sigma, torch.full((34,), 0.2))
     summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
-    assert summary == {"train": 34, "heldout": 6, "sigma": 0.2}
-    assert log.lines == ["34 noisy images and 6 held out"]
+    assert summary == {"train": 34, "heldout": 6, "sigma": 0.2, "sigma_hat": 0.2}
+    assert log.lines[-1] == "34 noisy images and 6 held out"
 
 
 def test_without_noise_the_psnr_is_left_out(tmp_path):

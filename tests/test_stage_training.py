@@ -11,6 +11,7 @@ from stage_helpers import Recorder, files_of, params_with, png, random_images, w
 from dsd.checkpoint import load_denoiser, load_generator
 from dsd.errors import DataError, Interrupted, NonFiniteError, ParamsError
 from pipeline import corrupt, distill, evaluate, prepare, pretrain
+from pipeline.evaluate import MODELS
 from pipeline.paths import Paths
 
 NETWORK = {"width": 8, "channel_mult": [1], "attention_resolutions": []}
@@ -118,12 +119,12 @@ def test_the_generator_is_the_checkpoint_with_the_least_proximal_distance(traine
 
 def test_the_summary_has_every_distance_and_its_protocol(trained):
     summary = json.loads(trained.summary.read_text())
-    for name in ("generator", "teacher_full", "teacher_truncated"):
+    for name in MODELS:
         assert summary[name]["frechet"] > 0
         assert summary[name]["proximal_frechet"] > 0
         assert summary[name]["by_features"]["fashion-classifier"]["frechet"] > 0
-    assert summary["generator"]["evaluations"] == 1
-    assert summary["teacher_full"]["evaluations"] == 35
+    # Level 0.5 lies between the grid's points 0.585 and 0.296.
+    assert [summary[name]["evaluations"] for name in MODELS] == [1, 35, 23, 25]
     assert summary["protocol"]["features"] == "fashion-classifier"
     assert summary["protocol"]["num_samples"] == 70
     assert summary["selection"]["checkpoints"] == 4
@@ -136,7 +137,7 @@ def test_evaluating_twice_gives_the_same_bytes_and_other_batches_the_same_number
     assert (files_of(copied.report("evaluate")), copied.summary.read_bytes()) == before
     run(evaluate, tiny(compute={"eval_batch_size": 33}), copied)
     first, second = json.loads(before[1]), json.loads(copied.summary.read_text())
-    for name in ("generator", "teacher_full", "teacher_truncated", "noisy_data"):
+    for name in (*MODELS, "noisy_data"):
         assert second[name]["frechet"] == pytest.approx(first[name]["frechet"], rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from tiny_params import set_params
 
 from dsd.checkpoint import build_denoiser, save_model
-from dsd.config import Network
+from dsd.config import IdentityOperator, Network
 from dsd.errors import Interrupted
 from pipeline import mlflow_store, model_registry, tracking
 from pipeline.params import flatten, load_params
@@ -335,7 +335,10 @@ def test_the_generator_is_registered_without_pickle_and_works_anywhere(paths, tm
     network = Network.model_validate(TINY)
     denoiser = build_denoiser(network, (1, 8, 8), seed=0)
     folder = paths.artifact("distill") / "generator"
-    save_model(folder, denoiser, network=network, shape=(1, 8, 8), sigma_init=2.5)
+    operator = IdentityOperator(kind="identity")
+    save_model(
+        folder, denoiser, network=network, operator=operator, shape=(1, 8, 8), sigma_init=2.5
+    )
     track(paths, "distill", steps=(128,))
     (run,) = runs_of(paths)
     (version,) = client_of(paths).search_model_versions("name='one-step-generator'")

@@ -10,8 +10,9 @@ from stage_helpers import params_with
 
 from dsd.checkpoint import TrainingState, build_denoiser
 from dsd.errors import DataError, NonFiniteError
-from dsd.noise import sample_generator_levels
-from dsd.training.common import learning_rate_factor
+from dsd.losses.pretrain import ambient_denoising_loss
+from dsd.noise import sample_generator_levels, sample_teacher_levels
+from dsd.training.common import autocast, learning_rate_factor
 from dsd.training.distill import Distillation
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.meter import LevelMeter
@@ -244,8 +245,16 @@ def test_the_meter_names_where_a_value_is_not_finite(bad):
         meter.read(1234)
 
 
-def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch):
-    run = distillation(tiny_params(distill={"batch_size": 200}))
+@pytest.mark.parametrize("objective", ["adjusted", "standard"])
+def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective):
+    """Each like one of the observations, with the teacher's objective and its own levels."""
+    law = {"sampler": "truncated", "P_mean": 0.3, "P_std": 0.7}
+    params = tiny_params(
+        pretrain={"objective": objective, "weighting": "ambient-omni"},
+        distill={"batch_size": 200, "fake_noise": law},
+    )
+    run = distillation(params)
+    run._sigma_y = torch.tensor([0.1, 0.8])
     seen = []
 
     def spy(denoiser, y, sigma_y, **options):
@@ -257,9 +266,107 @@ def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch):
     run._train_fake(x_g, torch.Generator().manual_seed(0))
     ((denoiser, y, sigma_y, options),) = seen
     assert denoiser is run.fake
-    assert float((y - x_g).std()) == pytest.approx(SIGMA, rel=0.03)
-    assert bool((sigma_y == torch.tensor(SIGMA)).all())
-    assert options["objective"] == "adjusted"
+    for level in run._sigma_y:
+        alike = sigma_y == level
+        assert float(alike.double().mean()) == pytest.approx(0.5, abs=0.1)
+        assert float((y - x_g)[alike].std()) == pytest.approx(float(level), rel=0.03)
+    assert options["objective"] == objective
+    assert options["weighting"] == "ambient-omni"
+    assert options["noise"] == params.distill.fake_noise
+
+
+def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
+    run = distillation(tiny_params(distill={"fake_steps": 3}))
+    seen, train = [], run._train_fake
+
+    def spy(x_g, random):
+        seen.append(x_g)
+        return train(x_g, random)
+
+    monkeypatch.setattr(run, "_train_fake", spy)
+    next(run.steps())
+    assert len(seen) == len({x_g.detach().numpy().tobytes() for x_g in seen}) == 3
+    assert not any(x_g.requires_grad for x_g in seen)
+
+
+@pytest.mark.parametrize(("pixel_range", "largest"), [("clamped", 1.0), ("free", 3.0)])
+def test_generated_images_are_clamped_where_that_is_asked_for(monkeypatch, pixel_range, largest):
+    run = distillation(tiny_params(distill={"pixel_range": pixel_range}))
+    monkeypatch.setattr(run.generator, "forward", lambda z: 3 * z.sign())
+    assert float(run._generate(torch.Generator().manual_seed(0)).max()) == largest
+
+
+@pytest.mark.parametrize("objective", ["adjusted", "standard"])
+def test_a_denoisers_step_is_its_loss_at_drawn_levels(objective):
+    """The standard objective takes observations for clean images."""
+    params = tiny_params()
+    denoiser, law = build_denoiser(params.network, SHAPE, seed=1).eval(), params.pretrain.noise
+    y = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(2))
+    sigma_y = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    loss, sigma = denoising_step_loss(
+        denoiser, y, sigma_y, objective=objective, weighting="edm", noise=law,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    again = torch.Generator().manual_seed(3)
+    known = sigma_y if objective == "adjusted" else torch.zeros(6)
+    expected_sigma, sigma_add = sample_teacher_levels(law, known, again)
+    n = torch.randn(y.shape, generator=again)
+    expected = ambient_denoising_loss(
+        denoiser, y, sigma_y=known, sigma=expected_sigma, sigma_add=sigma_add, n=n,
+        weighting="edm", sigma_data=params.network.sigma_data,
+    )  # fmt: skip
+    torch.testing.assert_close(sigma, expected_sigma)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_each_observation_is_trained_on_with_its_own_level(monkeypatch):
+    run = teacher_training(tiny_params())
+    run._images = torch.arange(30.0).reshape(30, 1, 1, 1).expand(30, *SHAPE)
+    run._sigma_y = torch.arange(30) / 100
+
+    def spy(denoiser, y, sigma_y, **options):
+        torch.testing.assert_close(y[:, 0, 0, 0] / 100, sigma_y)
+        return denoising_step_loss(denoiser, y, sigma_y, **options)
+
+    monkeypatch.setattr("dsd.training.pretrain.denoising_step_loss", spy)
+    run_steps(run, 4)
+
+
+def rate(optimizer):
+    return optimizer.param_groups[0]["lr"]
+
+
+def test_step_sizes_follow_their_schedules():
+    """The first step of a warm-up of 16 images has 1/17 of the peak."""
+    sizes = {"learning_rate": 1.0e-3, "learning_rate_fake": 3.0e-3}
+    run = distillation(tiny_params(distill=sizes))
+    next(run.steps())
+    assert (rate(run.optimizer), rate(run.optimizer_fake)) == pytest.approx((1e-3 / 17, 3e-3 / 17))
+    teacher = teacher_training(tiny_params(pretrain={"learning_rate": 2.0e-3}))
+    next(teacher.steps())
+    assert rate(teacher.optimizer) == pytest.approx(2e-3 / 17)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_is_that_of_the_trained_weights(kind):
+    """With a half-life of all images seen so far: one half after the first step."""
+    make, _ = KINDS[kind]
+    run = make(tiny_params(**{kind: {"ema_rampup": 1.0}}))
+    before = copy.deepcopy(run.average)
+    next(run.steps())
+    trained = run.denoiser if kind == "pretrain" else run.generator
+    triples = zip(before.parameters(), trained.parameters(), run.average.parameters(), strict=True)
+    for old, new, average in triples:
+        torch.testing.assert_close(average, (old + new) / 2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_networks_compute_in_the_precision_asked_for(precision, dtype):
+    x = torch.ones(2, 2)
+    with autocast(torch.device("cpu"), precision):
+        assert (x @ x).dtype is dtype
 
 
 class Scale(torch.nn.Module):
@@ -273,10 +380,10 @@ class Scale(torch.nn.Module):
         return self.factor * x
 
 
-@pytest.mark.parametrize("divergence", ["sid", "dmd"])
+@pytest.mark.parametrize("divergence", ["sid", "dmd", "sds"])
 def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(divergence):
     """Against the formulas written out: which denoiser is which, and where gradients flow."""
-    run = distillation(tiny_params(distill={"divergence": divergence}))
+    run = distillation(tiny_params(distill={"divergence": divergence, "alpha": 1.2}))
     run.teacher, run.fake = Scale(0.7).requires_grad_(False), Scale(0.4)
     random = torch.Generator().manual_seed(5)
     x_g = torch.randn(8, *SHAPE, generator=random).requires_grad_()
@@ -290,7 +397,7 @@ def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(d
     x_t = copied + level[:, None, None, None] * n
     teacher, fake = 0.7 * x_t, 0.4 * x_t
     omega = (copied - teacher).detach().abs().mean((1, 2, 3))
-    difference = teacher - fake
+    difference = teacher - (copied.detach() if divergence == "sds" else fake)
     if divergence == "sid":
         product = difference * ((teacher - copied) - 1.2 * difference)
     else:

@@ -16,13 +16,15 @@ Reference:
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from dsd.config import Weighting
+from dsd.operators import Images, View, Views, observed_counts
 from dsd.precond import coefficients, per_sample
 from dsd.shapes import Level, PerSample, State
 
-__all__ = ["ambient_denoising_loss"]
+__all__ = ["ambient_denoising_loss", "projected_denoising_loss"]
 
 _OMNI_LEAST_A = 0.1
 """Below this fraction of added variance ``ambient-omni`` stops growing (its factor is 100)."""
@@ -67,15 +69,77 @@ def ambient_denoising_loss(
     # The residual a D + (1 - a) x_t - y divided by sqrt(a), which stays finite where a vanishes.
     root = per_sample(a.sqrt(), y)
     residual = root * (denoised - x_t) + per_sample(sigma, y) * n
-    weight = _scaled_weight(weighting, a, sigma=sigma, sigma_y=sigma_y, sigma_data=sigma_data)
+    c_out = coefficients(sigma, sigma_data).out
+    weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
     return weight * residual.square().flatten(1).mean(1)
 
 
-def _scaled_weight(
-    weighting: Weighting, a: Tensor, *, sigma: Level, sigma_y: Level, sigma_data: float
-) -> Level:
-    """The weight times ``a``, the factor that the residual was divided by."""
+def projected_denoising_loss(
+    denoiser: Callable[[State, Level, View], State],
+    y: Images,
+    *,
+    views: Views,
+    observed: View,
+    given: View,
+    sigma_y: Level,
+    sigma: Level,
+    sigma_add: Level,
+    n: Images,
+    weighting: Weighting,
+    sigma_data: float,
+) -> PerSample:
+    """:func:`ambient_denoising_loss` for observations of part of each image.
+
+    The denoiser is given less than what was observed and judged by all of it. On what it is given
+    the residual is the ambient one. What it is not given has, for the denoiser, an infinite noise
+    level: there a = 1, c_out = sigma_data, and the residual is D - y.
+
+    Args:
+        denoiser: D(P_V x, V; sigma), an estimate of E[x0 | P_V x]; projects its input itself.
+        y: Observations P_M (x0 + sigma_y eps).
+        views: What views mean.
+        observed: M.
+        given: V, hidden at random so that each observed coefficient is hidden with some
+            probability: without that nothing teaches the denoiser to fill in.
+        sigma_y: See :func:`ambient_denoising_loss`; likewise the others.
+        sigma: Total level.
+        sigma_add: Level of the noise to add.
+        n: Standard normal noise.
+        weighting: Weight of both kinds of coefficients at their levels.
+        sigma_data: Standard deviation of the clean data assumed by the weights.
+
+    Returns:
+        One loss for each sample, the mean over the observed coefficients.
+
+    Deviates:
+        Ambient Diffusion weighs hidden coefficients like given ones, by 1 / c_out^2, which grows
+        without bound at low levels though hidden coefficients get no easier there.
+
+    Reference:
+        Daras et al. 2023, Ambient Diffusion (arXiv:2305.19256), Eq. 4, for being judged by more
+        than what is given; "Restoration Score Distillation" (arXiv:2505.13377) for noise besides.
+    """
+    x_t = y + per_sample(sigma_add, y) * n
+    denoised = denoiser(x_t, sigma, given)
+    a = (sigma_add / sigma) ** 2
+    root = per_sample(a.sqrt(), y)
+    ambient = views.project(root * (denoised - x_t) + per_sample(sigma, y) * n, given)
+    filled = views.project(denoised - y, observed & ~given)
     c_out = coefficients(sigma, sigma_data).out
+    weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
+    weight_filled = _scaled_weight(
+        weighting, torch.ones_like(a), sigma_y=sigma_y, c_out=torch.full_like(a, sigma_data)
+    )
+    squares = weight * _sum_of_squares(ambient) + weight_filled * _sum_of_squares(filled)
+    return squares / observed_counts(observed, (y.shape[1], y.shape[2], y.shape[3])).clamp(min=1)
+
+
+def _sum_of_squares(x: State) -> PerSample:
+    return x.square().flatten(1).sum(1)
+
+
+def _scaled_weight(weighting: Weighting, a: Tensor, *, sigma_y: Level, c_out: Level) -> Level:
+    """The weight times ``a``, the factor that the residual was divided by."""
     if weighting == "edm":
         return a / c_out**2
     if weighting == "ambient-omni":

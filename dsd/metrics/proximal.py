@@ -1,9 +1,10 @@
 """Frechet distances of saved images to a fixed reference, clean or noisy.
 
-Proximal FID judges a generator without clean images: its samples get noise of the observations'
-level and are compared with the observations. Both sides are what a file would hold: samples are
-8-bit before the noise, and re-noised samples and observations are clamped to [-1, 1] and quantised
-alike. A reference is measured once, then used for any number of sets.
+Proximal FID judges a generator without clean images: its samples are observed like the data,
+through the same operator and with noise of the same level, and compared with the observations.
+Both sides are what a file would hold: samples are 8-bit before that, and re-noised samples and
+observations are clamped to [-1, 1] and quantised alike. A reference is measured once, then used
+for any number of sets.
 
 Reference:
     Denoising Score Distillation (arXiv:2503.07578).
@@ -11,26 +12,44 @@ Reference:
 
 from typing import final
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from dsd.features import Extractor, extract
 from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import Moments, frechet_distance, moments_of_batches
+from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Level, Pixels, State
 
 __all__ = ["FrechetReference", "ProximalReference", "measure", "renoise"]
 
 
-def renoise(images: Pixels, sigma: Level, *, seed: int) -> Pixels:
+def renoise(
+    images: Pixels, sigma: Level, *, seed: int, operator: Operator | None = None
+) -> UInt8[Tensor, " b c v u"]:
     """Saved images as observations: with noise of level ``sigma``, clamped and quantised again.
 
-    The noise of an image depends on ``seed`` and its position alone, not on the other images, the
-    device or the global random state. With ``sigma`` 0 nothing changes.
+    The noise (and view) of an image depends on ``seed`` and its position alone, not on the other
+    images, the device or the global random state. With ``sigma`` 0 and no operator nothing
+    changes.
+
+    Args:
+        images: Images.
+        sigma: Level for each image.
+        seed: Of the noise.
+        operator: What is lost besides; None if nothing is.
     """
     x = from_uint8(images)
-    eps = torch.stack([_noise(seed, i, x.shape[1:]) for i in range(len(x))]).to(x.device)
-    return to_uint8(x + sigma.to(x)[:, None, None, None] * eps)
+    v = x if operator is None else operator.mapped(x)
+    eps = torch.stack([_noise(seed, i, v.shape[1:]) for i in range(len(v))]).to(v.device)
+    y = v + sigma.to(v)[:, None, None, None] * eps
+    if operator is not None and operator.views is not None:
+        views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
+        y = operator.project(y, views.to(y.device))
+    return to_uint8(y)
 
 
 def _noise(seed: int, index: int, shape: torch.Size) -> State:
@@ -91,7 +110,14 @@ class ProximalReference:
         self._sigma = sigma
         self._seed = seed
 
-    def distance(self, images: Pixels) -> float:
-        """Proximal distance of clean ``images``, which take the observations' levels in turn."""
+    def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
+        """Proximal distance of clean ``images``, which take the observations' levels in turn.
+
+        Args:
+            images: Generated images.
+            operator: Through which the data were observed; None if that is done to ``images``
+                already.
+        """
         sigma = self._sigma[torch.arange(len(images)) % len(self._sigma)]
-        return self._reference.distance(renoise(images, sigma, seed=self._seed))
+        observed = renoise(images, sigma, seed=self._seed, operator=operator)
+        return self._reference.distance(observed)

@@ -149,13 +149,16 @@ class UNet(nn.Module):
     Args:
         config: Width, depth, attention and dropout.
         channels: Colour channels of the images.
+        extra_channels: Channels of the input that tell about it and are not in the output.
         resolution: Height and width of the images, a multiple of ``patch * 2 ** (levels - 1)``.
 
     Raises:
         ValueError: The resolution cannot be halved as often as there are levels.
     """
 
-    def __init__(self, config: Network, *, channels: int, resolution: int) -> None:
+    def __init__(
+        self, config: Network, *, channels: int, resolution: int, extra_channels: int = 0
+    ) -> None:
         super().__init__()
         levels = len(config.channel_mult)
         multiple = config.patch * 2 ** (levels - 1)
@@ -177,7 +180,7 @@ class UNet(nn.Module):
         folded = channels * config.patch**2
         self.patch = config.patch
         self.embed = _NoiseEmbedding(config.width)
-        self.stem = _conv(folded, config.width, 3)
+        self.stem = _conv(folded + extra_channels * config.patch**2, config.width, 3)
         self.encoder = nn.ModuleList()
         skips = [config.width]
         current = config.width
@@ -204,8 +207,8 @@ class UNet(nn.Module):
         self.norm_out = _group_norm(current)
         self.conv_out = _conv(current, folded, 3, gain=1e-5)
 
-    def forward(self, x: Float[Tensor, " b c h w"], c_noise: Level) -> Float[Tensor, " b c h w"]:
-        """Raw output for scaled images ``x`` and noise conditioning ``c_noise``."""
+    def forward(self, x: Float[Tensor, " b _ h w"], c_noise: Level) -> Float[Tensor, " b c h w"]:
+        """Raw output for scaled images ``x`` (extra channels last) and noise conditioning."""
         embedding = self.embed(c_noise)
         h = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [h]

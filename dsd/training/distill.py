@@ -8,7 +8,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, optim
 
-from dsd.config import Distill, Pretrain
+from dsd.config import Distill, IdentityOperator, Pretrain
 from dsd.generator import OneStepGenerator
 from dsd.losses.distill import (
     DenoiserPair,
@@ -18,6 +18,7 @@ from dsd.losses.distill import (
     score_identity_loss,
 )
 from dsd.noise import sample_generator_levels
+from dsd.operators import Operator
 from dsd.precond import Denoiser, per_sample
 from dsd.projection import project_to_range
 from dsd.seeds import seeded_dropout, step_generator
@@ -56,16 +57,22 @@ class Distillation:
         teacher: The frozen teacher.
         sigma_y: Noise level of each training observation; a generated image is re-corrupted with
             one of them at random.
-        shape: Channels, height and width of an image.
+        shape: Channels, height and width of a generated image.
         config: The ``distill`` section.
         objective: The ``pretrain`` section, whose objective and weighting the fake shares.
         seed: Root of all randomness.
         precision: Arithmetic inside the networks.
+        operator: Through which the data were observed; None where images themselves were. The
+            fake denoiser learns from generated images observed likewise, through fresh views; what
+            the generator's loss compares is A G(z), without noise and in all coefficients.
 
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the
         first step of the fake denoiser and the generator's share one forward pass, which the
-        generator's weights do not notice because they change only afterwards.
+        generator's weights do not notice because they change only afterwards. With masks it
+        restricts the generator's loss to observed pixels, with Fourier columns it does not; here
+        it is never restricted, since both denoisers estimate whole images. Its generator is given
+        a fresh view for each image, ours always the same one.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Algorithm 1.
@@ -81,6 +88,7 @@ class Distillation:
         *,
         seed: int,
         precision: Literal["float32", "bfloat16"],
+        operator: Operator | None = None,
     ) -> None:
         self.teacher = frozen_copy(teacher)
         self.fake = frozen_copy(teacher).requires_grad_(True).train()
@@ -92,6 +100,7 @@ class Distillation:
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
         self.step = 0
         self._sigma_y = sigma_y
+        self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._config = config
         self._objective = objective
         self._seed = seed
@@ -114,9 +123,9 @@ class Distillation:
         random = step_generator(self._seed, "distill", self.step, device)
         self._set_learning_rates(seen)
         with seeded_dropout(self._seed, "distill", self.step, device):
-            x_g = self._generate(random)
-            loss_fake = None if config.divergence == "sds" else self._follow(x_g.detach(), random)
-            gaps, sigma = self._train_generator(x_g, random)
+            v = self._generate(random)
+            loss_fake = None if config.divergence == "sds" else self._follow(v.detach(), random)
+            gaps, sigma = self._train_generator(v, random)
         self.step += 1
         decay = ema_decay(
             seen + batch,
@@ -138,29 +147,34 @@ class Distillation:
         set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
 
     def _generate(self, random: torch.Generator) -> State:
+        """A G(z), the generated image as denoisers would see it without noise."""
         device = self._sigma_y.device
         shape = (self._config.batch_size, *self.generator.shape)
         z = torch.randn(shape, generator=random, device=device)
         with autocast(device, self._precision):
             x_g: Tensor = self.generator(z)
-        return project_to_range(x_g) if self._config.pixel_range == "clamped" else x_g
+        if self._config.pixel_range == "clamped":
+            x_g = project_to_range(x_g)
+        return self._operator.mapped(x_g)
 
-    def _follow(self, x_g: State, random: torch.Generator) -> PerSample:
-        """All steps of the fake denoiser before one of the generator: first ``x_g``, then more."""
-        loss = self._train_fake(x_g, random)
+    def _follow(self, v: State, random: torch.Generator) -> PerSample:
+        """All steps of the fake denoiser before one of the generator: first ``v``, then more."""
+        loss = self._train_fake(v, random)
         for _ in range(self._config.fake_steps - 1):
             with torch.no_grad():
                 fresh = self._generate(random)
             loss = self._train_fake(fresh, random)
         return loss
 
-    def _train_fake(self, x_g: State, random: torch.Generator) -> PerSample:
-        """One step of the fake denoiser on generated images made as noisy as the data."""
-        device = x_g.device
-        chosen = torch.randint(len(self._sigma_y), (len(x_g),), generator=random, device=device)
+    def _train_fake(self, v: State, random: torch.Generator) -> PerSample:
+        """One step of the fake denoiser on generated images observed like the data."""
+        device = v.device
+        chosen = torch.randint(len(self._sigma_y), (len(v),), generator=random, device=device)
         sigma_y = self._sigma_y[chosen]
-        eps = torch.randn(x_g.shape, generator=random, device=device)
-        y_g = x_g + per_sample(sigma_y, x_g) * eps
+        eps = torch.randn(v.shape, generator=random, device=device)
+        views = self._operator.views
+        view = None if views is None else views.draw(len(v), random)
+        y_g = self._operator.project(v + per_sample(sigma_y, v) * eps, view)
         self.fake.requires_grad_(True)
         with autocast(device, self._precision):
             loss, _ = denoising_step_loss(
@@ -171,38 +185,43 @@ class Distillation:
                 weighting=self._objective.weighting,
                 noise=self._config.fake_noise,
                 generator=random,
+                view=view,
             )
         self.optimizer_fake.zero_grad(set_to_none=True)
         loss.mean().backward()
         self.optimizer_fake.step()
         return loss.detach()
 
-    def _train_generator(self, x_g: State, random: torch.Generator) -> tuple[PerSample, Level]:
+    def _train_generator(self, v: State, random: torch.Generator) -> tuple[PerSample, Level]:
         """One step of the generator; the denoisers pass gradients to their inputs only."""
-        device = x_g.device
+        device = v.device
         self.fake.requires_grad_(False)
-        sigma = sample_generator_levels(self._config.noise, len(x_g), random, device)
-        n = torch.randn(x_g.shape, generator=random, device=device)
-        x_t = x_g + per_sample(sigma, x_g) * n
+        sigma = sample_generator_levels(self._config.noise, len(v), random, device)
+        n = torch.randn(v.shape, generator=random, device=device)
+        x_t = v + per_sample(sigma, v) * n
         with autocast(device, self._precision):
-            denoised = self._compared(x_g, x_t, sigma)
+            denoised = self._compared(v, x_t, sigma, random)
         self.optimizer.zero_grad(set_to_none=True)
-        self._loss(x_g, denoised).mean().backward()
+        self._loss(v, denoised).mean().backward()
         self.optimizer.step()
         return gap(denoised).detach(), sigma
 
-    def _compared(self, x_g: State, x_t: State, sigma: Level) -> DenoiserPair:
+    def _compared(
+        self, v: State, x_t: State, sigma: Level, random: torch.Generator
+    ) -> DenoiserPair:
         """What teacher and fake make of ``x_t``; with ``sds`` the image itself is the fake's."""
-        teacher = self.teacher(x_t, sigma)
+        views = self._operator.views
+        given = () if views is None else (views.draw_further(len(v), random),)
+        teacher = self.teacher(x_t, sigma, *given)
         return DenoiserPair(
-            teacher, x_g if self._config.divergence == "sds" else self.fake(x_t, sigma)
+            teacher, v if self._config.divergence == "sds" else self.fake(x_t, sigma, *given)
         )
 
-    def _loss(self, x_g: State, denoised: DenoiserPair) -> PerSample:
+    def _loss(self, v: State, denoised: DenoiserPair) -> PerSample:
         match self._config.divergence:
             case "sid":
-                return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
+                return score_identity_loss(v, denoised, alpha=self._config.alpha)
             case "dmd":
-                return reverse_kl_loss(x_g, denoised)
+                return reverse_kl_loss(v, denoised)
             case "sds":
-                return score_distillation_sampling_loss(x_g, denoised.teacher)
+                return score_distillation_sampling_loss(v, denoised.teacher)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, final
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, optim
 
 from dsd.config import Objective, Pretrain, TeacherNoise, Weighting
 from dsd.losses.consistency import consistency_loss, reverse_steps
-from dsd.losses.pretrain import ambient_denoising_loss
+from dsd.losses.pretrain import ambient_denoising_loss, projected_denoising_loss
 from dsd.noise import sample_teacher_levels
+from dsd.operators import View
 from dsd.precond import Denoiser, per_sample
 from dsd.seeds import batch_indices, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
@@ -39,8 +41,19 @@ def denoising_step_loss(
     weighting: Weighting,
     noise: TeacherNoise,
     generator: torch.Generator,
+    view: View | None = None,
 ) -> tuple[PerSample, Level]:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
+
+    Args:
+        denoiser: The denoiser.
+        y: Observations.
+        sigma_y: Noise level of each observation.
+        objective: Which.
+        weighting: Weight of each level.
+        noise: Law of the levels.
+        generator: Source of randomness.
+        view: What was observed, where the denoiser has views.
 
     Returns:
         The loss and the total noise level of each sample.
@@ -49,7 +62,14 @@ def denoising_step_loss(
         sigma_y = torch.zeros_like(sigma_y)
     sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
     n = torch.randn(y.shape, generator=generator, device=y.device)
-    loss = ambient_denoising_loss(
+    loss_of: Callable[..., PerSample] = ambient_denoising_loss
+    if denoiser.views is not None:
+        assert view is not None, "what was observed of each image?"
+        given = denoiser.views.further(view, generator)
+        loss_of = partial(
+            projected_denoising_loss, views=denoiser.views, observed=view, given=given
+        )
+    loss = loss_of(
         denoiser,
         y,
         sigma_y=sigma_y,
@@ -110,6 +130,7 @@ class TeacherTraining:
         config: The ``pretrain`` section.
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
+        view: What was observed of each image, on their device; None where all was.
     """
 
     def __init__(
@@ -121,6 +142,7 @@ class TeacherTraining:
         *,
         seed: int,
         precision: Literal["float32", "bfloat16"],
+        view: View | None = None,
     ) -> None:
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
@@ -128,6 +150,7 @@ class TeacherTraining:
         self.step = 0
         self._images = images
         self._sigma_y = sigma_y
+        self._view = view
         self._config = config
         self._seed = seed
         self._precision: Literal["float32", "bfloat16"] = precision
@@ -156,6 +179,7 @@ class TeacherTraining:
         chosen = batch_indices(self._seed, self.step, batch_size=batch, count=len(self._images))
         chosen = chosen.to(device)
         y, sigma_y = self._images[chosen], self._sigma_y[chosen]
+        view = None if self._view is None else self._view[chosen]
         generator = step_generator(self._seed, "pretrain", self.step, device)
         with (
             seeded_dropout(self._seed, "pretrain", self.step, device),
@@ -169,8 +193,9 @@ class TeacherTraining:
                 weighting=config.weighting,
                 noise=config.noise,
                 generator=generator,
+                view=view,
             )
-            total = loss.mean() + self._inconsistency(y, sigma_y, generator)
+            total = loss.mean() + self._inconsistency(y, sigma_y, view, generator)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -185,14 +210,17 @@ class TeacherTraining:
         return TeacherStep(seen + batch, loss.detach(), sigma)
 
     def _inconsistency(
-        self, y: State, sigma_y: Level, generator: torch.Generator
+        self, y: State, sigma_y: Level, view: View | None, generator: torch.Generator
     ) -> Tensor | float:
         """The weighted consistency term on the first observations of a batch."""
         config = self._config.consistency
         if config.weight == 0:
             return 0.0
+        known = {}
+        if self.denoiser.views is not None and view is not None:
+            known = {"view": self.denoiser.views.further(view[: config.batch_size], generator)}
         loss = consistency_step_loss(
-            self.denoiser,
+            partial(self.denoiser, **known),
             y[: config.batch_size],
             sigma_y[: config.batch_size],
             noise=self._config.noise,

@@ -1,0 +1,196 @@
+"""Do the tests notice mistakes? ``python bench/mutants.py [TEXT ...]`` plants them one by one.
+
+Each mutant of ``bench/mutants.toml`` is one wrong line: a flipped sign, a dropped detach, a wrong
+level. It is planted in a copy of this tree, where the tests that concern its file run until one
+fails. With TEXTs only those mutants run whose file, code or explanation contains one of them; a
+full run writes ``docs/results/mutants.md``.
+
+The exit code is 1 if a mutant survives, if its original line is not found exactly once, or if the
+tests fail without any mutant.
+"""
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+# One thread, before anything imports torch; and only the plugins that the tests need.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+# What all tests import is imported once, before they are forked: four times faster.
+import beartype.claw  # noqa: F401
+import hypothesis.internal.conjecture.engine  # noqa: F401
+import jaxtyping  # noqa: F401
+import pydantic  # noqa: F401
+import pytest
+import scipy.stats  # noqa: F401
+import torch.testing  # noqa: F401
+import torchvision  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+LIST = Path(__file__).with_suffix(".toml")
+PAGE = ROOT / "docs" / "results" / "mutants.md"
+FORK = multiprocessing.get_context("fork")
+PLUGINS = ("_hypothesis_pytestplugin", "jaxtyping._pytest_plugin", "pytest_timeout")
+
+
+class Mutant(NamedTuple):
+    """A mistake, and the tests that should notice it."""
+
+    file: str
+    original: str
+    mutated: str
+    why: str
+    tests: tuple[str, ...]
+
+
+class Result(NamedTuple):
+    """What became of a mutant."""
+
+    mutant: Mutant
+    verdict: str
+    """The test that killed it; or why it lives, in capitals."""
+
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        """Whether a test failed, rather than Python or pytest."""
+        return not self.verdict.isupper()
+
+
+def declared() -> Iterator[Mutant]:
+    """All mutants of the list."""
+    for file, entry in tomllib.loads(LIST.read_text(encoding="utf-8")).items():
+        tests = tuple(f"tests/{name}.py" for name in entry["tests"])
+        for original, mutated, why in entry["mutants"]:
+            yield Mutant(file, original, mutated, why, tests)
+
+
+def chosen(texts: Sequence[str]) -> list[Mutant]:
+    """The mutants that mention one of the texts; all of them without texts."""
+    return [
+        mutant
+        for mutant in declared()
+        if not texts or any(text in part for text in texts for part in mutant[:4])
+    ]
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what git tracks or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            copyfile(ROOT / name, target / name)
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit code and output of the tests in a process of their own, until one fails."""
+    log = tree / "mutant.log"
+    process = FORK.Process(target=_pytest, args=(tree, [*tests], log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _pytest(tree: Path, tests: list[str], log: Path) -> None:
+    with log.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    # A mutant may be as long and as young as the original, which is all that Python compares.
+    sys.dont_write_bytecode = True
+    options = ["-x", "-m", "not slow", "--timeout=120", "-p", "no:cacheprovider"]
+    for plugin in PLUGINS:
+        options += ["-p", plugin]
+    sys.exit(pytest.main([*options, *tests]))
+
+
+def judge(tree: Path, mutant: Mutant) -> Result:
+    """Plant a mutant, run its tests, and take it out again."""
+    start = time.perf_counter()
+    file = tree / mutant.file
+    text = file.read_text(encoding="utf-8")
+    found = text.count(mutant.original)
+    if found != 1:
+        return Result(mutant, f"FOUND {found} TIMES", 0.0)
+    file.write_text(text.replace(mutant.original, mutant.mutated), encoding="utf-8")
+    code, output = run_tests(tree, mutant.tests)
+    file.write_text(text, encoding="utf-8")
+    return Result(mutant, _verdict(code, output), time.perf_counter() - start)
+
+
+def _verdict(code: int, output: str) -> str:
+    failed = re.search(r"^FAILED tests/(\S+)", output, re.MULTILINE)
+    if code == pytest.ExitCode.TESTS_FAILED and failed:
+        return failed[1]
+    return "SURVIVED" if code == pytest.ExitCode.OK else f"BROKE PYTEST ({code})"
+
+
+def page(results: Sequence[Result]) -> str:
+    """The report as Markdown: a table of modules, then every mutant."""
+    killed, seconds = sum(r.killed for r in results), sum(r.seconds for r in results)
+    lines = [
+        "# Mutants",
+        "",
+        "Written by `python bench/mutants.py`: one wrong line at a time, and which test fails.",
+        "",
+        f"**{killed} of {len(results)} killed**, in {seconds:,.0f} seconds on one core.",
+        "",
+        "| module | mutants | killed | seconds |",
+        "|---|---|---|---|",
+    ]
+    for file in dict.fromkeys(r.mutant.file for r in results):
+        own = [r for r in results if r.mutant.file == file]
+        spent = sum(r.seconds for r in own)
+        lines.append(f"| `{file}` | {len(own)} | {sum(r.killed for r in own)} | {spent:.0f} |")
+    lines += ["", "| module | mistake | first test that fails |", "|---|---|---|"]
+    lines += [f"| `{r.mutant.file}` | {r.mutant.why} | {_cell(r.verdict)} |" for r in results]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(verdict: str) -> str:
+    return verdict.partition("[")[0].replace("::", " ").replace(".py", "")
+
+
+def main(texts: Sequence[str]) -> int:
+    """Run the chosen mutants and report."""
+    mutants = chosen(texts)
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        code, output = run_tests(tree, sorted({test for m in mutants for test in m.tests}))
+        if code != pytest.ExitCode.OK:
+            print(f"{output}\nthe tests fail without any mutant")
+            return 1
+        results = []
+        for mutant in mutants:
+            result = judge(tree, mutant)
+            results.append(result)
+            print(f"{result.verdict:60.60} {mutant.file}: {mutant.why}", flush=True)
+    killed = sum(result.killed for result in results)
+    print(f"killed {killed} of {len(results)}")
+    if not texts:
+        PAGE.write_text(page(results), encoding="utf-8")
+    return 0 if killed == len(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""How noisy the observations are: what ``corrupt`` settles, and ``python -m pipeline noise``."""
+
+import json
+from dataclasses import replace
+
+from dsd.config import PARTIAL_OPERATORS, Corrupt, Params
+from dsd.corruption import Noise, split_heldout, write_noisy_store
+from dsd.errors import DataError
+from dsd.imagestore import ImageStore
+from dsd.noise_level import NoiseEstimate, choose_sample, estimate_noise, take_sample
+from dsd.shards import clear_store
+from pipeline.paths import Paths
+from pipeline.stagelog import StageLog
+
+__all__ = ["settle_noise", "show_noise"]
+
+
+def settle_noise(params: Params, paths: Paths, found: ImageStore, log: StageLog) -> Noise:
+    """Estimate the noise of some observations and decide which level is assumed of all.
+
+    Args:
+        params: All parameters.
+        paths: ``data/corrupt/train`` holds these observations for a moment; the estimate goes to
+            ``reports/corrupt/noise.json``.
+        found: Clean images or observations.
+        log: Hears about the estimate.
+
+    Raises:
+        DataError: The level is to be estimated but cannot be.
+    """
+    sigma = params.corrupt.sigma
+    noise = Noise(
+        sigma=None if sigma == "auto" else sigma,
+        assumed=0.0,
+        seed=params.seed,
+        add=found.meta.info.get("content") != "noisy",
+    )
+    estimate = _estimate_some(params, paths, found, noise)
+    noise = replace(noise, assumed=_assumed(params.corrupt, estimate))
+    _report(paths, noise, estimate, len(found), log)
+    return noise
+
+
+def _estimate_some(
+    params: Params, paths: Paths, found: ImageStore, noise: Noise
+) -> NoiseEstimate | DataError:
+    """Observe as many training images as the estimate needs, and estimate; or the reason."""
+    train, _ = split_heldout(params.seed, len(found), params.corrupt.num_heldout)
+    chosen = choose_sample(len(train), found.shape, params.seed).numpy()
+    folder = paths.artifact("corrupt") / "train"
+    operator = params.corrupt.operator
+    write_noisy_store(found.folder, folder, train[chosen], noise=noise, operator=operator)
+    try:
+        return _estimate(ImageStore.open(folder), operator.kind, params.seed)
+    except DataError as error:
+        return error
+    finally:
+        # Nobody shall take these for the whole set, whatever happens next.
+        clear_store(folder)
+
+
+def _estimate(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
+    if operator in PARTIAL_OPERATORS:
+        msg = (
+            "the noise level cannot be estimated: observations lack pixels or frequencies "
+            f"(corrupt.operator.kind is {operator}); give it as a number"
+        )
+        raise DataError(msg)
+    return estimate_noise(take_sample(store, seed))
+
+
+def _assumed(corrupt: Corrupt, estimate: NoiseEstimate | DataError) -> float:
+    """The level for all that comes after."""
+    wanted = corrupt.sigma if corrupt.sigma_hat is None else corrupt.sigma_hat
+    if wanted != "auto":
+        return wanted
+    if isinstance(estimate, DataError):
+        msg = f"{estimate}; or set corrupt.sigma (corrupt.sigma_hat) to a number"
+        raise DataError(msg) from estimate
+    return estimate.recommended
+
+
+def _report(
+    paths: Paths, noise: Noise, estimate: NoiseEstimate | DataError, count: int, log: StageLog
+) -> None:
+    """Write, log and say what was found and what is assumed."""
+    report = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
+    target = paths.report("corrupt") / "noise.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(estimate, DataError):
+        target.write_text(json.dumps({**report, "problem": str(estimate)}, indent=2) + "\n")
+        log.say(str(estimate))
+        return
+    target.write_text(json.dumps({**report, "estimate": estimate.as_json()}, indent=2) + "\n")
+    log.metrics(
+        count,
+        {
+            "sigma_hat": noise.assumed,
+            "sigma_estimate": estimate.sigma,
+            "sigma_low": estimate.low,
+            "sigma_high": estimate.high,
+        },
+    )
+    log.say(f"{_found(estimate)}; assumed from here on: {noise.assumed:.4g}")
+    for check in estimate.suspicious:
+        log.say(f"suspicious noise ({check.name}): {check.text}")
+
+
+def _found(estimate: NoiseEstimate) -> str:
+    return f"noise level {estimate.sigma:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+
+
+def show_noise(params: Params, paths: Paths) -> None:
+    """Print estimate, checks and recommendation for the observations that there are.
+
+    Raises:
+        DataError: There are no observations yet, or their noise cannot be estimated.
+    """
+    store = _observations(paths)
+    operator = params.corrupt.operator.kind
+    estimate = _estimate(store, operator, params.seed)
+    print(f"{store.folder.relative_to(paths.root)}: {len(store):,} images")
+    for line in _lines(estimate):
+        print(line)
+
+
+def _observations(paths: Paths) -> ImageStore:
+    """The noisy images to train on, or the prepared ones if these are noisy."""
+    train, prepared = paths.artifact("corrupt") / "train", paths.artifact("prepare")
+    if (train / "meta.json").exists():
+        return ImageStore.open(train)
+    if (prepared / "meta.json").exists():
+        store = ImageStore.open(prepared)
+        if store.meta.info.get("content") == "noisy":
+            return store
+    missing = "prepare corrupt" if not (prepared / "meta.json").exists() else "corrupt"
+    msg = f"there are no noisy images yet; make them with `dvc repro {missing}`"
+    raise DataError(msg)
+
+
+def _lines(estimate: NoiseEstimate) -> list[str]:
+    """The whole finding, for people."""
+    interval = f"chance over images at {estimate.confidence:.0%} and disagreement of estimates"
+    patches = f"{estimate.patches:,} flat patches of {estimate.images:,} images"
+    others = [f"  {level:<8.4g} {name}" for name, level in estimate.alternatives.items()]
+    checks = [f"  {check.verdict:<11}{check.name}: {check.text}" for check in estimate.checks]
+    return [
+        _found(estimate),
+        f"  the interval: {interval}; from {patches}",
+        "the same by other means",
+        *others,
+        "checks",
+        *checks,
+        "recommendation",
+        f"  corrupt.sigma: {estimate.recommended:.4g}, the upper end: a level too low leaves "
+        "noise in every image, one slightly too high shrinks faint detail",
+        f"  worth a try: {', '.join(f'{level:.4g}' for level in estimate.bracket)}",
+    ]

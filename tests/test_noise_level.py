@@ -1,0 +1,433 @@
+"""The estimated noise level: its interval holds the truth, its checks fire when they should."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stage_helpers import ROOT, Recorder, params_with
+
+from dsd.config import Params
+from dsd.corruption import noise_of
+from dsd.errors import DataError
+from dsd.imagestore import Block, ImageStore, write_store
+from dsd.noise_level import choose_sample, estimate_noise, take_sample
+from dsd.noise_patches import cross_fit, cut_patches
+from dsd.sources import Reader, find_images
+from pipeline import corrupt
+from pipeline.noise import show_noise
+from pipeline.paths import Paths
+
+
+def boxes(count, channels=1, size=16, seed=0):
+    """Bright boxes on grey ground: flat places and sharp edges."""
+    rng = np.random.default_rng(seed)
+    images = np.full((count, channels, size, size), -0.2)
+    for image in images:
+        for _ in range(2):
+            top, left = rng.integers(0, size, 2)
+            high, wide = rng.integers(2, size, 2)
+            image[:, top : top + high, left : left + wide] = rng.uniform(
+                -0.9, 0.9, (channels, 1, 1)
+            )
+    return images
+
+
+def white(images, sigma, seed=1):
+    return images + sigma * np.random.default_rng(seed).standard_normal(images.shape)
+
+
+def estimate(images):
+    return estimate_noise(torch.from_numpy(images.astype(np.float32)))
+
+
+def fired(found):
+    return {check.name for check in found.suspicious}
+
+
+@pytest.fixture(scope="module")
+def clothes():
+    source = find_images("parquet", ROOT / "data/embedded/fashion-mnist.parquet", None)
+    reader = Reader(source, pad=2, resolution=16, on_broken="refuse", max_images=600)
+    return np.concatenate([*reader.blocks()]) / 127.5 - 1
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_holds_the_truth_on_real_images_and_is_narrow(clothes, sigma, seed):
+    found = estimate(white(clothes, sigma, seed))
+    assert found.low <= sigma <= found.high
+    assert found.high - found.low < 0.12 * sigma
+
+
+def test_the_interval_spans_the_disagreement_of_the_estimates_where_texture_is_everywhere(clothes):
+    small = clothes.reshape(600, 1, 8, 2, 8, 2).mean((3, 5))
+    found = estimate(white(small, 0.1))
+    chance = 1.96 * found.error
+    assert found.low <= 0.1 < found.sigma - chance
+    assert found.high > max(found.alternatives.values()) > found.sigma + chance
+
+
+def test_real_texture_is_not_taken_for_strange_noise(clothes):
+    for seed in range(3):
+        assert not fired(estimate(white(clothes, 0.05, seed)))
+
+
+@settings(max_examples=8)
+@given(sigma=st.floats(0.02, 1.0), channels=st.sampled_from([1, 2, 3, 5]), seed=st.integers(0, 99))
+def test_the_interval_holds_the_truth_on_drawn_images(sigma, channels, seed):
+    found = estimate(white(boxes(250, channels, seed=seed), sigma, seed))
+    assert found.low <= sigma <= found.high
+    assert found.high - found.low < 0.2 * sigma
+
+
+def test_pure_noise_is_measured_without_bias_and_with_the_stated_error():
+    shape = (64, 1, 16, 16)
+    found = [estimate(white(np.zeros(shape), 0.3, seed)) for seed in range(30)]
+    sigma = np.array([one.sigma for one in found])
+    error = np.mean([one.error for one in found])
+    # Values of one estimate: 64 * 16 patches, an eighth of them, 3 quiet directions.
+    assert error == pytest.approx(0.3 / np.sqrt(2 * 64 * 16 / 8 * 3), rel=0.15)
+    assert sigma.std() == pytest.approx(error, rel=0.4)
+    assert sigma.mean() == pytest.approx(0.3, abs=4 * error / np.sqrt(30))
+    assert sum(one.low <= 0.3 <= one.high for one in found) >= 27
+
+
+@settings(max_examples=8)
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
+def test_units_and_brightness_do_not_matter(scale, shift):
+    images = white(boxes(60), 0.2)
+    expected, found = estimate(images), estimate(scale * images + scale * shift)
+    for one, other in zip(
+        (found.sigma, found.low, found.high, found.error),
+        (expected.sigma, expected.low, expected.high, expected.error),
+        strict=True,
+    ):
+        assert one == pytest.approx(scale * other, rel=2e-3)
+
+
+def test_patches_are_chosen_by_loud_directions_that_say_nothing_of_quiet_noise():
+    images = white(np.zeros((400, 1, 16, 16)), 1.0)
+    patches = cut_patches(images, 4, np.zeros(images.shape, bool))
+    for half in cross_fit(patches):
+        energy = np.square(half.quiet).mean(-1)
+        assert abs(np.corrcoef(energy.ravel(), half.loudness.ravel())[0, 1]) < 0.04
+        # Directions of other images: the quietest are no quieter here than the others.
+        by_direction = np.square(half.quiet).mean((0, 1))
+        np.testing.assert_allclose(by_direction, 1, atol=0.1)
+        np.testing.assert_allclose(half.basis.T @ half.basis, np.eye(7), atol=1e-12)
+        assert half.quiet.shape == (200, 16, 7)
+
+
+def test_a_patch_holds_its_pixels_less_their_mean():
+    images = np.arange(2 * 2 * 9 * 8, dtype=float).reshape(2, 2, 9, 8)
+    images[0, 1, :4, 4:] = 3
+    clipped = np.zeros(images.shape, bool)
+    clipped[1, 0, 7, 0] = True
+    patches = cut_patches(images, 4, clipped)
+    expected = images[1, :, 4:8, 4:]
+    assert patches.values.shape == (2, 4, 32)
+    np.testing.assert_array_equal(
+        patches.values[1, 3], (expected - expected.mean((1, 2), keepdims=True)).ravel()
+    )
+    assert patches.mean[1, 3] == expected.mean()
+    assert patches.usable.tolist() == [[True, False, True, True], [True, True, False, True]]
+
+
+def test_the_same_images_give_the_same_estimate():
+    images = white(boxes(100), 0.1)
+    assert estimate(images) == estimate(images)
+
+
+def test_the_upper_end_is_recommended_and_the_bracket_reaches_above_it():
+    found = estimate(white(boxes(100), 0.1))
+    assert found.recommended == found.high > found.sigma > found.low == found.bracket[0]
+    assert found.bracket == tuple(sorted(found.bracket))
+    assert found.bracket[1] == found.high
+    assert json.loads(json.dumps(found.as_json()))["recommended"] == found.high
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_white_gaussian_noise_raises_no_alarm(channels):
+    alarms = [
+        check
+        for seed in range(5)
+        for sigma in (0.05, 0.3)
+        for check in estimate(white(boxes(150, channels, seed=seed), sigma, seed)).suspicious
+    ]
+    assert not alarms
+
+
+def correlated(images, sigma, rho):
+    """Noise in which neighbours in a row correlate by ``rho`` and others do not."""
+    drawn = np.random.default_rng(2).standard_normal((*images.shape[:3], images.shape[3] + 1))
+    weight = (1 - np.sqrt(1 - 4 * rho**2)) / (2 * rho)
+    return images + sigma * (drawn[..., 1:] + weight * drawn[..., :-1]) / np.hypot(1, weight)
+
+
+@pytest.mark.parametrize("rho", [-0.35, 0.2, 0.4])
+def test_correlated_noise_is_noticed_and_its_correlation_measured(rho):
+    found = estimate(correlated(boxes(800), 0.2, rho))
+    assert "white" in fired(found)
+    check = found.checks[0]
+    assert check.value == pytest.approx(rho, abs=0.05)
+    assert check.text.startswith("neighbours in a row correlate by")
+    assert "before any resizing" in check.text
+
+
+def test_noise_that_channels_share_is_noticed():
+    rng = np.random.default_rng(0)
+    images = boxes(300, 3)
+    common, own = rng.standard_normal((300, 1, 16, 16)), rng.standard_normal(images.shape)
+    found = estimate(images + 0.1 * (np.sqrt(0.4) * common + np.sqrt(0.6) * own))
+    assert "white" in fired(found)
+    assert found.checks[0].value == pytest.approx(0.4, abs=0.15)
+    assert found.checks[0].text.startswith("channels correlate")
+
+
+@pytest.mark.parametrize(
+    ("draw", "kurtosis"),
+    [
+        (lambda rng, shape: rng.laplace(scale=np.sqrt(0.5), size=shape), 3.0),
+        (lambda rng, shape: rng.uniform(-np.sqrt(3), np.sqrt(3), shape), -1.2),
+    ],
+)
+def test_noise_of_another_law_is_noticed_and_its_kurtosis_measured(draw, kurtosis):
+    images = boxes(800)
+    found = estimate(images + 0.2 * draw(np.random.default_rng(0), images.shape))
+    assert fired(found) == {"gaussian"}
+    assert found.checks[1].value == pytest.approx(kurtosis, rel=0.6)
+
+
+def test_images_of_two_noise_levels_are_noticed():
+    images = boxes(400)
+    levels = np.where(np.arange(400) % 3 == 0, 0.3, 0.1)[:, None, None, None]
+    found = estimate(white(images, levels))
+    assert "one level" in fired(found)
+    assert found.checks[4].value == pytest.approx(3, rel=0.2)
+
+
+def test_salt_and_pepper_is_noticed():
+    rng = np.random.default_rng(0)
+    images = white(boxes(300), 0.05)
+    hit = rng.random(images.shape) < 0.02
+    assert "impulses" in fired(estimate(np.where(hit, rng.choice([-1, 1], images.shape), images)))
+    gravel = images.copy()
+    gravel[..., :8] += rng.uniform(-1, 1, gravel[..., :8].shape)
+    assert "impulses" not in fired(estimate(gravel))
+
+
+def test_noise_that_follows_the_brightness_is_noticed():
+    images = boxes(800, seed=4)
+    brightness = np.random.default_rng(5).uniform(-0.9, 0.9, (800, 1, 1, 1))
+    images = 0.1 * images + brightness
+    found = estimate(white(images, 0.1 * np.sqrt(images + 1.1)))
+    assert "signal-independent" in fired(found)
+    assert found.checks[3].value > 2
+    assert "signal-independent" not in fired(estimate(white(images, 0.1)))
+    assert "signal-independent" not in fired(estimate(white(images, 0.1 + 0.005 * images)))
+
+
+def test_clipped_pixels_are_noticed_and_left_out():
+    images = 0.5 * boxes(800)
+    images[:, :, :3] = 0.95
+    found = estimate(white(images, 0.1).clip(-1, 1))
+    assert fired(found) == {"unclipped"}
+    assert 0.04 < found.checks[5].value < 0.1
+    assert found.low <= 0.1 <= found.high
+
+
+def test_constant_areas_are_noticed_and_left_out():
+    images = white(boxes(400), 0.1)
+    images[:, :, :, 12:] = 0.25
+    found = estimate(images)
+    assert fired(found) == {"everywhere"}
+    assert found.checks[6].value == pytest.approx(0.25)
+    assert found.low <= 0.1 <= found.high
+
+
+def test_steps_coarser_than_the_noise_are_noticed():
+    images = white(boxes(400), 0.05)
+    assert "fine steps" in fired(estimate(np.round(images / 0.08) * 0.08))
+    assert "fine steps" not in fired(estimate(np.round(images / 0.02) * 0.02))
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (np.zeros((19, 1, 16, 16)), "only 19 images, and 20 are needed: use more"),
+        (white(boxes(20), 0.1), "only 320 patches of 4 x 4 .* 512 are needed: use more images"),
+        (np.zeros((99, 1, 7, 16)), "images of 16 x 7 are too small: use 8 x 8"),
+        (np.full((99, 1, 16, 16), np.nan), "some pixels are NaN or infinite: repair"),
+        (np.ones((99, 1, 16, 16)) * np.arange(99)[:, None, None, None], "images are constant"),
+        (boxes(99).clip(-0.2, 0.2), "of the pixels are clipped .* use values from before"),
+        (
+            np.linspace(0, 1, 16) * np.arange(400).reshape(-1, 1, 1, 1) * np.ones((16, 1)),
+            "no noise beyond rounding: give the noise level as a number, 0",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(images, problem):
+    with pytest.raises(DataError, match=problem):
+        estimate(images)
+
+
+def stored(folder, images, **info):
+    write_store(
+        folder,
+        [Block(images.astype(np.float32))],
+        scale=1.0,
+        offset=0.0,
+        shard_size=100,
+        info=lambda: info,
+    )
+    return ImageStore.open(folder)
+
+
+def test_a_sample_is_a_function_of_the_seed_and_as_large_as_needed(tmp_path):
+    assert choose_sample(50_000, (3, 32, 32), 0).shape == (2**21 // 3072,)
+    assert choose_sample(50_000, (3, 2048, 2048), 0).shape == (2**21 // (3 * 64 * 64),)
+    assert choose_sample(5, (1, 8, 8), 0).tolist() == list(range(5))
+    chosen = choose_sample(50_000, (3, 32, 32), 1)
+    assert torch.equal(chosen, choose_sample(50_000, (3, 32, 32), 1))
+    assert not torch.equal(chosen, choose_sample(50_000, (3, 32, 32), 2))
+    assert len(chosen.unique()) == len(chosen)
+    assert torch.equal(chosen, chosen.sort().values)
+
+
+def test_large_images_are_sampled_by_windows(tmp_path):
+    numbers = np.arange(30 * 70 * 100, dtype=np.float32).reshape(30, 1, 70, 100)
+    windows = take_sample(stored(tmp_path, numbers), 0)
+    assert windows.shape == (30, 1, 64, 64)
+    first = int(windows[0, 0, 0, 0])
+    top, left = first // 100 % 70, first % 100
+    expected = torch.from_numpy(numbers[:, :, top : top + 64, left : left + 64])
+    torch.testing.assert_close(windows, expected)
+
+
+# The stage and the command.
+
+
+def run_stage(root, images, *, content, **changes):
+    stored(root / "data/prepare", images, content=content)
+    log = Recorder()
+    keys = {"num_heldout": 30, "workers": 1, **changes}
+    params = params_with(seed=3, corrupt=keys, data={"content": content, "pad": 0})
+    corrupt.run(params, Paths(root), log)
+    parts = [ImageStore.open(root / "data/corrupt" / name) for name in ("train", "heldout")]
+    report = json.loads((root / "reports/corrupt/noise.json").read_text())
+    return log, parts, report
+
+
+def test_an_unknown_level_is_estimated_and_its_upper_end_assumed(tmp_path):
+    images = white(boxes(300), 0.15)
+    log, parts, report = run_stage(tmp_path, images, content="noisy", sigma="auto")
+    found = report["estimate"]
+    assert report["sigma"] is None
+    assert 0.15 < report["sigma_hat"] == found["high"] < 0.17
+    for part in parts:
+        levels = torch.full((len(part),), found["high"])
+        torch.testing.assert_close(part.sigma, levels)
+        assert torch.equal(part.all(), torch.from_numpy(images.astype(np.float32))[part.index])
+        assert part.meta.info["sigma"] is None
+    assert [len(part) for part in parts] == [270, 30]
+    assert log.values[0] == (
+        300,
+        {
+            "sigma_hat": found["high"],
+            "sigma_estimate": found["sigma"],
+            "sigma_low": found["low"],
+            "sigma_high": found["high"],
+        },
+    )
+    assert log.lines[0].startswith("noise level 0.15")
+    assert "assumed from here on: 0.1" in log.lines[0]
+    summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
+    assert (summary["sigma"], summary["sigma_hat"]) == (None, found["high"])
+
+
+@pytest.mark.parametrize("sigma_hat", [0.05, "auto", None])
+def test_clean_images_get_the_true_noise_whatever_is_assumed(tmp_path, sigma_hat):
+    images = boxes(300)
+    _, parts, report = run_stage(tmp_path, images, content="clean", sigma=0.1, sigma_hat=sigma_hat)
+    assumed = {0.05: 0.05, "auto": report["estimate"]["high"], None: 0.1}[sigma_hat]
+    assert (report["sigma"], report["sigma_hat"]) == (0.1, assumed)
+    assert report["estimate"]["low"] <= 0.1 <= report["estimate"]["high"]
+    for part in parts:
+        torch.testing.assert_close(part.sigma, torch.full((len(part),), assumed))
+        noise = torch.from_numpy(noise_of(3, part.index.numpy(), (1, 16, 16)))
+        expected = torch.from_numpy(images.astype(np.float32))[part.index] + 0.1 * noise
+        torch.testing.assert_close(part.all(), expected)
+        assert part.meta.info["sigma"] == 0.1
+
+
+def test_a_level_that_is_given_needs_no_estimate_but_one_that_is_not_does(tmp_path):
+    images = white(boxes(60), 0.1)[:, :, :8, :8]
+    log, (train, _), report = run_stage(tmp_path, images, content="noisy", sigma=0.1)
+    assert report["problem"] == log.lines[0]
+    assert "only 120 patches" in log.lines[0]
+    assert torch.equal(train.sigma, torch.full((30,), 0.1))
+    with pytest.raises(DataError, match=r"only 120 .*; or set corrupt\.sigma .* to a number"):
+        run_stage(tmp_path, images, content="noisy", sigma="auto")
+    assert not (tmp_path / "data/corrupt/train/meta.json").exists()
+
+
+def test_suspicious_noise_is_said(tmp_path):
+    images = correlated(boxes(300), 0.2, 0.4)
+    log, _, report = run_stage(tmp_path, images, content="noisy", sigma="auto")
+    assert log.lines[1].startswith("suspicious noise (white): neighbours in a row correlate")
+    verdicts = {check["name"]: check["verdict"] for check in report["estimate"]["checks"]}
+    assert verdicts["white"] == "suspicious"
+    assert verdicts["unclipped"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigma": "auto"}, "corrupt.sigma is auto while data.content is clean"),
+        (
+            {"sigma_hat": "auto", "operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}},
+            "leaves gaps in the images: their noise cannot be estimated",
+        ),
+        ({"sigma_hat": 80.0}, "less than or equal to 10"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        params_with(corrupt=changes)
+
+
+def test_an_assumed_level_must_lie_below_the_samplers_too():
+    values = params_with(corrupt={"sigma_hat": 2.0}).model_dump()
+    values["evaluate"]["sampler"]["sigma_max"] = 1.0
+    with pytest.raises(
+        ValueError, match=r"sigma_max is 1 but must be above corrupt\.sigma_hat = 2"
+    ):
+        Params.model_validate(values)
+
+
+def test_the_command_prints_estimate_checks_and_recommendation(tmp_path, capsys):
+    run_stage(tmp_path, boxes(300), content="clean", sigma=0.1)
+    show_noise(params_with(seed=3), Paths(tmp_path))
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "reports/corrupt/noise.json").read_text())["estimate"]
+    assert printed.startswith("data/corrupt/train: 270 images\nnoise level 0.")
+    assert f"corrupt.sigma: {report['high']:.4g}, the upper end" in printed
+    assert printed.count("\n  ok  ") == len(report["checks"]) == 8
+    assert f"worth a try: {report['low']:.4g}, {report['high']:.4g}, " in printed
+
+
+def test_the_command_takes_noisy_images_before_they_are_split(tmp_path, capsys):
+    stored(tmp_path / "data/prepare", white(boxes(300), 0.1), content="noisy")
+    show_noise(params_with(), Paths(tmp_path))
+    assert capsys.readouterr().out.startswith("data/prepare: 300 images\nnoise level 0.1")
+
+
+def test_the_command_says_what_to_run_first(tmp_path):
+    with pytest.raises(DataError, match="with `dvc repro prepare corrupt`"):
+        show_noise(params_with(), Paths(tmp_path))
+    stored(tmp_path / "data/prepare", boxes(10), content="clean")
+    with pytest.raises(DataError, match="no noisy images yet; make them with `dvc repro corrupt`"):
+        show_noise(params_with(), Paths(tmp_path))

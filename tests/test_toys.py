@@ -1,0 +1,244 @@
+"""The toys: laws whose support is known, the network for points, and the figures' training."""
+
+import csv
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import optimize, stats
+
+from dsd.networks.mlp import MLP
+from dsd.precond import Denoiser, coefficients
+from dsd.toys import Toy, make_toy, sliced_wasserstein
+from pipeline import __main__ as cli
+from pipeline import toys
+from pipeline.paths import Paths
+from pipeline.toy_cases import SETTINGS, Case, train_case
+
+NAMES = ["moons", "rings", "spirals"]
+
+
+def draw(toy, count, seed=0):
+    return toy.sample(count, generator=torch.Generator().manual_seed(seed))
+
+
+def circle(radius, corners):
+    angle = torch.linspace(0, 2 * math.pi, corners + 1)
+    points = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return Toy(points[:-1], points[1:])
+
+
+def square():
+    """The square from -1 to 1, corner by corner."""
+    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    return Toy(corners, corners.roll(-1, dims=0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_law_is_centred_with_a_standard_deviation_of_one_half(name):
+    points = draw(make_toy(name), 200_000)
+    assert points.shape == (200_000, 2)
+    assert points.mean(0).abs().max() < 0.006
+    assert points.var(dim=0).mean().sqrt() == pytest.approx(0.5, abs=0.002)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_lie_on_the_curves_and_cover_them(name):
+    toy = make_toy(name)
+    points = draw(toy, 4000)
+    assert toy.distance(points).max() < 1e-6
+    # Total variation of a multinomial of 64 equal shares from equal shares.
+    expected = 1 - math.sqrt(64 / (2 * math.pi * 4000))
+    assert toy.coverage(points) == pytest.approx(expected, abs=0.015)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_a_function_of_the_generator(name):
+    toy = make_toy(name)
+    assert torch.equal(draw(toy, 50, seed=1), draw(toy, 50, seed=1))
+    assert not torch.equal(draw(toy, 50, seed=1), draw(toy, 50, seed=2))
+
+
+@given(st.floats(0, 3), st.floats(0, 2 * math.pi))
+def test_the_distance_to_a_circle_is_the_known_offset(radius, angle):
+    point = radius * torch.tensor([[math.cos(angle), math.sin(angle)]])
+    distance = circle(0.7, corners=2000).distance(point)
+    assert distance.item() == pytest.approx(abs(radius - 0.7), abs=3e-6)
+
+
+def test_the_rings_are_circles_with_radii_of_the_known_ratio():
+    """Uniform along rings of radii r and 2.5 r: the variances add up to twice 0.25."""
+    inner = math.sqrt(0.5 * 3.5 / (1 + 2.5**3))
+    origin = torch.zeros(1, 2)
+    far = torch.tensor([[3.0, 0.0]])
+    toy = make_toy("rings")
+    assert toy.distance(origin).item() == pytest.approx(inner, rel=1e-3)
+    assert toy.distance(far).item() == pytest.approx(3 - 2.5 * inner, rel=1e-3)
+
+
+def test_distance_to_segments_ends_at_their_ends():
+    segment = Toy(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    points = torch.tensor([[0.5, 2.0], [4.0, 4.0], [-3.0, 4.0]])
+    assert segment.distance(points).tolist() == [2.0, 5.0, 5.0]
+
+
+def test_a_law_is_uniform_along_the_length_not_over_the_segments():
+    long_and_short = Toy(
+        torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    )
+    x = draw(long_and_short, 5000)[:, 0]
+    assert stats.kstest(x.numpy() / 4, "uniform").pvalue > 0.01
+
+
+def test_coverage_counts_the_share_of_the_curve_that_has_its_mass():
+    shape = square()
+    at = torch.linspace(-0.99, 0.99, 100)
+    lower = torch.stack([at, torch.full_like(at, -1.3)], dim=1)
+    everywhere = torch.cat([lower, -lower, lower.flip(1), -lower.flip(1)])
+    assert shape.coverage(everywhere, parts=4) == pytest.approx(1)
+    assert shape.coverage(lower, parts=4) == pytest.approx(0.25)
+    assert shape.coverage(torch.cat([lower, -lower]), parts=4) == pytest.approx(0.5)
+    assert shape.coverage(torch.cat([lower, lower, lower, -lower]), parts=4) == pytest.approx(0.5)
+    assert shape.coverage(lower[:1], parts=64) == pytest.approx(1 / 64)
+
+
+@given(st.floats(-2, 2), st.floats(-2, 2))
+def test_a_shift_moves_the_sliced_distance_by_its_mean_projection(x, y):
+    """The mean of cos^2 over directions is one half."""
+    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double()
+    moved = points + torch.tensor([x, y], dtype=torch.float64)
+    assert sliced_wasserstein(points, moved) == pytest.approx(math.hypot(x, y) / math.sqrt(2))
+
+
+def test_the_sliced_distance_is_the_mean_of_scipys_distances_of_projections():
+    a, b = (torch.randn(50, 2, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    a = a * torch.tensor([0.3, 2.0])
+    found = sliced_wasserstein(a, b, directions=2)
+    costs = [(a[:, None, axis] - b[None, :, axis]).square().numpy() for axis in (0, 1)]
+    best = [cost[optimize.linear_sum_assignment(cost)].mean() for cost in costs]
+    assert found == pytest.approx(math.sqrt(np.mean(best)), rel=1e-5)
+    assert sliced_wasserstein(a, a.flip(0)) == 0
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    net = MLP(**{"dimensions": 2, "width": 16, "depth": 2, **changes})
+    for parameter in net.parameters():  # the head starts at 0 and would hide every path
+        torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2,), (3, 2, 2)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_network_keeps_the_shape_of_any_sample(shape, depth):
+    x = torch.randn(5, *shape)
+    net = network(dimensions=math.prod(shape), depth=depth)
+    assert net(x, torch.zeros(5)).shape == x.shape
+
+
+def test_samples_of_a_batch_do_not_see_each_other():
+    net, x, c_noise = network().double(), torch.randn(6, 2, 1, 1).double(), torch.randn(6).double()
+    together = net(x, c_noise)
+    alone = torch.cat([net(x[i : i + 1], c_noise[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(together, alone)
+    assert not torch.allclose(together, net(x, c_noise.flip(0)))
+
+
+def test_every_weight_of_the_network_is_used():
+    net = network()
+    net(torch.randn(8, 2, 1, 1), torch.randn(8)).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in net.parameters())
+
+
+def test_a_fresh_network_leaves_the_skip_connection_alone():
+    x, sigma = torch.randn(4, 2, 1, 1), torch.tensor([0.1, 0.5, 1.0, 9.0])
+    fresh = Denoiser(MLP(dimensions=2, width=16, depth=2), sigma_data=0.5)
+    skip = coefficients(sigma, 0.5).skip
+    torch.testing.assert_close(fresh(x, sigma), skip[:, None, None, None] * x)
+
+
+def test_the_network_varies_slowly_with_the_noise_level():
+    """Its waves turn by less than half a turn between sigma and a tenth of it: no memory of
+    separate levels, which could not be continued below those of training."""
+    step = math.log(10) / 4
+    assert step * MLP(dimensions=2, width=1, depth=1).noise_frequencies.max() < math.pi / 2
+
+
+def small(kimg_teacher, kimg_student, **changes):
+    """The committed settings with a smaller network and shorter training."""
+    pretrain = SETTINGS.pretrain.model_copy(update={"kimg": kimg_teacher, "warmup_kimg": 2.0})
+    distill = SETTINGS.distill.model_copy(update={"kimg": kimg_student, "warmup_kimg": 2.0})
+    return dataclasses.replace(SETTINGS, pretrain=pretrain, distill=distill, **changes)
+
+
+def test_the_student_comes_closer_to_the_curves_than_what_it_learned_from():
+    settings = small(80.0, 60.0, num_observations=4000, num_samples=1000, width=64)
+    outcome = train_case(Case("moons", 0.2, 0.2, seed=0), settings)
+    noisy, student = outcome.results["noisy"], outcome.results["one step"]
+    assert student.distance < 0.75 * noisy.distance
+    assert student.wasserstein < 0.9 * noisy.wasserstein
+    assert student.coverage > 0.7
+    print({k: (v.distance, v.wasserstein, v.coverage) for k, v in outcome.results.items()})
+
+
+def test_a_case_is_a_function_of_its_seed():
+    settings = small(2.0, 2.0, num_observations=300, num_samples=100, width=8, depth=1)
+    first, again, other = (
+        train_case(Case("rings", 0.1, 0.1, seed), settings) for seed in (0, 0, 1)
+    )
+    for method, points in first.points.items():
+        np.testing.assert_array_equal(points, again.points[method])
+        assert not np.array_equal(points, other.points[method])
+
+
+def test_only_the_models_see_the_assumed_level():
+    settings = small(2.0, 2.0, num_observations=300, num_samples=100, width=8, depth=1)
+    right, over = (
+        train_case(Case("rings", 0.1, sigma_hat, 0), settings) for sigma_hat in (0.1, 0.2)
+    )
+    same = {name for name in right.points if np.array_equal(right.points[name], over.points[name])}
+    assert same == {"clean", "noisy"}
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    """What the command writes, with settings of a moment."""
+    root = tmp_path_factory.mktemp("toys")
+    toys.run(Paths(root), small(1.0, 1.0, num_observations=300, num_samples=64, width=8, depth=1))
+    return root / "reports/toys"
+
+
+def test_the_command_writes_both_figures(figures):
+    for name in ("figure4.png", "figure6.png"):
+        pixels = np.asarray(Image.open(figures / name).convert("RGB"))
+        assert min(pixels.shape[:2]) > 300
+        coloured = (pixels.max(2).astype(int) - pixels.min(2)) > 40
+        assert coloured.mean() > 0.001
+
+
+def test_the_table_has_a_row_for_each_case_and_method(figures):
+    with (figures / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    cases = {(row["toy"], row["sigma"], row["sigma_hat"], row["seed"]) for row in rows}
+    methods = {row["method"] for row in rows}
+    assert methods == {"clean", "noisy", "Full", "Truncated", "Truncated at sigma", "one step"}
+    assert len(rows) == len(cases) * len(methods)
+    calls = {row["method"]: int(row["evaluations"]) for row in rows if row["sigma_hat"] == "0.2"}
+    assert calls == {
+        "clean": 0, "noisy": 0, "Full": 35, "Truncated": 25, "Truncated at sigma": 27,
+        "one step": 1,
+    }  # fmt: skip
+    assert all(float(row["distance"]) < 1e-6 for row in rows if row["method"] == "clean")
+
+
+def test_the_command_line_runs_it(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(toys, "run", seen.append)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["toys"]) == 0
+    assert [paths.root for paths in seen] == [tmp_path]
