@@ -2,7 +2,7 @@
 
 All stages on the embedded clothes, one seed, with a budget far below the default's: it shows that
 every operator leads to a generator, not how good one can get. Writes
-``docs/results/operators/<kind>.json`` and ``<kind>.png``; about 5 minutes each on one free core.
+``docs/results/operators/<kind>.json`` and ``<kind>.png``; about 3 minutes each on one free core.
 """
 
 import json
@@ -31,9 +31,10 @@ OPERATORS: dict[str, dict[str, Any]] = {
 }
 SIGMA = 0.2
 BUDGET: dict[str, dict[str, Any]] = {
-    "pretrain": {"kimg": 64.0, "warmup_kimg": 6.4, "sample_every_kimg": 64.0},
-    "distill": {"kimg": 24.0},
-    "evaluate": {"features": ["fashion-classifier"], "num_samples": 2000},
+    "corrupt": {"num_heldout": 1000},
+    "pretrain": {"kimg": 38.4, "warmup_kimg": 3.84, "sample_every_kimg": 38.4},
+    "distill": {"kimg": 12.8},
+    "evaluate": {"features": ["fashion-classifier"], "num_samples": 1000},
 }
 
 
@@ -71,9 +72,10 @@ def params_of(kind: str) -> Params:
     values = load_params(ROOT).model_dump()
     values["data"] |= {"path": str(ROOT / values["data"]["path"])}
     values["data"] |= {"phase": "smooth" if kind == "fourier" else "none"}
-    values["corrupt"] |= {"operator": OPERATORS[kind], "sigma": SIGMA}
     for section, changes in BUDGET.items():
         values[section] |= changes
+    values["corrupt"] |= {"operator": OPERATORS[kind], "sigma": SIGMA}
+    values["distill"]["selection"] |= {"every_kimg": 3.2, "num_samples": 1000}
     return Params.model_validate(values)
 
 

@@ -162,7 +162,9 @@ def test_quoted_numbers_are_refused_with_the_remedy(tmp_path):
 
 def test_a_missing_key_says_what_to_add(tmp_path):
     message = refusal(tmp_path, changed("corrupt.sigma", ""))
-    assert message == "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10 or auto"
+    assert message == (
+        "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10 or auto"
+    )
 
 
 def test_each_mistake_has_its_own_line(tmp_path):

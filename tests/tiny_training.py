@@ -1,0 +1,58 @@
+"""Small trainings that tests of steps and of whole runs share."""
+
+from collections import deque
+from itertools import islice
+
+import torch
+from stage_helpers import params_with
+
+from dsd.checkpoint import build_denoiser
+from dsd.training.distill import Distillation
+from dsd.training.pretrain import TeacherTraining
+
+SHAPE = (1, 8, 8)
+SIGMA = 0.3
+
+
+def tiny_params(**sections):
+    network = {"width": 8, "channel_mult": [1], "attention_resolutions": [], "dropout": 0.1}
+    short = {"batch_size": 8, "kimg": 0.08, "warmup_kimg": 0.016}
+    return params_with(
+        network=network,
+        pretrain={**short, **sections.get("pretrain", {})},
+        distill={**short, **sections.get("distill", {})},
+    )
+
+
+def teacher_training(params, seed=0):
+    denoiser = build_denoiser(params.network, SHAPE, seed=1)
+    images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
+    levels = torch.full((30,), SIGMA)
+    return TeacherTraining(
+        denoiser, images, levels, params.pretrain, seed=seed, precision="float32"
+    )
+
+
+def distillation(params, seed=0):
+    teacher = build_denoiser(params.network, SHAPE, seed=1)
+    random = torch.Generator().manual_seed(3)
+    for parameter in teacher.parameters():  # fresh weights end in zeros
+        torch.nn.init.normal_(parameter, std=0.05, generator=random)
+    return Distillation(
+        teacher, torch.full((30,), SIGMA), SHAPE, params.distill, params.pretrain, seed=seed,
+        precision="float32",
+    )  # fmt: skip
+
+
+def run_steps(training, count):
+    deque(islice(training.steps(), count), maxlen=0)
+
+
+def weights(training):
+    """Copies of the averaged and the trained weights."""
+    own = training.denoiser if hasattr(training, "denoiser") else training.generator
+    return [p.clone() for module in (training.average, own) for p in module.state_dict().values()]
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
