@@ -196,6 +196,10 @@ class Corrupt(Section):
     wrong one; ``auto``: the upper end of an interval estimated from the noisy images, which errs
     on the safe side."""
 
+    clean_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the training images that get no noise, chosen by the seed: to study what a few
+    clean images add. Their level 0 is known to training. None of those held out."""
+
     num_heldout: Count
     """Noisy images kept out of training; Proximal FID is measured against them."""
 
@@ -538,6 +542,16 @@ class Params(Section):
             if isinstance(level, float) and top <= level:
                 msg = f"{name} is {top:g} but must be above {of} = {level:g}"
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _only_clean_images_can_stay_clean(self) -> "Params":
+        if self.corrupt.clean_fraction > 0 and self.data.content == "noisy":
+            msg = (
+                f"corrupt.clean_fraction is {self.corrupt.clean_fraction:g}, but data.content is "
+                "noisy, so no image is clean: set it to 0"
+            )
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

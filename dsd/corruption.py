@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from pydantic import JsonValue
 
 from dsd.config import IdentityOperator, OperatorChoice
@@ -53,7 +53,7 @@ def corrupt(
     x0: Float32[np.ndarray, " n *d"],
     indices: Int64[np.ndarray, " n"],
     *,
-    sigma: float,
+    sigma: Float32[np.ndarray, " n"],
     seed: int,
 ) -> Float32[np.ndarray, " n *d"]:
     """Noisy observations of clean images, in data units.
@@ -61,12 +61,22 @@ def corrupt(
     Args:
         x0: Clean images.
         indices: Their numbers in the whole set.
-        sigma: Noise level, in data units.
+        sigma: Noise level of each, in data units.
         seed: Root of the noise.
     """
-    noise = noise_of(seed, indices, x0.shape[1:])
-    noise *= np.float32(sigma)
-    noise += x0
+    y = _scaled_noise(sigma, indices, x0.shape[1:], seed)
+    y += x0
+    return y
+
+
+def _scaled_noise(
+    sigma: Float32[np.ndarray, " n"],
+    indices: Int64[np.ndarray, " n"],
+    shape: tuple[int, ...],
+    seed: int,
+) -> Float32[np.ndarray, " n *d"]:
+    noise = noise_of(seed, indices, shape)
+    noise *= sigma.reshape(-1, *(1,) * len(shape))
     return noise
 
 
@@ -99,11 +109,29 @@ class Noise:
     add: bool
     """False where the images are observations of that level already."""
 
-    @property
-    def level(self) -> float:
-        """The level of the noise to be added."""
+    clean_fraction: float = 0.0
+    """Share of the images that get no noise, and of which level 0 is assumed."""
+
+    def noisy(self, indices: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which of the images with these numbers get noise: a function of seed and number."""
+        if self.clean_fraction == 0:
+            return np.ones(len(indices), bool)
+        return np.array([self._chance(int(index)) >= self.clean_fraction for index in indices])
+
+    def levels(self, indices: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """Level of the noise to be added to each image."""
         assert self.sigma is not None
-        return self.sigma
+        return self.noisy(indices) * np.float32(self.sigma)
+
+    def assumed_levels(self, indices: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """Level to be stored with each image."""
+        return self.noisy(indices) * np.float32(self.assumed)
+
+    def _chance(self, index: int) -> float:
+        # The last word of the counter leads far from the numbers that become this image's noise.
+        key = np.array([self.seed, index], np.uint64)
+        bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, 1], np.uint64))
+        return float(np.random.Generator(bits).random())
 
 
 @final
@@ -112,7 +140,7 @@ class Residual:
     """Sums over y - A x0, to be added up file by file."""
 
     count: int = 0
-    """How many numbers were observed."""
+    """How many numbers were observed through noise."""
 
     total: float = 0.0
     squares: float = 0.0
@@ -142,7 +170,7 @@ class _Observed(NamedTuple):
     """What ``y`` would be without noise."""
 
     seen: int
-    """How many numbers were observed."""
+    """How many numbers were observed, those of images without noise aside."""
 
 
 def _residual(observed: _Observed) -> Residual:
@@ -177,7 +205,7 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
             x0 = clean.take_units(indices)
             observed = _observe(x0, indices, job)
             residuals.append(_residual(observed))
-            yield Block(observed.y, np.full(len(indices), job.noise.assumed, np.float32), indices)
+            yield Block(observed.y, job.noise.assumed_levels(indices), indices)
 
     shard = write_shard(job.folder, job.number, job.layout, blocks())
     return shard, sum(residuals, Residual())
@@ -190,8 +218,8 @@ def _observe(
         return _Observed(x0, x0, x0.size)
     if not isinstance(job.operator, IdentityOperator):
         return _observe_through(job.operator, x0, indices, job.noise)
-    y = corrupt(x0, indices, sigma=job.noise.level, seed=job.noise.seed)
-    return _Observed(y, x0, y.size)
+    y = corrupt(x0, indices, sigma=job.noise.levels(indices), seed=job.noise.seed)
+    return _Observed(y, x0, y[job.noise.noisy(indices)].size)
 
 
 def _observe_through(
@@ -206,7 +234,8 @@ def _observe_through(
     from dsd.operators import Operator, observed_counts
 
     operator = Operator(choice, (x0.shape[1], x0.shape[2], x0.shape[3]))
-    drawn = noise_of(noise.seed, indices, operator.observed_shape) * np.float32(noise.level)
+    shape = operator.observed_shape
+    drawn = _scaled_noise(noise.levels(indices), indices, shape, noise.seed)
     images, eps = torch.from_numpy(x0), torch.from_numpy(drawn)
     views = None if operator.views is None else operator.views.of_images(noise.seed, indices)
     noiseless = torch.empty_like(eps)
@@ -216,8 +245,8 @@ def _observe_through(
         view = None if views is None else views[only]
         noiseless[only] = operator.forward(images[only], view)
         eps[only] = operator.project(eps[only], view)
-    shape = operator.observed_shape
-    seen = eps.numel() if views is None else int(observed_counts(views, shape).sum())
+    noisy = torch.from_numpy(noise.noisy(indices))
+    seen = eps[noisy].numel() if views is None else int(observed_counts(views, shape)[noisy].sum())
     return _Observed((noiseless + eps).numpy(), noiseless.numpy(), seen)
 
 

@@ -108,8 +108,14 @@ def choose_sample(count: int, shape: tuple[int, int, int], seed: int) -> Int64[T
 
 
 def take_sample(store: ImageStore, seed: int) -> Float[Tensor, " n c h w"]:
-    """Images of :func:`choose_sample`; of large ones a window at a random place."""
-    chosen = choose_sample(len(store), store.shape, seed)
+    """Images of :func:`choose_sample`; of large ones a window at a random place.
+
+    Images that are known to be clean are passed over, unless all are.
+    """
+    candidates = torch.arange(len(store))
+    if store.meta.layout.noisy and store.sigma.any():
+        candidates = store.sigma.nonzero()[:, 0]
+    chosen = candidates[choose_sample(len(candidates), store.shape, seed)]
     _, height, width = store.shape
     rows, columns = min(height, _MAX_SIDE), min(width, _MAX_SIDE)
     generator = torch.Generator().manual_seed(derive_seed(seed, "noise level", "windows"))

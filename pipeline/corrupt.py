@@ -1,6 +1,7 @@
 """Stage ``corrupt``: make one fixed noisy observation of each image, and hold some out."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -49,13 +50,14 @@ def _write(
 ) -> Residual:
     """Write both parts; y - x0 summed up over all images."""
     train, heldout = split_heldout(params.seed, len(clean), params.corrupt.num_heldout)
+    mixed = replace(noise, clean_fraction=params.corrupt.clean_fraction)
     residual, before = Residual(), 0
-    for name, indices in (("train", train), ("heldout", heldout)):
+    for name, indices, law in (("train", train, mixed), ("heldout", heldout, noise)):
         _, added = write_noisy_store(
             clean.folder,
             paths.artifact("corrupt") / name,
             indices,
-            noise=noise,
+            noise=law,
             operator=params.corrupt.operator,
             workers=params.corrupt.workers,
             done=partial(_show, progress, before),

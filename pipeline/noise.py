@@ -63,7 +63,7 @@ def _estimate(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
     if operator in PARTIAL_OPERATORS:
         msg = (
             "the noise level cannot be estimated: observations lack pixels or frequencies "
-            f"(corrupt.operator.kind is {operator}); give it as a number"
+            f"(corrupt.operator.kind is {operator}); it has to be known"
         )
         raise DataError(msg)
     return estimate_noise(take_sample(store, seed))
@@ -89,7 +89,7 @@ def _report(
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(estimate, DataError):
         target.write_text(json.dumps({**report, "problem": str(estimate)}, indent=2) + "\n")
-        log.say(str(estimate))
+        log.say(f"{estimate} (assumed: {noise.assumed:.4g}, as given)")
         return
     target.write_text(json.dumps({**report, "estimate": estimate.as_json()}, indent=2) + "\n")
     log.metrics(

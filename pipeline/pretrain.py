@@ -177,4 +177,6 @@ def _build(params: Params, operator: Operator) -> Denoiser:
             params.network, operator.observed_shape, seed=seed, views=operator.views
         )
     except ValueError as error:
-        raise ParamsError(str(error)) from error
+        smaller = operator.observed_shape != operator.shape
+        msg = f"{error} or lower corrupt.operator.factor" if smaller else str(error)
+        raise ParamsError(msg) from error

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_gaps", "draw_levels", "run"]
+__all__ = ["CASES", "draw_gaps", "draw_levels", "run", "train_all", "write_report"]
 
 _SEED = 0
 _GAPS = (
@@ -43,30 +43,38 @@ _GAPS = (
     Case("moons", 0.05, 0.05, _SEED),
 )
 _NUM_DRAWN = 2000
-_RATIOS = (0.5, 0.8, 1.0, 1.25, 1.6)
+_RATIOS = (0.5, 0.8, 1.0, 1.1, 1.25, 1.6)
 _LEVELS = tuple(Case("moons", 0.2, ratio * 0.2, _SEED) for ratio in _RATIOS)
 
+CASES = tuple(dict.fromkeys((*_GAPS, *_LEVELS)))
+"""All cases of both figures, which share one."""
 
-def run(paths: Paths, settings: Settings = SETTINGS) -> None:
+
+def run(paths: Paths) -> None:
     """Train all cases, write figures and table, print the table."""
-    outcomes = dict(_outcomes(list(dict.fromkeys([*_GAPS, *_LEVELS])), settings))
-    folder = paths.report("toys")
-    rows = (row for outcome in outcomes.values() for row in outcome.results.values())
-    write_csv(folder / "table.csv", Result._fields, ([*map(_short, row)] for row in rows))
-    _save(draw_gaps([outcomes[case] for case in _GAPS]), folder / "figure4.png")
-    _save(draw_levels([outcomes[case] for case in _LEVELS]), folder / "figure6.png")
-    Console().print(_table(outcomes.values()))
-    for name in ("table.csv", "figure4.png", "figure6.png"):
-        print((folder / name).relative_to(paths.root))
+    write_report(paths, list(train_all(CASES, SETTINGS)))
 
 
-def _outcomes(cases: Sequence[Case], settings: Settings) -> Iterator[tuple[Case, Outcome]]:
+def train_all(cases: Sequence[Case], settings: Settings) -> Iterator[Outcome]:
     """All cases, side by side in processes of one thread, so that numbers depend on no core."""
     workers = min(len(cases), os.cpu_count() or 1)
     with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
         for outcome in pool.imap(partial(train_case, settings=settings), cases):
             print(f"done: {_described(outcome.case)}", flush=True)
-            yield outcome.case, outcome
+            yield outcome
+
+
+def write_report(paths: Paths, outcomes: Sequence[Outcome]) -> None:
+    """Write both figures and the table of the outcomes of ``CASES``, print the table."""
+    folder = paths.report("toys")
+    rows = (row for outcome in outcomes for row in outcome.results.values())
+    write_csv(folder / "table.csv", Result._fields, ([*map(_short, row)] for row in rows))
+    of_case = {outcome.case: outcome for outcome in outcomes}
+    _save(draw_gaps([of_case[case] for case in _GAPS]), folder / "figure4.png")
+    _save(draw_levels([of_case[case] for case in _LEVELS]), folder / "figure6.png")
+    Console().print(_table(outcomes))
+    for name in ("table.csv", "figure4.png", "figure6.png"):
+        print((folder / name).relative_to(paths.root))
 
 
 def _start_worker() -> None:
@@ -99,7 +107,7 @@ def draw_levels(outcomes: Sequence[Outcome]) -> "Figure":
     left, right = curves.subplots(1, 2)
     _draw_curves(left, outcomes, "distance", "mean distance to the curves")
     _draw_curves(right, outcomes, "wasserstein", "sliced W2 to clean points")
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -114,7 +122,7 @@ def _scatter(panel: "Axes", outcome: Outcome, method: str, *, title: str) -> Non
     x, y = outcome.points[method][:_NUM_DRAWN].T
     panel.plot(*torch.stack([toy.start, toy.end]).permute(2, 0, 1), color="0.75", lw=0.6)
     panel.scatter(x, y, s=1.2, lw=0, alpha=0.6)
-    panel.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
+    panel.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
     measured = f"distance {result.distance:.3f}, W2 {result.wasserstein:.3f}"
     panel.set_title(f"{title}\n{measured}\ncoverage {result.coverage:.2f}", fontsize=8)
 
@@ -147,9 +155,10 @@ def _table(outcomes: Iterable[Outcome]) -> Table:
         table.add_column(name, justify="right")
     for outcome in outcomes:
         for method, row in outcome.results.items():
-            measures = (row.distance, row.wasserstein, row.coverage, row.evaluations, row.seconds)
+            measures = [f"{v:.3f}" for v in (row.distance, row.wasserstein, row.coverage)]
+            cost = (str(row.evaluations), f"{row.seconds:.0f}")
             style = "bold" if method == "one step" else None
-            table.add_row(_described(outcome.case), method, *map(_short, measures), style=style)
+            table.add_row(_described(outcome.case), method, *measures, *cost, style=style)
         table.add_section()
     return table
 

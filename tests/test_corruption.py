@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from stage_helpers import ROOT, files_of, random_images
 
-from dsd.config import IdentityOperator, OperatorChoice
+from dsd.config import IdentityOperator, MaskOperator, OperatorChoice
 from dsd.corruption import Noise, Residual, corrupt, noise_of, split_heldout, write_noisy_store
 from dsd.imagestore import Block, ImageStore, write_store
 from dsd.operators import Operator
@@ -77,20 +78,22 @@ def test_the_noise_is_white_standard_and_normal():
     assert abs((noise * seeds).mean()) < 4 * error
 
 
-@given(sigma=st.floats(0, 10))
+@given(sigma=st.lists(st.floats(0, 10, width=32), min_size=3, max_size=3))
 def test_observations_are_x0_plus_sigma_noise_and_not_clipped(sigma):
     x0 = np.full((3, *SHAPE), 0.9, np.float32)
     indices = np.array([4, 0, 9])
-    y = corrupt(x0, indices, sigma=sigma, seed=1)
-    expected = x0 + np.float32(sigma) * noise_of(1, indices, SHAPE)
+    y = corrupt(x0, indices, sigma=np.array(sigma, np.float32), seed=1)
+    noise = noise_of(1, indices, SHAPE)
     assert y.dtype == np.float32
-    np.testing.assert_array_equal(y, expected)
-    assert sigma < 1 or (y.max() > 1 and y.min() < -1)
+    for row, level, eps in zip(y, sigma, noise, strict=True):
+        np.testing.assert_array_equal(row, np.float32(0.9) + np.float32(level) * eps)
+        assert level < 1 or row.max() > 1
 
 
 def test_without_noise_the_observation_is_the_image():
     x0 = np.linspace(-1, 1, 60, dtype=np.float32).reshape(2, *SHAPE)
-    np.testing.assert_array_equal(corrupt(x0, np.arange(2), sigma=0.0, seed=0), x0)
+    levels = np.zeros(2, np.float32)
+    np.testing.assert_array_equal(corrupt(x0, np.arange(2), sigma=levels, seed=0), x0)
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 200), data=st.data())
@@ -123,9 +126,10 @@ def test_any_shard_size_gives_the_same_observations(tmp_path_factory, shard_size
         found.append(ImageStore.open(folder / f"{name}-noisy"))
     np.testing.assert_array_equal(found[0].all(), found[1].all())
     x0 = ImageStore.open(clean).all().numpy()[indices]
-    np.testing.assert_array_equal(found[1].all(), corrupt(x0, indices, sigma=0.3, seed=5))
+    levels = np.full(len(indices), 0.3, np.float32)
+    np.testing.assert_array_equal(found[1].all(), corrupt(x0, indices, sigma=levels, seed=5))
     np.testing.assert_array_equal(found[1].index, indices)
-    np.testing.assert_array_equal(found[1].sigma, np.full(len(indices), 0.3, np.float32))
+    np.testing.assert_array_equal(found[1].sigma, levels)
 
 
 def test_one_and_eight_workers_write_the_same_bytes(tmp_path):
@@ -157,6 +161,43 @@ def test_the_residual_measures_the_noise(tmp_path):
     assert residual.count == 2000 * 30
     assert residual.std == pytest.approx(0.25, rel=0.02)
     assert residual.psnr == pytest.approx(20 * math.log10(2 / 0.25), abs=0.15)
+
+
+@pytest.mark.parametrize("operator", [IDENTITY, MaskOperator(kind="mask", keep=0.5, delta=0.1)])
+def test_some_images_get_no_noise_and_their_level_is_known(tmp_path, operator):
+    """The others are observed as if all were; the measured level is theirs alone."""
+    count = 2000
+    clean = clean_store(tmp_path / "clean", count=count, shard_size=512)
+    noise = Noise(sigma=0.25, assumed=0.4, seed=5, add=True)
+    found = {}
+    for fraction in (0.0, 0.3, 0.6):
+        mixed = replace(noise, clean_fraction=fraction)
+        _, residual = write_noisy_store(
+            clean, tmp_path / "mixed", np.arange(count), noise=mixed, operator=operator
+        )
+        store = ImageStore.open(tmp_path / "mixed")
+        found[fraction] = store.sigma == 0, store.all().clone()
+        assert set(store.sigma.unique().tolist()) <= {0.0, np.float32(0.4)}
+        assert residual.std == pytest.approx(0.25, rel=0.03)
+    left_out = {fraction: left_out for fraction, (left_out, _) in found.items()}
+    assert not left_out[0.0].any()
+    assert left_out[0.6][left_out[0.3]].all()
+    for fraction in (0.3, 0.6):
+        spread = 4 * math.sqrt(fraction * (1 - fraction) / count)
+        assert left_out[fraction].double().mean() == pytest.approx(fraction, abs=spread)
+    everything, mixed = found[0.0][1], found[0.6][1]
+    assert torch.equal(mixed[~left_out[0.6]], everything[~left_out[0.6]])
+    if operator is IDENTITY:
+        images = ImageStore.open(clean).all()
+        assert torch.equal(mixed[left_out[0.6]], images[left_out[0.6]])
+
+
+def test_which_images_get_no_noise_is_a_function_of_seed_and_number_alone():
+    noise = Noise(sigma=1.0, assumed=1.0, seed=3, add=True, clean_fraction=0.5)
+    together = noise.noisy(np.arange(200))
+    alone = [noise.noisy(np.array([number])).item() for number in range(200)]
+    assert together.tolist() == alone
+    assert together.tolist() != replace(noise, seed=4).noisy(np.arange(200)).tolist()
 
 
 def test_residuals_add_up():

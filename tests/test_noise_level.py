@@ -366,7 +366,7 @@ def test_clean_images_get_the_true_noise_whatever_is_assumed(tmp_path, sigma_hat
 def test_a_level_that_is_given_needs_no_estimate_but_one_that_is_not_does(tmp_path):
     images = white(boxes(60), 0.1)[:, :, :8, :8]
     log, (train, _), report = run_stage(tmp_path, images, content="noisy", sigma=0.1)
-    assert report["problem"] == log.lines[0]
+    assert f"{report['problem']} (assumed: 0.1, as given)" == log.lines[0]
     assert "only 120 patches" in log.lines[0]
     assert torch.equal(train.sigma, torch.full((30,), 0.1))
     with pytest.raises(DataError, match=r"only 120 .*; or set corrupt\.sigma .* to a number"):
@@ -383,6 +383,16 @@ def test_suspicious_noise_is_said(tmp_path):
     assert verdicts["unclipped"] == "ok"
 
 
+def test_images_known_to_be_clean_are_no_sample_of_the_noise(tmp_path):
+    _, (train, _), report = run_stage(
+        tmp_path, boxes(300), content="clean", sigma=0.15, clean_fraction=0.5
+    )
+    noisy = train.all()[train.sigma > 0]
+    assert 60 < len(noisy) < 210
+    assert torch.equal(take_sample(train, 0), noisy)
+    assert report["estimate"]["sigma"] == pytest.approx(0.15, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -397,6 +407,11 @@ def test_suspicious_noise_is_said(tmp_path):
 def test_levels_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         params_with(corrupt=changes)
+
+
+def test_noisy_images_are_never_taken_for_clean_ones():
+    with pytest.raises(ValueError, match="clean_fraction is 0.1, but data.content is noisy"):
+        params_with(corrupt={"clean_fraction": 0.1}, data={"content": "noisy"})
 
 
 def test_an_assumed_level_must_lie_below_the_samplers_too():

@@ -52,6 +52,20 @@ def test_each_image_is_observed_once_in_one_of_two_parts(tmp_path):
     assert train.all().abs().max() > 1
 
 
+def test_some_training_images_may_stay_clean_but_none_of_those_held_out(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path, clean_fraction=0.5)
+    x0 = ImageStore.open(tmp_path / "data/prepare").all()
+    train, heldout = stores(tmp_path)
+    clean = train.sigma == 0
+    assert 5 < clean.sum() < 29
+    assert torch.equal(train.all()[clean], x0[train.index[clean]])
+    assert (heldout.sigma == 0.5).all()
+    assert (train.all() - x0[train.index])[~clean].std() == pytest.approx(0.5, rel=0.1)
+    summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
+    assert summary["measured_sigma"] == pytest.approx(0.5, abs=0.03)
+
+
 def test_summary_line_and_metrics_tell_the_measured_level(tmp_path):
     prepared(tmp_path)
     log = run(tmp_path)

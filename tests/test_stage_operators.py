@@ -107,6 +107,17 @@ def test_operators_that_do_not_fit_the_images_stop_the_stage_before_it_writes(tm
     assert not (paths.artifact("corrupt") / "train").exists()
 
 
+def test_observations_too_small_for_the_network_are_refused_with_both_remedies(tmp_path):
+    paths = source(tmp_path)
+    params = tiny(corrupt={"operator": {"kind": "downsample", "factor": 8}})
+    for stage in (prepare, corrupt):
+        run(stage, params, paths)
+    with pytest.raises(
+        ParamsError, match=r"images of 1 .* \(set data\.resolution\) or lower corrupt\.operator"
+    ):
+        run(pretrain, params, paths)
+
+
 def test_colour_images_have_no_phase(tmp_path):
     encoded = [png(image) for image in random_images(5, 8, 8, 3)]
     write_parquet(tmp_path / "images.parquet", encoded)
