@@ -115,6 +115,8 @@ def _pytest(tree: Path, tests: list[str], log: Path) -> None:
         os.dup2(stream.fileno(), 2)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
+    # Workers that a test spawns would import this script with all that it imports.
+    del sys.modules["__main__"].__file__
     # A mutant may be as long and as young as the original, which is all that Python compares.
     sys.dont_write_bytecode = True
     options = ["-x", "-m", "not slow", "--timeout=120", "-p", "no:cacheprovider"]

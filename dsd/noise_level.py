@@ -9,7 +9,8 @@ eigenvalue of the learned covariance is off by ``sigma ** 2 - sigma_hat ** 2``: 
 leaves noise of level ``sqrt(sigma ** 2 - sigma_hat ** 2)`` in every image, one too high shrinks
 faint directions. Hence the recommendation: the upper end of the interval.
 
-Limits: texture that is as white as noise (sand, JPEG rounding) is noise to this estimator.
+Limits: texture that is as white as noise (sand, JPEG rounding) is noise to this estimator, and
+where no patch is flat the whole interval may lie too high.
 """
 
 from collections.abc import Sequence
