@@ -1,7 +1,7 @@
 """The paper's toys: ``python -m pipeline toys`` draws its Figures 4 and 6 from scratch.
 
-Figure 4: the samplers of a teacher leave mass in the gaps of the data, the one-step student moves
-it towards the curves. Figure 6: what happens where the assumed noise level is not the true one.
+Figure 4: the samplers of a teacher leave mass in the gaps of the data; does the one-step student
+move it to the curves? Figure 6: what happens where the assumed noise level is not the true one.
 Needs no data and no ``params.yaml``; writes ``reports/toys``.
 
 Reference:
@@ -146,9 +146,7 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _table(outcomes: Iterable[Outcome]) -> Table:
-    table = Table(
-        title="Points in the plane; std of the data 0.5", box=SIMPLE, padding=(0, 1, 0, 0)
-    )
+    table = Table(title="Points in the plane; std of the data 0.5", box=SIMPLE, padding=0)
     table.add_column("case")
     table.add_column("method")
     for name in ("distance", "W2", "coverage", "calls", "CPU s"):
