@@ -410,7 +410,7 @@ def test_levels_that_cannot_be_are_refused(changes, message):
 
 
 def test_noisy_images_are_never_taken_for_clean_ones():
-    with pytest.raises(ValueError, match="clean_fraction is 0.1, but data.content is noisy"):
+    with pytest.raises(ValueError, match=r"clean_fraction is 0\.1, but data.content is noisy"):
         params_with(corrupt={"clean_fraction": 0.1}, data={"content": "noisy"})
 
 
