@@ -15,6 +15,7 @@ from tiny_training import (
 )
 
 from dsd.checkpoint import build_denoiser
+from dsd.losses.consistency import consistency_loss
 from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_generator_levels, sample_teacher_levels
 from dsd.training.common import autocast
@@ -32,21 +33,30 @@ def test_sds_moves_the_generator_and_trains_no_fake():
     assert not equal(generator.state_dict().values(), run.generator.state_dict().values())
 
 
-def test_the_consistency_term_is_added_to_the_loss_with_its_weight():
-    """Its gradient alone is (gradient with weight 3 - gradient without) / 3."""
+def test_the_consistency_term_is_added_to_the_loss_with_its_weight(monkeypatch):
+    """With weight w the gradient is w times that of the term larger, sign included."""
+    alone = []
 
-    def gradient(weight):
+    def spy(*denoised):
+        loss = consistency_loss(*denoised)
+        alone.append(torch.autograd.grad(loss.mean(), weights_now, retain_graph=True))
+        return loss
+
+    monkeypatch.setattr("dsd.training.pretrain.consistency_loss", spy)
+    gradients = {}
+    for weight in (0.0, 3.0):
         consistency = {"weight": weight, "batch_size": 4, "num_steps": 2}
         run = teacher_training(tiny_params(pretrain={"consistency": consistency}))
-        for parameter in run.denoiser.parameters():  # fresh weights end in zeros
+        weights_now = list(run.denoiser.parameters())
+        for parameter in weights_now:  # fresh weights end in zeros
             random = torch.Generator().manual_seed(parameter.numel())
             torch.nn.init.normal_(parameter, std=0.1, generator=random)
         next(run.steps())
-        return torch.cat([p.grad.flatten() for p in run.denoiser.parameters()])
-
-    without, once, thrice = (gradient(weight) for weight in (0.0, 1.0, 3.0))
-    assert float((once - without).abs().max()) > 1e-3
-    torch.testing.assert_close(thrice - without, 3 * (once - without), rtol=1e-3, atol=1e-5)
+        gradients[weight] = [p.grad for p in weights_now]
+    (term,) = alone
+    assert max(float(g.abs().max()) for g in term) > 1e-3
+    for with_term, without, expected in zip(gradients[3.0], gradients[0.0], term, strict=True):
+        torch.testing.assert_close(with_term - without, 3 * expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("divergence", ["sid", "dmd"])
