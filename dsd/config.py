@@ -5,14 +5,25 @@ what they may be. Everything is in data units (images span [-1, 1]) and thousand
 unless a field says otherwise.
 """
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 __all__ = [
+    "FEATURE_SPACES",
     "PARTIAL_OPERATORS",
+    "TORCHSCRIPT_SUFFIXES",
     "BlurOperator",
     "Compute",
     "Consistency",
@@ -45,7 +56,26 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["adjusted", "standard"]
 Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
-FeatureSpace = Literal["fashion-classifier", "efficientnet-lite0", "inception"]
+
+FEATURE_SPACES = ("fashion-classifier", "efficientnet-lite0", "inception")
+"""Feature extractors that come with dsd."""
+
+TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
+
+
+def _known_features(value: str) -> str:
+    function = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+    own = value.endswith(TORCHSCRIPT_SUFFIXES) or re.fullmatch(function, value)
+    if value not in FEATURE_SPACES and not own:
+        msg = (
+            f"{value!r} is no feature extractor: name one of {', '.join(FEATURE_SPACES)}, a "
+            "function package.module:function, or a TorchScript file *.ts or *.torchscript"
+        )
+        raise ValueError(msg)
+    return value
+
+
+FeatureSpace = Annotated[str, AfterValidator(_known_features)]
 
 
 class Section(BaseModel):
@@ -350,13 +380,16 @@ class Selection(Section):
     """Choosing the generator by Proximal FID, without clean images."""
 
     features: FeatureSpace
-    """Feature space of the Frechet distance."""
+    """Feature space of the Frechet distance; see ``evaluate.features``."""
 
     every_kimg: Positive
     """Interval of measurements."""
 
     num_samples: Annotated[int, Field(ge=2)]
     """Generated images in each measurement, always from the same latents."""
+
+    keep: Count
+    """How many of the best generators to keep; the last one is kept besides."""
 
 
 class Distill(Section):
@@ -456,7 +489,8 @@ class Evaluate(Section):
         list[FeatureSpace],
         Field(min_length=1),
     ]
-    """Feature spaces, the headline one first."""
+    """Feature spaces, the headline one first: ``fashion-classifier``, ``efficientnet-lite0``,
+    ``inception`` or your own, ``package.module:function`` or a TorchScript file (``*.ts``)."""
 
     inception_weights: str | None
     """TorchScript file of clean-fid's Inception; null lets clean-fid download it."""

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ _OTHERS = {
     "check": "check params.yaml and the data path, run nothing",
     "noise": "estimate the noise level of the observations, with checks",
     "show": "print the final table",
+    "compare": "write a page about several runs: compare [FOLDER | RUN_ID ...]",
     "theorem": "descend Theorem 1's linear model, write its table and picture",
     "toys": "train the paper's toys in the plane, draw its figures 4 and 6",
     "sync": "send to MLflow what it has missed while it was away",
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parsed.command
     paths, stop = Paths(Path.cwd()), StopSignal()
     try:
-        _run(command, parsed.name, paths, stop)
+        _run(command, parsed.names, paths, stop)
     except DsdError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -79,15 +81,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=[*_STAGES, *_OTHERS], metavar="COMMAND")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="of the preset")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of the preset, or of runs")
     return parser
 
 
-def _run(command: str, name: str | None, paths: Paths, stop: StopSignal) -> None:
+def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None:
     if command == "preset":
-        _preset(name, paths)
-    elif name is not None:
-        msg = f"{command} takes no name, but {name!r} was given; leave it out"
+        _preset(names, paths)
+    elif command == "compare":
+        _compare(names, paths)
+    elif names:
+        msg = f"{command} takes no name, but {names[0]!r} was given; leave it out"
         raise ParamsError(msg)
     elif command in _STAGES:
         _run_stage(command, paths, stop)
@@ -113,11 +117,21 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
         from pipeline import tracking
 
         paths.report(stage).mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
             stop.polite = getattr(module, "POLLS_STOP", False)
             module.run(params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
             stop.polite = True
+            if stage == "evaluate":
+                # Here, and not in the stage: other words on a page must not repeat an evaluation.
+                _report(params, paths, seconds=time.monotonic() - started)
+
+
+def _report(params: "Params", paths: Paths, *, seconds: float) -> None:
+    from pipeline.report import write_report
+
+    write_report(params, paths, seconds=seconds)
 
 
 def _load(paths: Paths) -> "Params":
@@ -126,12 +140,13 @@ def _load(paths: Paths) -> "Params":
     return load_params(paths.root)
 
 
-def _preset(name: str | None, paths: Paths) -> None:
+def _preset(names: list[str], paths: Paths) -> None:
     from pipeline.presets import apply_preset, preset_names
 
-    if name is None:
+    if len(names) != 1:
         msg = f"preset needs a name: {', '.join(preset_names())}"
         raise ParamsError(msg)
+    (name,) = names
     changed = apply_preset(name, paths.root)
     for key, value in changed.items():
         print(f"{key}: {value}")
@@ -164,6 +179,13 @@ def _show(paths: Paths) -> None:
     from pipeline.show import show_summary
 
     show_summary(paths)
+
+
+def _compare(names: list[str], paths: Paths) -> None:
+    from pipeline.compare import compare
+
+    for line in compare(names, paths):
+        print(line)
 
 
 def _theorem(paths: Paths) -> None:

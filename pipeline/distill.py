@@ -19,7 +19,6 @@ from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Pixels
 from dsd.training.distill import Distillation
-from dsd.training.ema import frozen_copy
 from dsd.training.meter import LevelMeter
 from pipeline.compute import resolve_device, resolve_precision
 from pipeline.paths import Paths
@@ -49,9 +48,9 @@ class History(BaseModel):
     measurements: list[Measurement] = []
     gap_by_level: list[tuple[int, str, float]] = []
 
-    def best(self) -> Measurement:
-        """The measurement of the chosen generator."""
-        return min(self.measurements, key=lambda item: item.proximal_frechet)
+    def ranked(self) -> list[Measurement]:
+        """All measurements, that of the chosen generator first."""
+        return sorted(self.measurements, key=lambda item: item.proximal_frechet)
 
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
@@ -59,7 +58,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     distillation = _Run(params, paths, log)
     distillation.distill()
     distillation.write(paths)
-    best = distillation.history.best()
+    best = distillation.history.ranked()[0]
     log.say(
         f"chose the generator after {best.images_seen:,} images, Proximal Frechet distance "
         f"{best.proximal_frechet:.4g} ({params.distill.selection.features})"
@@ -93,6 +92,8 @@ class _Run:
         self._params = params
         self._log = log
         self._operator = Operator.of_store(train.meta.info)
+        teacher = read_spec(paths.artifact("pretrain"))
+        self._network = teacher.network
         self._training = Distillation(
             load_denoiser(paths.artifact("pretrain"), device),
             train.sigma.to(device),
@@ -103,7 +104,6 @@ class _Run:
             precision=resolve_precision(params.compute, device),
             operator=self._operator,
         )
-        self._best = frozen_copy(self._training.average)
         self._proximal = _proximal(params, heldout, device)
         self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
         self._latents = make_latents(
@@ -112,7 +112,7 @@ class _Run:
             seed=derive_seed(params.seed, "selection latents"),
         ).to(device)
         self.history = History()
-        inputs = (train.fingerprint, heldout.fingerprint, _model_hash(paths))
+        inputs = (train.fingerprint, heldout.fingerprint, teacher.weights_sha256)
         self._state = self._resumable(paths, ",".join(inputs))
 
     def _resumable(self, paths: Paths, inputs: str) -> Resumable:
@@ -121,7 +121,6 @@ class _Run:
             "net": training.generator,
             "fake": training.fake,
             "ema": training.average,
-            "best": self._best,
             "meter": self._meter,
         }
         optimizers = {"adam": training.optimizer, "adam_fake": training.optimizer_fake}
@@ -159,16 +158,15 @@ class _Run:
                     self._save()
 
     def _measure(self) -> None:
-        """Measure the averaged generator, and keep it if it is the best so far."""
+        """Measure the averaged generator, and keep it for as long as it is one of the best."""
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
         images = self._images()
         proximal = self._proximal.distance(images, operator=self._operator)
         measurement = Measurement(images_seen=seen, gap=gap, proximal_frechet=proximal)
         self.history.measurements.append(measurement)
-        if self.history.best() is measurement:
-            self._best.load_state_dict(self._training.average.state_dict())
-        self._keep(images)
+        self._keep_images(images)
+        self._keep_generator()
         values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)
         self._log.metrics(seen, values)
 
@@ -185,14 +183,31 @@ class _Run:
         with torch.inference_mode():
             return torch.cat([to_uint8(average(z)) for z in self._latents.split(size)])
 
-    def _keep(self, images: Pixels) -> None:
+    def _keep_images(self, images: Pixels) -> None:
         """Keep the images for the study of the trajectory, and show the first of them."""
-        name = f"{self.history.images_seen:09d}"
+        name = _moment(self.history.images_seen)
         with published(self._state.folder / "trajectory" / f"{name}.safetensors") as file:
             file.write(save({"images": images.cpu()}))
         picture = self._state.folder / "pictures" / f"{name}.png"
         zoom = max(1, 64 // images.shape[-1])
         save_grid(images[:GRID_IMAGES].cpu(), picture, columns=GRID_COLUMNS, zoom=zoom)
+
+    def _keep_generator(self) -> None:
+        """Save the averaged generator, and remove one that is no longer among the best."""
+        folder = self._state.folder / "checkpoints"
+        save_model(
+            folder / _moment(self.history.images_seen),
+            self._training.average.denoiser,
+            network=self._network,
+            operator=self._operator.choice,
+            shape=self._operator.shape,
+            sigma_init=self._params.distill.sigma_init,
+        )
+        best = self.history.ranked()[: self._params.distill.selection.keep]
+        kept = {_moment(item.images_seen) for item in (*best, self.history.measurements[-1])}
+        for checkpoint in folder.iterdir():
+            if checkpoint.name not in kept:
+                shutil.rmtree(checkpoint)
 
     def _save(self) -> None:
         self._meter.check(self.history.images_seen)
@@ -202,25 +217,22 @@ class _Run:
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs and forget the resumable state."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
-        save_model(
-            artifact / "generator",
-            self._best.denoiser,
-            network=read_spec(paths.artifact("pretrain")).network,
-            operator=self._operator.choice,
-            shape=self._operator.shape,
-            sigma_init=self._params.distill.sigma_init,
-        )
+        folder = self._state.folder
+        chosen = folder / "checkpoints" / _moment(self.history.ranked()[0].images_seen)
+        shutil.copytree(chosen, artifact / "generator", dirs_exist_ok=True)
         header = ["images", "gap", "proximal_frechet"]
         rows = [tuple(item.model_dump().values()) for item in self.history.measurements]
-        write_csv(report / "trajectory.csv", header, rows)
+        for place in (artifact, report):
+            write_csv(place / "trajectory.csv", header, rows)
         write_csv(
             report / "gap_by_level.csv", ["images", "sigma", "gap"], self.history.gap_by_level
         )
-        folder = self._state.folder
-        shutil.copytree(folder / "trajectory", artifact / "trajectory", dirs_exist_ok=True)
+        for kept in ("checkpoints", "trajectory"):
+            shutil.copytree(folder / kept, artifact / kept, dirs_exist_ok=True)
         shutil.copytree(folder / "pictures", report / "samples", dirs_exist_ok=True)
         self._state.clear()
 
 
-def _model_hash(paths: Paths) -> str:
-    return read_spec(paths.artifact("pretrain")).weights_sha256
+def _moment(images_seen: int) -> str:
+    """Name of what belongs to one moment of the distillation; in order of time."""
+    return f"{images_seen:09d}"

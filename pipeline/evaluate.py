@@ -3,32 +3,46 @@
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, final
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 
 from dsd.checkpoint import load_denoiser, load_generator
 from dsd.config import FeatureSpace, Params
 from dsd.features import Extractor, load_extractor
+from dsd.features.cache import FeatureCache, fingerprint
 from dsd.generator import make_latents
-from dsd.images import save_rows, to_uint8
+from dsd.images import save_grid, save_rows, to_uint8
 from dsd.imagestore import ImageStore
-from dsd.metrics.proximal import FrechetReference, ProximalReference
+from dsd.metrics.memorisation import Memorisation
 from dsd.operators import Operator
 from dsd.samplers import TeacherSamples, sample_teacher
 from dsd.seeds import derive_seed
-from dsd.shapes import Level, Pixels, State
+from dsd.shapes import Pixels, State
 from pipeline.compute import resolve_device
+from pipeline.measures import Data, Measures, Space
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
-from pipeline.tables import write_csv
+from pipeline.tables import read_csv, write_csv
 
 __all__ = ["run"]
 
 NUM_SHOWN = 12
-"""Images of each kind in the picture."""
+"""Images in a row of a picture."""
+
+NUM_SAMPLED = 3 * NUM_SHOWN
+"""Images in the picture of one model's."""
+
+NUM_MOMENTS = 9
+"""Moments of the distillation in the picture of its progress."""
+
+SHOWN_PIXELS = 64
+"""Width of an image in a picture, about."""
 
 MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
 """What is measured, by its name in the summary."""
@@ -50,79 +64,51 @@ class Samples(NamedTuple):
     evaluations: dict[str, int]
 
 
-class Data(NamedTuple):
-    """The images that models are compared with."""
-
-    clean: Pixels | None
-    noisy: Pixels
-    sigma: Level
-    operator: Operator
-    """Through which the noisy images were observed."""
-
-    def left_to_observe(self, model: str) -> Operator | None:
-        """What a model's images lack, but for noise, to be compared with noisy ones.
-
-        Teachers of mapped images generate mapped images.
-        """
-        return self.operator if model == "generator" or self.operator.map is None else None
-
-
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Sample, measure and draw; write ``reports/summary.json`` and ``reports/evaluate``."""
     device = resolve_device(params.compute)
     data = _data(params, paths)
     samples = _sample(params, paths, data, device, log)
+    cache = FeatureCache(paths.features)
     spaces = [
-        _Space(_extractor(params, name, device), data, params) for name in params.evaluate.features
+        Space(_extractor(params, name, device), data, params, cache)
+        for name in params.evaluate.features
     ]
+    copies = spaces[0].memorisation(samples.images["generator"])
     summary = _summary(params, samples, data, spaces)
-    summary["selection"] = _trajectory(paths, spaces, data)
+    summary["selection"] = _trajectory(paths, spaces[0], data)
+    summary["memorisation"] = {
+        name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
+    }
     paths.summary.write_text(json.dumps(summary, indent=2) + "\n")
     _draw(paths, samples, data)
+    _draw_progress(paths)
+    _draw_neighbours(paths, samples.images["generator"], copies, data)
     for name in MODELS:
         log.say(_line(name, summary))
 
 
 def _data(params: Params, paths: Paths) -> Data:
-    noisy = ImageStore.open(paths.artifact("corrupt") / "train")
+    noisy, heldout = (
+        ImageStore.open(paths.artifact("corrupt") / part) for part in ("train", "heldout")
+    )
     clean = None
     if params.data.content == "clean":
         clean = to_uint8(ImageStore.open(paths.artifact("prepare")).all())
-    return Data(clean, to_uint8(noisy.all()), noisy.sigma, Operator.of_store(noisy.meta.info))
+    return Data(
+        clean,
+        to_uint8(noisy.all()),
+        noisy.sigma,
+        noisy.index,
+        to_uint8(heldout.all()),
+        Operator.of_store(noisy.meta.info),
+    )
 
 
 def _extractor(params: Params, name: FeatureSpace, device: torch.device) -> Extractor:
     return load_extractor(
         name, device=device, inception_weights=params.evaluate.inception_weights_path
     )
-
-
-@final
-class _Space:
-    """One feature space with the data in it."""
-
-    def __init__(self, extractor: Extractor, data: Data, params: Params) -> None:
-        size = params.compute.eval_batch_size
-        seed = derive_seed(params.seed, "evaluation noise")
-        self.name = extractor.name
-        self.protocol = extractor.protocol
-        self.noisy = ProximalReference(
-            data.noisy, data.sigma, extractor, batch_size=size, seed=seed
-        )
-        self.clean = None
-        self.clean_shape = data.operator.shape
-        if data.clean is not None:
-            self.clean = FrechetReference(data.clean, extractor, batch_size=size)
-
-    def frechet(self, images: Pixels) -> float | None:
-        """Distance to the clean images, if there are any and of the size of ``images``."""
-        if self.clean is None or images.shape[1:] != self.clean_shape:
-            return None
-        return self.clean.distance(images)
-
-    def proximal(self, images: Pixels, operator: Operator | None) -> float:
-        """Distance to the noisy images after observing ``images`` like those."""
-        return self.noisy.distance(images, operator=operator)
 
 
 def _sample(
@@ -180,31 +166,31 @@ def _by_name(drawn: TeacherSamples) -> dict[str, tuple[State, int]]:
     }
 
 
-def _summary(params: Params, samples: Samples, data: Data, spaces: list[_Space]) -> dict[str, Any]:
+def _summary(params: Params, samples: Samples, data: Data, spaces: list[Space]) -> dict[str, Any]:
     """All distances; those in the first feature space stand at the top of each model."""
     count = params.evaluate.num_samples
     summary: dict[str, Any] = {}
     for name in MODELS:
         images = samples.images[name]
         by_features = {
-            space.name: {
-                "frechet": space.frechet(images),
-                "proximal_frechet": space.proximal(images, data.left_to_observe(name)),
-            }
-            for space in spaces
+            space.name: space.measures(images, data.left_to_observe(name)) for space in spaces
         }
         summary[name] = {
-            **by_features[spaces[0].name],
+            **_main_distances(by_features[spaces[0].name]),
             "evaluations": samples.evaluations[name],
             "by_features": by_features,
         }
-    noisy = {space.name: {"frechet": space.frechet(data.noisy[:count])} for space in spaces}
-    summary["noisy_data"] = {**noisy[spaces[0].name], "by_features": noisy}
+    noisy = {space.name: space.measures_to_clean(data.noisy[:count]) for space in spaces}
+    summary["noisy_data"] = {**_main_distances(noisy[spaces[0].name]), "by_features": noisy}
     summary["protocol"] = _protocol(params, data, spaces)
     return summary
 
 
-def _protocol(params: Params, data: Data, spaces: list[_Space]) -> dict[str, object]:
+def _main_distances(measures: Measures) -> Measures:
+    return {name: measures[name] for name in ("frechet", "proximal_frechet") if name in measures}
+
+
+def _protocol(params: Params, data: Data, spaces: list[Space]) -> dict[str, object]:
     """All that must be equal for two numbers to be comparable."""
     return {
         "features": spaces[0].name,
@@ -213,6 +199,8 @@ def _protocol(params: Params, data: Data, spaces: list[_Space]) -> dict[str, obj
         "num_samples": params.evaluate.num_samples,
         "num_clean": None if data.clean is None else len(data.clean),
         "num_noisy": len(data.noisy),
+        "clean_sha256": None if data.clean is None else fingerprint(data.clean),
+        "noisy_sha256": fingerprint(data.noisy),
         "seed": params.seed,
         "sigma": params.corrupt.sigma,
         "sigma_hat": float(data.sigma.max()),
@@ -230,33 +218,87 @@ def _without_frechet(data: Data) -> str | None:
     return None
 
 
-def _trajectory(paths: Paths, spaces: list[_Space], data: Data) -> dict[str, object]:
+def _trajectory(paths: Paths, space: Space, data: Data) -> dict[str, object]:
     """How Proximal FID followed the distance to clean images over the distillation.
 
     The images are those on which the generator was chosen; this study comes after the choice.
+    With clean images it says what the choice cost: the chosen generator's distance to them beside
+    the last one's and the least of all, the oracle's.
     """
-    space = spaces[0]
-    rows = []
-    for path in sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors")):
-        images = load_file(path)["images"]
-        proximal = space.proximal(images, data.operator)
-        rows.append((int(path.stem), proximal, space.frechet(images)))
-    header = ["images", "proximal_frechet", "frechet"]
-    write_csv(paths.report("evaluate") / "selection.csv", header, rows)
-    if space.clean is not None:
-        _, near, clean = zip(*rows, strict=True)
-        return {"spearman": float(spearmanr(near, clean).statistic), "checkpoints": len(rows)}
-    return {"checkpoints": len(rows)}
+    artifact = paths.artifact("distill")
+    moments = [
+        _moment(artifact, int(row["images"]), float(row["proximal_frechet"]), space, data)
+        for row in read_csv(artifact / "trajectory.csv")
+    ]
+    write_csv(paths.report("evaluate") / "selection.csv", list(_Moment._fields), moments)
+    chosen = min(moments, key=lambda moment: moment.heldout_proximal_frechet)
+    named = {"chosen": chosen, "last": moments[-1]}
+    correlation = {}
+    if data.clean is not None:
+        named["oracle"] = min(moments, key=lambda moment: moment.frechet or 0.0)
+        near, clean = zip(*[(m.proximal_frechet, m.frechet) for m in moments], strict=True)
+        correlation = {"spearman": float(spearmanr(near, clean).statistic)}
+    places = {name: moment._asdict() for name, moment in named.items()}
+    return {**correlation, "checkpoints": len(moments), **places}
+
+
+class _Moment(NamedTuple):
+    """The generator at one moment of the distillation."""
+
+    images: int
+    heldout_proximal_frechet: float
+    """To the held-out noisy images, as measured then; by it the generator was chosen."""
+
+    proximal_frechet: float
+    """To the noisy images of training."""
+
+    frechet: float | None
+
+
+def _moment(artifact: Path, images_seen: int, heldout: float, space: Space, data: Data) -> _Moment:
+    images = load_file(artifact / "trajectory" / f"{images_seen:09d}.safetensors")["images"]
+    proximal = space.to_noisy(images, data.operator)
+    return _Moment(images_seen, heldout, proximal, space.to_clean(images))
 
 
 def _draw(paths: Paths, samples: Samples, data: Data) -> None:
-    """Save one picture: data above, then each model's images of the same latents."""
+    """Save data above each model's images of the same latents; and more of each model's."""
     rows = {"noisy_data": data.noisy}
     rows |= {name: samples.images[name] for name in reversed(MODELS)}
     if data.clean is not None:
         rows["clean_data"] = data.clean
     labelled = {label: rows[name][:NUM_SHOWN] for name, label in LABELS.items() if name in rows}
-    save_rows(labelled, paths.report("evaluate") / "comparison.png")
+    folder = paths.report("evaluate")
+    save_rows(labelled, folder / "comparison.png")
+    for name in MODELS:
+        images = samples.images[name][:NUM_SAMPLED]
+        zoom = max(1, SHOWN_PIXELS // images.shape[-1])
+        save_grid(images, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
+
+
+def _draw_progress(paths: Paths) -> None:
+    """Save what the generator made of the same latents, at a few moments of the distillation."""
+    files = sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors"))
+    shown = np.linspace(0, len(files) - 1, min(NUM_MOMENTS, len(files))).round().astype(int)
+    rows = {f"{int(files[at].stem):,} images": _first_images(files[at]) for at in shown}
+    save_rows(rows, paths.report("evaluate") / "progress.png")
+
+
+def _draw_neighbours(paths: Paths, images: Pixels, copies: Memorisation, data: Data) -> None:
+    """Save the generated images that lie nearest to an observation, above these."""
+    shown = copies.most_suspicious(NUM_SHOWN).cpu()
+    nearest = copies.indices[:, 0].cpu()[shown]
+    rows = {"one step": images[shown], "nearest noisy": data.noisy[nearest]}
+    if data.clean is not None:
+        rows["the same, clean"] = data.clean[data.numbers[nearest]]
+    save_rows(rows, paths.report("evaluate") / "neighbours.png")
+
+
+def _first_images(file: Path) -> Pixels:
+    """The images of the first latents at one moment."""
+    with safe_open(file, framework="pt") as stored:
+        images: Pixels = stored.get_slice("images")[:NUM_SHOWN]
+    return images
 
 
 def _line(name: str, summary: Mapping[str, Any]) -> str:

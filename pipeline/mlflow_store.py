@@ -5,8 +5,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 from urllib.parse import urlsplit
@@ -25,10 +26,18 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-__all__ = ["MODEL_NAME", "RUN_FILE", "Store", "now_ms", "shown_uri"]
+__all__ = [
+    "MODEL_NAME",
+    "RUN_FILE",
+    "Evaluation",
+    "Store",
+    "fetch_evaluations",
+    "now_ms",
+    "shown_uri",
+]
 
 MODEL_NAME = "one-step-generator"
 """Name of the registered model."""
@@ -150,8 +159,9 @@ class Store:
             if file.suffix in _ATTACHED and file.is_file() and file.name != RUN_FILE:
                 folder = file.relative_to(report).parent.as_posix()
                 client.log_artifact(session.record.run_id, str(file), folder.strip("."))
-        if session.record.stage == "evaluate" and self._paths.summary.is_file():
-            client.log_artifact(session.record.run_id, str(self._paths.summary))
+        if session.record.stage == "evaluate":
+            for file in filter(Path.is_file, (self._paths.summary, self._paths.report_page)):
+                client.log_artifact(session.record.run_id, str(file))
 
     def _register(self, session: Session) -> None:
         # Late, because it imports torch, which only this step of this stage needs.
@@ -184,6 +194,72 @@ class Store:
         """Where a local store keeps files; a server decides for itself."""
         local = self.uri.startswith("sqlite:")
         return self._paths.tracking_artifacts.resolve().as_uri() if local else None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation in a store, its files copied to this machine.
+
+    Args:
+        run_id: MLflow's id.
+        params: All parameters, as text.
+        summary: Copy of ``summary.json``.
+        picture: Copy of the generator's images, if there are any.
+    """
+
+    run_id: str
+    params: dict[str, str]
+    summary: Path
+    picture: Path | None
+
+
+def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluation]:
+    """All finished evaluations of an experiment that kept their summary, oldest first.
+
+    Args:
+        uri: MLflow tracking URI.
+        experiment: Name of the experiment.
+        folder: Where to put the copies.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []  # connecting would make an empty store
+    with _first_touch(uri):
+        client = _quiet_client(uri)
+        found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    fetched = (_fetch(client, run, folder) for run in _evaluations(client, found.experiment_id))
+    return [evaluation for evaluation in fetched if evaluation is not None]
+
+
+def _evaluations(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            "tags.`dvc.stage` = 'evaluate' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _fetch(client: MlflowClient, run: Run, folder: Path) -> Evaluation | None:
+    """Copy what a comparison needs; None for a run whose files never arrived."""
+    run_id, target = run.info.run_id, folder / run.info.run_id
+    target.mkdir()
+    kept = {file.path for file in client.list_artifacts(run_id)}
+    if "summary.json" not in kept:
+        return None
+    summary = Path(client.download_artifacts(run_id, "summary.json", str(target)))
+    picture = None
+    if "samples" in kept:
+        samples = Path(client.download_artifacts(run_id, "samples", str(target)))
+        picture = samples / "generator.png"
+    return Evaluation(run_id, dict(run.data.params), summary, picture)
 
 
 def shown_uri(uri: str, paths: Paths) -> str:

@@ -39,6 +39,16 @@ class Paths:
         """The metrics of the whole pipeline."""
         return self.root / "reports" / "summary.json"
 
+    @property
+    def report_page(self) -> Path:
+        """The report of one run of the whole pipeline, one HTML file."""
+        return self.root / "reports" / "report.html"
+
+    @property
+    def comparison_page(self) -> Path:
+        """The comparison of several runs; its table lies beside it as CSV."""
+        return self.root / "reports" / "comparison.html"
+
     def artifact(self, stage: str) -> Path:
         """Folder of a stage's result, the input of later stages."""
         return self.root / "data" / stage
@@ -50,6 +60,11 @@ class Paths:
     def state(self, stage: str) -> Path:
         """Folder of a stage's resumable states, outside the outputs, which DVC deletes."""
         return home_of(self.root) / ".dsd" / "state" / stage
+
+    @property
+    def features(self) -> Path:
+        """Folder of features of images, by content; may be deleted at any time."""
+        return home_of(self.root) / ".dsd" / "features"
 
     def lock(self, stage: str) -> Path:
         """File held while a stage writes this workspace's folders."""

@@ -38,7 +38,7 @@ _SHAPE = (2, 1, 1)
 """A point as an image."""
 
 _NOISE = TeacherNoise(sampler="added", P_mean=-2.3, P_std=1.2)
-_UNUSED_SELECTION = Selection(features="fashion-classifier", every_kimg=1.0, num_samples=2)
+_UNUSED_SELECTION = Selection(features="fashion-classifier", every_kimg=1.0, num_samples=2, keep=1)
 
 
 @final

@@ -7,8 +7,6 @@ sends later what it has missed.
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -21,15 +19,16 @@ from tqdm import tqdm
 
 from dsd.config import Params
 from dsd.errors import Interrupted
-from pipeline.mlflow_store import RUN_FILE, Store, now_ms
+from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
 from pipeline.params import flatten
 from pipeline.paths import Paths
 from pipeline.process import StopSignal
 from pipeline.progress import make_progress, say
+from pipeline.provenance import commit_of, is_dirty
 from pipeline.session import Record, abandoned_sessions, open_session
 from pipeline.stagelog import Progress
 
-__all__ = ["StageRun", "run", "sync"]
+__all__ = ["StageRun", "evaluations", "run", "sync"]
 
 _SEND_SECONDS = 5.0
 _CLOSE_SECONDS = {"FINISHED": 300.0, "FAILED": 20.0, "KILLED": 5.0}
@@ -77,6 +76,16 @@ def sync(paths: Paths) -> tuple[int, int]:
     return complete, waiting
 
 
+def evaluations(paths: Paths, folder: Path) -> list[Evaluation]:
+    """All finished evaluations in the tracking store, oldest first.
+
+    Args:
+        paths: The workspace whose store it is, unless ``MLFLOW_TRACKING_URI`` names another.
+        folder: Where to put copies of their files.
+    """
+    return fetch_evaluations(_tracking_uri(paths), _experiment(), folder)
+
+
 @final
 class StageRun:
     """The stage's log: numbers to journal and MLflow, progress and lines to the user."""
@@ -91,6 +100,7 @@ class StageRun:
         self._warned = False
         self._trouble: str | None = None
         self._closing = threading.Event()
+        self._started = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
@@ -195,6 +205,7 @@ class StageRun:
             "experiment": record.experiment,
             "tracking_uri": self._store.shown_uri,
             "token": record.token,
+            "seconds": round(time.monotonic() - self._started, 1),
             "reason": None if record.run_id else self._trouble,
         }
         target = self._paths.report(self._stage) / RUN_FILE
@@ -209,7 +220,7 @@ def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:
     return Record(
         stage=stage,
         name=f"{stage} sigma={_level(params)}",
-        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd"),
+        experiment=_experiment(),
         uri=uri,
         params={name: "null" if value is None else str(value) for name, value in flat.items()},
         tags=_tags(stage, params, paths.root),
@@ -230,8 +241,8 @@ def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
         "dvc.exp": os.environ.get("DVC_EXP_NAME"),
         "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.name": f"python -m pipeline {stage}",
-        "mlflow.source.git.commit": _git(root, "rev-parse", "HEAD"),
-        "git.dirty": _is_dirty(root),
+        "mlflow.source.git.commit": commit_of(root),
+        "git.dirty": _word(is_dirty(root)),
         "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
         "sigma": _level(params),
         "source": params.data.name or params.data.path,
@@ -239,20 +250,12 @@ def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
     return {name: value[:_MAX_TAG] for name, value in tags.items() if value}
 
 
-def _is_dirty(root: Path) -> str | None:
-    # dvc.lock is always in motion while a pipeline runs; it says nothing about the code.
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    return None if changes is None else str(bool(changes)).lower()
+def _word(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """Output of git, or None without git or a repository."""
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
+def _experiment() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd")
 
 
 def _tracking_uri(paths: Paths) -> str:

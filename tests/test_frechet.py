@@ -4,10 +4,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from clothes import clothes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dsd.errors import DataError
+from dsd.features import extract, load_extractor
+from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import Moments, frechet_distance, moments, moments_of_batches
 
 seeds = st.integers(0, 2**32)
@@ -77,6 +80,68 @@ def test_it_agrees_with_clean_fid(d):
             *(part for x in features for part in (x.mean(0).numpy(), np.cov(x.numpy().T)))
         )
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_it_agrees_with_clean_fid_on_real_features():
+    """Some channels never vary on these images, so that the covariances are singular."""
+    from cleanfid.fid import fid_from_feats
+
+    (images, _), _ = clothes()
+    extractor = load_extractor("efficientnet-lite0", device=torch.device("cpu"))
+    noisier = to_uint8(from_uint8(images[100:200]) + 0.05 * normal(0, 100, 1, 16, 16).float())
+    a, b = (extract(extractor, x, batch_size=50)[:, 500:560] for x in (images[:100], noisier))
+    a, b = (torch.cat([x, torch.zeros(len(x), 3)], dim=1) for x in (a, b))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sqrtm(disp=False), and that it is singular
+        expected = fid_from_feats(a.numpy(), b.numpy())
+    assert moments(a).factor.rank <= 60
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(20, 300), (300, 20), (20, 30), (70, 70)])
+def test_fewer_images_than_features_have_the_nuclear_norm_of_their_products(counts):
+    """Without any covariance: tr (S_a S_b)^(1/2) is that of the centred features' products."""
+    a, b = (normal(i, n, 60) * torch.logspace(0, -6, 60) for i, n in enumerate(counts))
+    x, y = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (a, b))
+    trace = torch.linalg.svdvals(x @ y.T).sum()
+    expected = (
+        (a.mean(0) - b.mean(0)).square().sum() + x.square().sum() + y.square().sum() - 2 * trace
+    )
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(float(expected), rel=1e-7)
+
+
+def test_a_factor_gives_the_covariance_back():
+    measured = gaussian(0, 9, rank=4)
+    factor = measured.factor
+    assert factor.rank == 4
+    torch.testing.assert_close(factor.matrix @ factor.matrix.T, measured.cov)
+    lengths = factor.matrix.norm(dim=0)
+    assert bool((lengths[1:] <= 2 * lengths[:-1]).all())
+
+
+def test_constant_features_have_the_distance_of_a_point():
+    point = moments(torch.ones(5, 3))
+    cloud = moments(normal(0, 40, 3))
+    expected = (cloud.mean - 1).square().sum() + cloud.cov.trace()
+    for pair in ((point, cloud), (cloud, point)):
+        assert frechet_distance(*pair) == pytest.approx(float(expected), rel=1e-12)
+    assert frechet_distance(point, point) == 0
+
+
+def test_notes_say_what_a_distance_suffers_from():
+    assert moments(normal(0, 4, 3)).notes == ()
+    assert Moments(torch.ones(3).double(), torch.eye(3).double(), None).notes == ()
+    (few,) = moments(normal(0, 3, 3)).notes
+    assert few.startswith("3 images are too few for 3 features")
+    few, constant = moments(torch.ones(3, 3)).notes
+    assert constant == "all images have the same features: nothing varies"
+
+
+def test_distances_between_protocols_are_refused():
+    made = [moments(normal(0, 9, 3), protocol=name) for name in ("one", "another", None)]
+    with pytest.raises(DataError, match="made by 'one' and by 'another' cannot be compared"):
+        frechet_distance(made[0], made[1])
+    assert frechet_distance(made[0], made[2]) == frechet_distance(made[2], made[1]) == 0
 
 
 @given(seed=seeds, cuts=st.lists(st.integers(0, 50), max_size=4), offset=st.floats(-1e5, 1e5))

@@ -11,6 +11,7 @@ import sys
 from contextlib import closing
 
 import pytest
+from pages import check
 from workspace import STAGES, clone, end, outcomes, wait_until
 
 pytestmark = pytest.mark.slow
@@ -115,7 +116,18 @@ def test_results_are_shown_without_options(workspace):
     assert "generator.proximal_frechet" in workspace.run("dvc", "metrics", "show").stdout
     html = workspace.run("dvc", "plots", "show").stdout.strip()
     assert html.endswith("index.html")
-    assert (workspace.root / "dvc_plots" / "index.html").read_text().count("vega") > 3
+    plots = (workspace.root / "dvc_plots" / "index.html").read_text()
+    assert plots.count("vega") > 3
+    # DVC takes no page for a plot, so its own page leads to ours.
+    (link,) = re.findall(r'href="([^"]*report\.html)"', plots)
+    report = check((workspace.root / "dvc_plots" / link).resolve())
+    assert {"result", "images", "training", "choice", "noise"} <= set(report.ids)
+    assert workspace.run_id("distill") in report.text
+    compared = workspace.run(sys.executable, "-m", "pipeline", "compare").stdout
+    assert re.match(r"\d+ runs?\b", compared)
+    assert workspace.run_id("evaluate")[:8] in check(
+        workspace.root / "reports" / "comparison.html"
+    ).text
     shown = workspace.run("dvc", "exp", "show", "--csv").stdout
     assert "generator.proximal_frechet" in shown.splitlines()[0]
     assert "!" not in shown

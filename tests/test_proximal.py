@@ -4,6 +4,7 @@ import pytest
 import torch
 from clothes import clothes
 
+from dsd.errors import DataError
 from dsd.features import extract, load_extractor
 from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import frechet_distance, moments
@@ -118,3 +119,30 @@ def test_generated_images_take_the_observations_levels_in_turn(extractor, clean)
         renoise(more, torch.tensor([0.1, 0.4]).repeat(75), seed=2)
     )
     assert reference.distance(more) == expected
+
+
+def test_a_reference_of_another_size_or_other_channels_is_refused(extractor, clean):
+    small = clean[0][:50]
+    plain = FrechetReference(small, extractor, batch_size=50)
+    proximal = ProximalReference(small, levels(small, 0.1), extractor, batch_size=50, seed=1)
+    for others, size in (
+        (small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), "1 x 32 x 32"),
+        (small.expand(-1, 3, -1, -1), "3 x 16 x 16"),
+    ):
+        for reference in (plain, proximal):
+            with pytest.raises(DataError, match=f"images of {size} .* reference of 1 x 16 x 16"):
+                reference.distance(others)
+
+
+def test_a_reference_without_variation_is_refused(extractor):
+    with pytest.raises(DataError, match="all 5 reference images are the same"):
+        FrechetReference(grey(5), extractor, batch_size=5)
+    with pytest.raises(DataError, match="at least 2 images in each set but one has 1"):
+        FrechetReference(grey(1), extractor, batch_size=5)
+
+
+def test_measured_moments_know_how_they_were_made(extractor, clean):
+    measured = measure(extractor, clean[0][:10], batch_size=5)
+    assert measured.protocol == extractor.protocol
+    assert measured.count == 10
+    assert "10 images are too few for 64 features" in measured.notes[0]

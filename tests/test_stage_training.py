@@ -13,10 +13,11 @@ from dsd.errors import DataError, Interrupted, NonFiniteError, ParamsError
 from pipeline import corrupt, distill, evaluate, prepare, pretrain
 from pipeline.evaluate import MODELS
 from pipeline.paths import Paths
+from pipeline.tables import read_csv
 
 NETWORK = {"width": 8, "channel_mult": [1], "attention_resolutions": []}
 SCHEDULE = {"batch_size": 8, "kimg": 0.16, "warmup_kimg": 0.0}
-SELECTION = {"features": "fashion-classifier", "every_kimg": 0.064, "num_samples": 70}
+SELECTION = {"features": "fashion-classifier", "every_kimg": 0.064, "num_samples": 70, "keep": 1}
 
 
 def tiny(**changes):
@@ -109,7 +110,13 @@ def test_the_generator_is_the_checkpoint_with_the_least_proximal_distance(traine
     assert [int(row[0]) for row in rows] == [0, 64, 128, 160]
     generator = load_generator(trained.artifact("distill") / "generator", torch.device("cpu"))
     teacher = load_denoiser(trained.artifact("pretrain"), torch.device("cpu"))
-    best = min(rows, key=lambda row: float(row[2]))
+    best, *others = sorted(rows, key=lambda row: float(row[2]))
+    checkpoints = trained.artifact("distill") / "checkpoints"
+    kept = {f"{int(row[0]):09d}" for row in (best, *others[: SELECTION["keep"] - 1], rows[-1])}
+    assert {folder.name for folder in checkpoints.iterdir()} == kept
+    assert len(kept) < len(rows)
+    chosen = checkpoints / f"{int(best[0]):09d}"
+    assert files_of(chosen) == files_of(trained.artifact("distill") / "generator")
     is_teacher = all(
         torch.equal(a, b)
         for a, b in zip(generator.denoiser.parameters(), teacher.parameters(), strict=True)
@@ -127,7 +134,13 @@ def test_the_summary_has_every_distance_and_its_protocol(trained):
     assert [summary[name]["evaluations"] for name in MODELS] == [1, 35, 23, 25]
     assert summary["protocol"]["features"] == "fashion-classifier"
     assert summary["protocol"]["num_samples"] == 70
-    assert summary["selection"]["checkpoints"] == 4
+    selection = summary["selection"]
+    assert selection["checkpoints"] == 4
+    rows = read_csv(trained.report("evaluate") / "selection.csv")
+    chosen = min(rows, key=lambda row: float(row["heldout_proximal_frechet"]))
+    oracle = min(rows, key=lambda row: float(row["frechet"]))
+    for name, row in (("chosen", chosen), ("last", rows[-1]), ("oracle", oracle)):
+        assert selection[name] == {key: float(value) for key, value in row.items()}
     assert (trained.report("evaluate") / "comparison.png").stat().st_size > 1000
 
 

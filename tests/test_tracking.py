@@ -121,8 +121,10 @@ def test_a_finished_stage_is_one_run_with_everything(paths):
         "experiment": "dsd",
         "tracking_uri": "sqlite:///mlflow.db",
         "token": run_file(paths, "pretrain")["token"],
+        "seconds": run_file(paths, "pretrain")["seconds"],
         "reason": None,
     }
+    assert 0 < run_file(paths, "pretrain")["seconds"] < 60
     assert list(paths.tracking_state("pretrain").iterdir()) == []
 
 
@@ -260,13 +262,14 @@ def test_the_evaluation_s_run_has_the_numbers_of_the_summary(paths):
     row = {"frechet": None, "proximal_frechet": 2.5, "by_features": {"inception": {"frechet": 7}}}
     paths.summary.parent.mkdir()
     paths.summary.write_text(json.dumps({"generator": row, "protocol": {"num_samples": 10}}))
+    paths.report_page.write_text("<html></html>")
     track(paths, "evaluate")
     (run,) = runs_of(paths)
     assert run.data.metrics == {
         "generator.proximal_frechet": 2.5,
         "generator.by_features.inception.frechet": 7.0,
     }
-    assert files_of(paths, run) == ["summary.json"]
+    assert files_of(paths, run) == ["report.html", "summary.json"]
 
 
 def test_a_server_that_never_answers_holds_up_neither_stage_nor_exit(paths, monkeypatch, capsys):

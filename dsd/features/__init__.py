@@ -2,7 +2,7 @@
 
 An extractor turns 8-bit images of any size into one vector each; how it resizes and scales them is
 its own business and is told by its ``protocol``, because distances made with different protocols
-cannot be compared.
+cannot be compared. What the built-in ones do with channels is in ``dsd.features.pixels``.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dsd.config import FeatureSpace
+from dsd.config import TORCHSCRIPT_SUFFIXES, FeatureSpace
 from dsd.shapes import Features, Pixels
 
 __all__ = ["Extractor", "extract", "load_extractor"]
@@ -27,10 +27,6 @@ class Extractor(Protocol):
     @property
     def name(self) -> str:
         """The key in ``params.yaml``."""
-
-    @property
-    def dim(self) -> int:
-        """Length of a feature vector."""
 
     @property
     def protocol(self) -> str:
@@ -50,13 +46,14 @@ def load_extractor(
     """The extractor called ``name``, ready on ``device``; the global random state stays as it is.
 
     Args:
-        name: Which one.
+        name: One of ``dsd.config.FEATURE_SPACES``, ``package.module:function`` or a TorchScript
+            file; see ``dsd.features.custom``.
         device: Where it computes.
         inception_weights: TorchScript file for ``inception``; None lets it be downloaded once.
 
     Raises:
         DataError: The weights are missing or broken.
-        ValueError: There is no extractor of that name.
+        ParamsError: There is no extractor of that name.
     """
     # Each import costs seconds, and timm or clean-fid only where they are asked for.
     with torch.random.fork_rng(devices=[]):
@@ -73,8 +70,14 @@ def load_extractor(
                 from dsd.features.inception import load_inception
 
                 return load_inception(device, inception_weights)
-    msg = f"no feature extractor is called {name!r}"
-    raise ValueError(msg)
+            case _ if name.endswith(TORCHSCRIPT_SUFFIXES):
+                from dsd.features.custom import load_torchscript
+
+                return load_torchscript(Path(name), device)
+            case _:
+                from dsd.features.custom import load_custom
+
+                return load_custom(name, device)
 
 
 def extract(extractor: Extractor, images: Pixels, *, batch_size: int) -> Float64[Tensor, " b d"]:

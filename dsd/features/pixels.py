@@ -1,7 +1,14 @@
-"""What extractors do to 8-bit images first: grey to colour, colour to grey, complex to grey.
+"""What the built-in extractors make of channels, the same in all of them.
 
-Complex images (two channels, real and imaginary part) are judged by their magnitude alone, as is
-usual for magnetic resonance: a distance says nothing of their phase.
+| channels | taken for | colour network (``to_rgb``) | grey network (``to_grey``) |
+|---|---|---|---|
+| 1 | grey | repeated three times | as it is |
+| 2 | complex: real and imaginary part | the magnitude, as grey | the magnitude |
+| 3 | red, green, blue | as they are | luma |
+| more | not known | refused | refused |
+
+Complex images are judged by their magnitude alone, as is usual for magnetic resonance: a distance
+says nothing of their phase. A user's own extractor gets all channels as they are.
 """
 
 from jaxtyping import Float
@@ -45,8 +52,9 @@ def _values(images: Pixels) -> Float[Tensor, " b _ h w"]:
         return magnitude(images)
     if channels not in (1, 3):
         msg = (
-            f"images have {channels} channels but feature extractors know 1 (grey), 2 (complex) "
-            "and 3 (RGB); prepare the images with one of these"
+            f"images have {channels} channels but the built-in feature extractors know 1 (grey), "
+            "2 (complex) and 3 (RGB); name an extractor of your own (package.module:function) "
+            "or prepare the images with fewer channels"
         )
         raise DataError(msg)
     return images.float()

@@ -4,7 +4,7 @@ Proximal FID judges a generator without clean images: its samples are observed l
 through the same operator and with noise of the same level, and compared with the observations.
 Both sides are what a file would hold: samples are 8-bit before that, and re-noised samples and
 observations are clamped to [-1, 1] and quantised alike. A reference is measured once, then used
-for any number of sets.
+for any number of sets; with a cache of features, once for any number of runs.
 
 Reference:
     Denoising Score Distillation (arXiv:2503.07578).
@@ -14,17 +14,19 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dsd.errors import DataError
 from dsd.features import Extractor, extract
+from dsd.features.cache import FeatureCache
 from dsd.images import from_uint8, to_uint8
-from dsd.metrics.frechet import Moments, frechet_distance, moments_of_batches
+from dsd.metrics.frechet import Moments, frechet_distance, moments, moments_of_batches
 from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Level, Pixels, State
 
-__all__ = ["FrechetReference", "ProximalReference", "measure", "renoise"]
+__all__ = ["FrechetReference", "ProximalReference", "measure", "observe_like", "renoise"]
 
 
 def renoise(
@@ -52,6 +54,25 @@ def renoise(
     return to_uint8(y)
 
 
+def observe_like(
+    images: Pixels,
+    levels: Float[Tensor, " n"],
+    *,
+    seed: int,
+    operator: Operator | None = None,
+) -> UInt8[Tensor, " b c v u"]:
+    """Generated images observed like the data, whose noise levels they take in turn.
+
+    Args:
+        images: Generated images.
+        levels: Noise level of each observation; there may be more or fewer than images.
+        seed: Of the noise.
+        operator: Through which the data were observed; None if that is done to ``images`` already.
+    """
+    sigma = levels[torch.arange(len(images)) % len(levels)]
+    return renoise(images, sigma, seed=seed, operator=operator)
+
+
 def _noise(seed: int, index: int, shape: torch.Size) -> State:
     generator = torch.Generator().manual_seed(derive_seed(seed, "renoise", index))
     return torch.randn(shape, generator=generator)
@@ -59,9 +80,10 @@ def _noise(seed: int, index: int, shape: torch.Size) -> State:
 
 def measure(extractor: Extractor, images: Pixels, *, batch_size: int) -> Moments:
     """Moments of the features of many images, without holding all features at once."""
-    return moments_of_batches(
+    batches = (
         extract(extractor, batch, batch_size=batch_size) for batch in images.split(batch_size)
     )
+    return moments_of_batches(batches, protocol=extractor.protocol)
 
 
 @final
@@ -72,17 +94,55 @@ class FrechetReference:
         images: The reference images, as saved.
         extractor: Makes the features of both sides.
         batch_size: Images that go through the extractor at once.
+        cache: Of features, for the reference; None makes them again.
+
+    Raises:
+        DataError: There are fewer than 2 images, they are all alike, or the extractor refuses
+            them.
     """
 
-    def __init__(self, images: Pixels, extractor: Extractor, *, batch_size: int) -> None:
+    def __init__(
+        self,
+        images: Pixels,
+        extractor: Extractor,
+        *,
+        batch_size: int,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self._extractor = extractor
         self._batch_size = batch_size
-        self._moments = measure(extractor, images, batch_size=batch_size)
+        self._shape = images.shape[1:]
+        if len(images) > 1 and bool((images == images[:1]).all()):
+            msg = (
+                f"all {len(images)} reference images are the same, so no distance to them means "
+                "anything; look at the data"
+            )
+            raise DataError(msg)
+        if cache is None:
+            self._moments = measure(extractor, images, batch_size=batch_size)
+        else:
+            features = cache.features(extractor, images, batch_size=batch_size)
+            self._moments = moments(features, protocol=extractor.protocol)
 
     def distance(self, images: Pixels) -> float:
-        """Frechet distance of ``images`` to the reference."""
+        """Frechet distance of ``images`` to the reference.
+
+        Raises:
+            DataError: The images have another size or other channels than the reference.
+        """
+        if images.shape[1:] != self._shape:
+            msg = (
+                f"images of {_size(images.shape[1:])} cannot be compared with a reference of "
+                f"{_size(self._shape)} (channels x height x width): an extractor's resizing would "
+                "count as a difference; bring both to one size"
+            )
+            raise DataError(msg)
         generated = measure(self._extractor, images, batch_size=self._batch_size)
         return frechet_distance(generated, self._moments)
+
+
+def _size(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape))
 
 
 @final
@@ -95,6 +155,10 @@ class ProximalReference:
         extractor: Makes the features of both sides.
         batch_size: Images that go through the extractor at once.
         seed: Of the noise put on generated images, the same for each set.
+        cache: Of features, for the observations; None makes them again.
+
+    Raises:
+        DataError: As for :class:`FrechetReference`.
     """
 
     def __init__(
@@ -105,19 +169,15 @@ class ProximalReference:
         *,
         batch_size: int,
         seed: int,
+        cache: FeatureCache | None = None,
     ) -> None:
-        self._reference = FrechetReference(observations, extractor, batch_size=batch_size)
+        self._reference = FrechetReference(
+            observations, extractor, batch_size=batch_size, cache=cache
+        )
         self._sigma = sigma
         self._seed = seed
 
     def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
-        """Proximal distance of clean ``images``, which take the observations' levels in turn.
-
-        Args:
-            images: Generated images.
-            operator: Through which the data were observed; None if that is done to ``images``
-                already.
-        """
-        sigma = self._sigma[torch.arange(len(images)) % len(self._sigma)]
-        observed = renoise(images, sigma, seed=self._seed, operator=operator)
+        """Proximal distance of clean ``images``; see :func:`observe_like`."""
+        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
         return self._reference.distance(observed)

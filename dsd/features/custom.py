@@ -1,0 +1,155 @@
+"""A user's own feature extractor: a function in a module, or a TorchScript file.
+
+Both get 8-bit images as they are, ``uint8 [b, c, h, w]`` with any number of channels, and return
+``[b, d]`` features; resizing, scaling and the use of channels are theirs. A TorchScript file runs
+no Python, but it is code all the same: load only what you trust. DVC does not see either file: add
+it to the ``deps`` of the stages ``distill`` and ``evaluate``.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from dsd.errors import DataError, ParamsError
+from dsd.features import Extractor
+from dsd.shapes import Features, Pixels
+
+__all__ = ["CustomExtractor", "load_custom", "load_torchscript"]
+
+_DIGITS = 16
+"""Of a hash, as shown in protocols."""
+
+
+@final
+class CustomExtractor:
+    """A user's network whose output is checked.
+
+    Args:
+        network: Makes features of 8-bit images.
+        device: Where the network is.
+        name: As in ``params.yaml``.
+        content: What the numbers depend on: a hash of code and weights.
+    """
+
+    def __init__(
+        self, network: nn.Module, device: torch.device, *, name: str, content: str
+    ) -> None:
+        self._network = network
+        self.device = device
+        self.name = name
+        self.protocol = f"{name} (sha256 {content}), images as saved"
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features of 8-bit images, as the user makes them.
+
+        Raises:
+            DataError: The network fails or returns anything but finite ``[b, d]`` numbers.
+        """
+        try:
+            with torch.no_grad():
+                features = self._network(images)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = str(error).strip().rpartition("\n")[2]
+            raise DataError(self._refusal(images, f"failed ({reason})")) from error
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            raise DataError(self._refusal(images, f"returned {_kind(features)}"))
+        if features.ndim != 2 or len(features) != len(images):
+            raise DataError(self._refusal(images, f"returned shape {[*features.shape]}"))
+        if not features.isfinite().all():
+            raise DataError(self._refusal(images, "returned NaN or infinite numbers"))
+        return features.float()
+
+    def _refusal(self, images: Pixels, what: str) -> str:
+        return (
+            f"feature extractor {self.name} {what} for uint8 images {[*images.shape]}; "
+            "it must return finite floating-point numbers [images, features]"
+        )
+
+
+def load_custom(name: str, device: torch.device) -> Extractor:
+    """What the function at ``package.module:function`` makes when it is called with ``device``.
+
+    It returns an extractor, which is taken as it is, or a ``torch.nn.Module``.
+
+    Raises:
+        ParamsError: Nothing can be imported under that name, or it returns something else.
+    """
+    make = _imported(name)
+    made = make(device)
+    if isinstance(made, nn.Module) and not isinstance(made, Extractor):
+        content = _hash_of(_source(make), *_weights(made))
+        return CustomExtractor(made.to(device).eval(), device, name=name, content=content)
+    if isinstance(made, Extractor):
+        return made
+    msg = (
+        f"feature extractor {name} returned {_kind(made)}; "
+        "it must return a torch.nn.Module or a dsd.features.Extractor"
+    )
+    raise ParamsError(msg)
+
+
+def _imported(name: str) -> Callable[[torch.device], Any]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        msg = (
+            f"feature extractor {name} cannot be imported ({error}); it must be "
+            "package.module:function, importable from the folder in which the command runs"
+        )
+        raise ParamsError(msg) from error
+    if not callable(found):
+        msg = f"feature extractor {name} is {_kind(found)}; it must be a function of the device"
+        raise ParamsError(msg)
+    made: Callable[[torch.device], Any] = found
+    return made
+
+
+def _source(function: Callable[..., Any]) -> bytes:
+    """The file that defines a function, as far as it has one."""
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        return b""
+    return b"" if file is None else Path(file).read_bytes()
+
+
+def _weights(network: nn.Module) -> list[bytes]:
+    tensors = (value.cpu().flatten().contiguous() for value in network.state_dict().values())
+    return [tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors]
+
+
+def load_torchscript(path: Path, device: torch.device) -> CustomExtractor:
+    """A TorchScript file as an extractor; its name is the path as given.
+
+    Raises:
+        DataError: The file is missing or no TorchScript.
+    """
+    try:
+        raw = path.read_bytes()
+        network = torch.jit.load(path, map_location=device)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        msg = (
+            f"feature extractor {path} cannot be read as TorchScript ({reason}); "
+            "write it with torch.jit.save"
+        )
+        raise DataError(msg) from error
+    return CustomExtractor(network.eval(), device, name=str(path), content=_hash_of(raw))
+
+
+def _hash_of(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} numbers" if isinstance(value, Tensor) else f"a {type(value).__name__}"

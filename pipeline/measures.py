@@ -1,0 +1,177 @@
+"""What ``evaluate`` measures of a set of images in one feature space."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias, final
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from dsd.config import Params
+from dsd.features import Extractor, extract
+from dsd.features.cache import FeatureCache
+from dsd.features.fashion_classifier import FashionClassifier
+from dsd.metrics.frechet import Moments, frechet_distance, moments
+from dsd.metrics.inception_score import inception_score
+from dsd.metrics.intervals import frechet_at_infinity, frechet_interval, frechet_standard_error
+from dsd.metrics.kid import kernel_distance
+from dsd.metrics.manifold import density_coverage, precision_recall
+from dsd.metrics.memorisation import Memorisation, memorisation
+from dsd.metrics.proximal import observe_like
+from dsd.operators import Operator
+from dsd.seeds import derive_seed
+from dsd.shapes import Features, Level, Pixels
+
+__all__ = ["Data", "Measures", "Space"]
+
+Measures: TypeAlias = dict[str, float | None]
+"""Numbers by name; None where there is nothing to compare with."""
+
+_IMAGES_FOR_EACH_FEATURE = 10
+"""From here on intervals and extrapolation are good; see ``dsd.metrics.intervals``."""
+
+_TO_CLEAN = ("frechet", "kid", "precision", "recall", "density", "coverage")
+
+
+class Data(NamedTuple):
+    """The images that models are compared with."""
+
+    clean: Pixels | None
+    noisy: Pixels
+    sigma: Level
+    """Noise level of each of ``noisy``."""
+
+    numbers: Int64[Tensor, " n"]
+    """Number of each of ``noisy`` among the clean images."""
+
+    heldout: Pixels
+    """Noisy images on which nothing was trained."""
+
+    operator: Operator
+    """Through which the noisy images were observed."""
+
+    def left_to_observe(self, model: str) -> Operator | None:
+        """What a model's images lack, but for noise, to be compared with noisy ones.
+
+        Teachers of mapped images generate mapped images.
+        """
+        return self.operator if model == "generator" or self.operator.map is None else None
+
+
+@final
+class Space:
+    """One feature space with the data in it.
+
+    Args:
+        extractor: Makes the features.
+        data: What models are compared with.
+        params: Seed, number of samples and batch size are read.
+        cache: Of the data's features.
+
+    Raises:
+        DataError: The extractor refuses the images.
+    """
+
+    def __init__(
+        self, extractor: Extractor, data: Data, params: Params, cache: FeatureCache
+    ) -> None:
+        self.name, self.protocol = extractor.name, extractor.protocol
+        self._extractor, self._data, self._cache = extractor, data, cache
+        self._seed = derive_seed(params.seed, "evaluation noise")
+        self._num_samples = params.evaluate.num_samples
+        self._batch_size = params.compute.eval_batch_size
+        self._noisy = self._cached(data.noisy)
+        self._clean = None if data.clean is None else self._cached(data.clean)
+        self._moments_noisy = self._moments(self._noisy)
+        self._moments_clean = None if self._clean is None else self._moments(self._clean)
+
+    def measures(self, images: Pixels, operator: Operator | None) -> Measures:
+        """All measures of a model's images.
+
+        Args:
+            images: As saved.
+            operator: What they lack, but for noise, to be like the noisy images.
+        """
+        to_noisy = _frechet(self._observed(images, operator), self._moments_noisy, self._seed)
+        near = {f"proximal_{name}": value for name, value in to_noisy.items()}
+        return {**self.measures_to_clean(images), **near}
+
+    def to_clean(self, images: Pixels) -> float | None:
+        """Frechet distance to the clean images, if there are any and of the size of ``images``."""
+        if self._moments_clean is None or not self._comparable(images):
+            return None
+        return frechet_distance(self._moments(self._features(images)), self._moments_clean)
+
+    def to_noisy(self, images: Pixels, operator: Operator | None) -> float:
+        """Frechet distance to the noisy images after observing ``images`` like those."""
+        return frechet_distance(
+            self._moments(self._observed(images, operator)), self._moments_noisy
+        )
+
+    def memorisation(self, images: Pixels) -> Memorisation:
+        """Whether generated images, observed like the data, lie too near to these."""
+        return memorisation(
+            self._observed(images, self._data.operator),
+            self._noisy,
+            self._cached(self._data.heldout),
+            k=1,
+        )
+
+    def measures_to_clean(self, images: Pixels) -> Measures:
+        """What clean images are needed for; None for each where there are none of this size."""
+        if self._moments_clean is None or self._clean is None or not self._comparable(images):
+            return dict.fromkeys(_TO_CLEAN)
+        features = self._features(images)
+        kid = kernel_distance(features, self._clean, seed=self._seed)
+        # These depend on the numbers of images, which are therefore equal.
+        some = self._clean[: self._num_samples]
+        measured: Measures = {
+            **_frechet(features, self._moments_clean, self._seed),
+            "kid": kid.value,
+            "kid_standard_error": kid.standard_error,
+            **precision_recall(features, some)._asdict(),
+            **density_coverage(features, some)._asdict(),
+        }
+        if isinstance(self._extractor, FashionClassifier):
+            probabilities = self._extractor.probabilities(features)
+            measured["inception_score"] = inception_score(probabilities)
+        return measured
+
+    def _comparable(self, images: Pixels) -> bool:
+        return images.shape[1:] == self._data.operator.shape
+
+    def _observed(self, images: Pixels, operator: Operator | None) -> Features:
+        """Features of images made as noisy as the data."""
+        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
+        return self._features(observed)
+
+    def _features(self, images: Pixels) -> Features:
+        return extract(self._extractor, images, batch_size=self._batch_size)
+
+    def _cached(self, images: Pixels) -> Features:
+        return self._cache.features(self._extractor, images, batch_size=self._batch_size)
+
+    def _moments(self, features: Tensor) -> Moments:
+        return moments(features, protocol=self.protocol)
+
+
+def _frechet(features: Features, reference: Moments, seed: int) -> Mapping[str, float]:
+    """The distance with what is known of its error.
+
+    With fewer images than ten for each feature neither an interval nor the distance of unlimited
+    images can be had, only the standard error.
+    """
+    measured = {
+        "frechet": frechet_distance(moments(features, protocol=reference.protocol), reference),
+        "frechet_standard_error": frechet_standard_error(features, reference),
+    }
+    count, dim = features.shape
+    if count < _IMAGES_FOR_EACH_FEATURE * dim:
+        return measured
+    interval = frechet_interval(features, reference, seed=seed)
+    limit = frechet_at_infinity(features, reference, seed=seed)
+    return {
+        **measured,
+        "frechet_infinity": limit.value,
+        "frechet_infinity_low": interval.low,
+        "frechet_infinity_high": interval.high,
+    }

@@ -1,0 +1,38 @@
+"""Where a result comes from: commit, versions, machine."""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["commit_of", "is_dirty", "versions"]
+
+_PACKAGES = ("torch", "numpy", "scipy", "dvc", "mlflow")
+
+
+def commit_of(root: Path) -> str | None:
+    """The commit that is checked out in ``root``; None without git or a repository."""
+    return _git(root, "rev-parse", "HEAD")
+
+
+def is_dirty(root: Path) -> bool | None:
+    """Whether tracked files differ from the commit; None without git or a repository."""
+    # dvc.lock is always in motion while a pipeline runs; it says nothing about the code.
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return None if changes is None else bool(changes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return {"Python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of git, or None without git or a repository."""
+    if shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,134 @@
+"""Figures of the report: how training went, and how the generator was chosen."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["NUM_TIMES", "draw_agreement", "draw_curve", "draw_levels", "new_axes", "scale"]
+
+NUM_TIMES = 5
+"""Moments of the training that a figure by noise level shows."""
+
+_WIDE = 5
+"""Ratio of largest to smallest number from which on an axis is logarithmic."""
+
+_WIDTH = 4.6
+_LINE, _CHOSEN, _BEST = "#0072b2", "#d55e00", "#009e73"
+
+
+def new_axes(height: float = 3.0) -> tuple["Figure", "Axes"]:
+    """An empty figure, ``height`` inches high, that is readable where a page shows it small."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def scale(axes: "Axes", which: Literal["x", "y"], values: Sequence[float]) -> None:
+    """Make an axis logarithmic if its numbers are positive and far apart, with plain labels."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if 0 < _WIDE * min(values) < max(values):
+        axes.set(**{f"{which}scale": "log"})
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+
+
+def draw_curve(
+    seen: Sequence[float],
+    values: Sequence[float],
+    *,
+    ylabel: str,
+    marks: Mapping[str, int] | None = None,
+) -> "Figure":
+    """A number over the training, on a logarithmic axis where it is positive.
+
+    Args:
+        seen: Images seen so far, in thousands.
+        values: The number then.
+        ylabel: What it is.
+        marks: Label -> position of a moment to be marked.
+    """
+    figure, axes = new_axes()
+    axes.plot(seen, values, color=_LINE, marker="." if len(seen) <= 40 else None)
+    for (label, at), colour in zip((marks or {}).items(), (_CHOSEN, _BEST), strict=False):
+        axes.plot(seen[at], values[at], "o", color=colour, mfc="none", mew=2, ms=10, label=label)
+    if marks:
+        axes.legend()
+    axes.set(xlabel="thousands of images", ylabel=ylabel)
+    scale(axes, "y", values)
+    return figure
+
+
+def draw_levels(rows: Sequence[tuple[float, str, float]], *, ylabel: str) -> "Figure":
+    """A number by noise level, at a few moments of the training.
+
+    Args:
+        rows: (thousands of images, level's bin, number), in the order of time.
+        ylabel: What the number is.
+    """
+    from matplotlib import colormaps
+
+    figure, axes = new_axes()
+    shown = _thinned(sorted({time for time, _, _ in rows}))
+    levels = list(dict.fromkeys(level for _, level, _ in sorted(rows, key=_by_level)))
+    colours = colormaps["viridis"](np.linspace(0.85, 0, len(shown)))
+    for time, colour in zip(shown, colours, strict=True):
+        here = {level: value for when, level, value in rows if when == time}
+        at = [number for number, level in enumerate(levels) if level in here]
+        axes.plot(at, [here[levels[n]] for n in at], "o-", ms=4, color=colour, label=f"{time:.3g}")
+    axes.set_xticks(range(len(levels)), [level.replace("<=", "≤") for level in levels])
+    axes.set(xlabel="noise level sigma", ylabel=ylabel)
+    scale(axes, "y", [value for _, _, value in rows])
+    axes.legend(title="after thousands\nof images", fontsize="small", title_fontsize="small")
+    return figure
+
+
+def _thinned(times: Sequence[float]) -> list[float]:
+    """A few of many moments, evenly spaced, the first and the last among them."""
+    at = np.linspace(0, len(times) - 1, min(NUM_TIMES, len(times))).round().astype(int)
+    return [times[n] for n in at]
+
+
+def _by_level(row: tuple[float, str, float]) -> tuple[bool, float]:
+    """Sorts the bins ``<=a``, ``<=b``, ``>b`` by their levels."""
+    level = row[1]
+    return level.startswith(">"), float(level.lstrip("<=>"))
+
+
+def draw_agreement(
+    proximal: Sequence[float], clean: Sequence[float], *, xlabel: str, ylabel: str
+) -> "Figure":
+    """What the choice saw against what it could not see, for all checkpoints.
+
+    Reference:
+        Chen et al. 2025, DSD (arXiv:2503.07578), Figure 5.
+    """
+    figure, axes = new_axes()
+    order = range(len(proximal))
+    points = axes.scatter(proximal, clean, c=order, cmap="viridis_r", s=30, zorder=3)
+    bar = figure.colorbar(points, ax=axes, ticks=[0, len(proximal) - 1])
+    bar.ax.set_yticklabels(["first", "last"])
+    for label, values, colour, size in (
+        ("lowest Proximal distance", proximal, _CHOSEN, 13),
+        ("lowest distance to clean", clean, _BEST, 9),
+    ):
+        at = int(np.argmin(values))
+        point = (proximal[at], clean[at])
+        axes.plot(*point, "o", color=colour, mfc="none", mew=2, ms=size, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    scale(axes, "x", proximal)
+    scale(axes, "y", clean)
+    axes.legend(fontsize="small")
+    return figure

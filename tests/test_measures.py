@@ -1,0 +1,112 @@
+"""Everything that is measured of some images, on real clothes."""
+
+import pytest
+import torch
+from clothes import clothes
+from stage_helpers import params_with
+
+from dsd.config import IdentityOperator
+from dsd.features import load_extractor
+from dsd.features.cache import FeatureCache
+from dsd.metrics.proximal import renoise
+from dsd.operators import Operator
+from pipeline.measures import Data, Space
+
+SIGMA = 0.3
+COUNT = 1300
+CPU = torch.device("cpu")
+
+
+def as_noisy(images, seed):
+    return renoise(images, torch.full((len(images),), SIGMA), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def data():
+    (images, _), (others, _) = clothes()
+    clean = images[:COUNT]
+    return Data(
+        clean,
+        as_noisy(clean, 1),
+        torch.full((COUNT,), SIGMA),
+        torch.arange(COUNT),
+        as_noisy(others[:300], 2),
+        Operator(IdentityOperator(kind="identity"), tuple(clean.shape[1:])),
+    )
+
+
+def space_of(data, folder, **compute):
+    params = params_with(evaluate={"num_samples": COUNT}, compute=compute)
+    extractor = load_extractor("fashion-classifier", device=CPU)
+    return Space(extractor, data, params, FeatureCache(folder))
+
+
+@pytest.fixture(scope="module")
+def space(data, tmp_path_factory):
+    return space_of(data, tmp_path_factory.mktemp("features"))
+
+
+def test_perfect_images_have_no_distance_and_bad_ones_a_large_one(space, data):
+    perfect, noisy = space.measures(data.clean, None), space.measures(data.noisy, None)
+    assert perfect["frechet"] == pytest.approx(0, abs=1e-6)
+    assert perfect["precision"] == perfect["recall"] == perfect["coverage"] == 1
+    for name in ("frechet", "kid", "proximal_frechet"):
+        assert noisy[name] > perfect[name] + 10 * perfect.get(f"{name}_standard_error", 0)
+    assert noisy["precision"] < 0.5 < perfect["precision"]
+    # Ten kinds of clothes, told apart more or less.
+    assert noisy["inception_score"] < 5 < perfect["inception_score"] <= 10
+
+
+def test_the_interval_and_the_limit_are_there_where_images_suffice(space, data):
+    dim = 64
+    enough, few = (space.measures(data.noisy[:count], None) for count in (10 * dim, 10 * dim - 1))
+    for prefix in ("", "proximal_"):
+        low, high = (enough[f"{prefix}frechet_infinity_{end}"] for end in ("low", "high"))
+        assert low <= enough[f"{prefix}frechet_infinity"] <= high
+        assert enough[f"{prefix}frechet_infinity"] < enough[f"{prefix}frechet"]
+        assert f"{prefix}frechet_infinity" not in few
+        assert few[f"{prefix}frechet_standard_error"] > 0
+
+
+def test_without_clean_images_only_noisy_ones_are_compared(space, data, tmp_path):
+    alone = space_of(data._replace(clean=None), tmp_path).measures(data.clean, None)
+    both = space.measures(data.clean, None)
+    for name, value in alone.items():
+        assert value == both[name] if name.startswith("proximal") else value is None
+
+
+def test_images_of_another_size_are_not_compared_with_clean_ones(space):
+    small = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8)
+    assert set(space.measures_to_clean(small).values()) == {None}
+    assert space.to_clean(small) is None
+
+
+def test_batches_and_the_cache_do_not_matter(space, data, tmp_path):
+    first = space.measures(data.heldout, None)
+    for _ in ("made", "from the cache"):
+        again = space_of(data, tmp_path, eval_batch_size=77).measures(data.heldout, None)
+        for name, value in first.items():
+            assert again[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_the_short_ways_to_a_distance_agree_with_the_whole(space, data):
+    whole = space.measures(data.heldout, None)
+    assert space.to_clean(data.heldout) == whole["frechet"]
+    assert space.to_noisy(data.heldout, None) == whole["proximal_frechet"]
+
+
+def test_copies_of_training_images_are_noticed_and_found(data, tmp_path):
+    """At a level that leaves an image recognisable."""
+    levels = torch.full((COUNT,), 0.02)
+    faint = data._replace(
+        noisy=renoise(data.clean, levels, seed=1),
+        sigma=levels,
+        heldout=renoise(clothes()[1][0][:300], levels[:300], seed=2),
+    )
+    space = space_of(faint, tmp_path)
+    copied = space.memorisation(data.clean[:200])
+    fresh = space.memorisation(clothes()[1][0][300:500])
+    assert copied.p_value < 1e-10 < 0.001 < fresh.p_value
+    assert copied.ratio < 0.8 < fresh.ratio
+    found = copied.indices[:, 0] == torch.arange(200)
+    assert found.double().mean() > 0.9
