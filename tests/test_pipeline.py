@@ -125,9 +125,10 @@ def test_results_are_shown_without_options(workspace):
     assert workspace.run_id("distill") in report.text
     compared = workspace.run(sys.executable, "-m", "pipeline", "compare").stdout
     assert re.match(r"\d+ runs?\b", compared)
-    assert workspace.run_id("evaluate")[:8] in check(
-        workspace.root / "reports" / "comparison.html"
-    ).text
+    assert (
+        workspace.run_id("evaluate")[:8]
+        in check(workspace.root / "reports" / "comparison.html").text
+    )
     shown = workspace.run("dvc", "exp", "show", "--csv").stdout
     assert "generator.proximal_frechet" in shown.splitlines()[0]
     assert "!" not in shown
