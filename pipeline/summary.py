@@ -20,7 +20,9 @@ LABELS = {
 
 _TITLES = {
     "frechet": "Frechet to clean",
+    "frechet_infinity": "the same for n to ∞",
     "proximal_frechet": "Proximal Frechet",
+    "proximal_frechet_infinity": "Proximal for n to ∞",
     "heldout_proximal_frechet": "Proximal Frechet, held out",
     "kid": "KID",
 }

@@ -116,7 +116,7 @@ def test_neighbours_are_those_of_sorting(seed, k):
 
 
 def test_near_copies_are_told_apart_beyond_the_rounding_of_products():
-    queries, others = normal(0, 1, 30), normal(1, 20, 30)
+    queries, others = normal(0, 1, 30), normal(1, 40, 30)
     closeness = torch.randperm(8, generator=torch.Generator().manual_seed(2))
     others[:8] = queries + 1e-11 * (1 + closeness.double())[:, None]
     found = nearest(queries, others, 8)
