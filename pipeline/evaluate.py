@@ -205,6 +205,7 @@ def _protocol(params: Params, data: Data, spaces: list[Space]) -> dict[str, obje
         "sigma": params.corrupt.sigma,
         "sigma_hat": float(data.sigma.max()),
         "operator": data.operator.choice.model_dump(),
+        "notes": {space.name: list(space.notes) for space in spaces},
         "without_frechet": _without_frechet(data),
     }
 

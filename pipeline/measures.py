@@ -84,6 +84,11 @@ class Space:
         self._moments_noisy = self._moments(self._noisy)
         self._moments_clean = None if self._clean is None else self._moments(self._clean)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before a distance of as many images as are sampled is believed."""
+        return self._moments(self._noisy[: self._num_samples]).notes
+
     def measures(self, images: Pixels, operator: Operator | None) -> Measures:
         """All measures of a model's images.
 

@@ -68,6 +68,14 @@ def test_the_interval_and_the_limit_are_there_where_images_suffice(space, data):
         assert few[f"{prefix}frechet_standard_error"] > 0
 
 
+def test_too_few_images_are_noted(data, space, tmp_path):
+    assert space.notes == ()
+    few = params_with(evaluate={"num_samples": 50})
+    extractor = load_extractor("fashion-classifier", device=CPU)
+    (note,) = Space(extractor, data, few, FeatureCache(tmp_path)).notes
+    assert "50 images are too few for 64 features" in note
+
+
 def test_without_clean_images_only_noisy_ones_are_compared(space, data, tmp_path):
     alone = space_of(data._replace(clean=None), tmp_path).measures(data.clean, None)
     both = space.measures(data.clean, None)
