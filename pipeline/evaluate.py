@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from dsd.checkpoint import load_denoiser, load_generator
 from dsd.config import FeatureSpace, Params
@@ -203,11 +204,16 @@ def _protocol(params: Params, data: Data, spaces: list[Space]) -> dict[str, obje
         "noisy_sha256": fingerprint(data.noisy),
         "seed": params.seed,
         "sigma": params.corrupt.sigma,
-        "sigma_hat": float(data.sigma.max()),
+        "sigma_hat": _as_written(data.sigma.max()),
         "operator": data.operator.choice.model_dump(),
         "notes": {space.name: list(space.notes) for space in spaces},
         "without_frechet": _without_frechet(data),
     }
+
+
+def _as_written(level: Tensor) -> float:
+    """The shortest decimal that float32 stores alike: 0.2, not 0.20000000298."""
+    return float(str(np.float32(level.item())))
 
 
 def _without_frechet(data: Data) -> str | None:

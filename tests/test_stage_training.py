@@ -144,6 +144,11 @@ def test_the_summary_has_every_distance_and_its_protocol(trained):
     assert (trained.report("evaluate") / "comparison.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("level", [0.0, 0.05, 0.2, 0.5, 0.1045])
+def test_a_level_is_shown_as_it_was_written(level):
+    assert evaluate._as_written(torch.tensor(level)) == level
+
+
 def test_evaluating_twice_gives_the_same_bytes_and_other_batches_the_same_numbers(copied):
     before = files_of(copied.report("evaluate")), copied.summary.read_bytes()
     run(evaluate, tiny(), copied)
