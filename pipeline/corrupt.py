@@ -14,6 +14,7 @@ from dsd.imagestore import ImageStore
 from pipeline.noise import settle_noise
 from pipeline.paths import Paths
 from pipeline.stagelog import Progress, StageLog
+from pipeline.stores import open_images
 
 __all__ = ["run"]
 
@@ -26,7 +27,7 @@ SHOWN_PIXELS = 64
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Observe ``data/prepare`` through noise; write ``data/corrupt`` and ``reports/corrupt``."""
-    clean = ImageStore.open(paths.artifact("prepare"))
+    clean = open_images(paths, "prepare", log)
     _check(params, clean)
     noise = settle_noise(params, paths, clean, log)
     with log.progress(len(clean)) as progress:

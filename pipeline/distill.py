@@ -24,6 +24,7 @@ from pipeline.compute import resolve_device, resolve_precision
 from pipeline.paths import Paths
 from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
+from pipeline.stores import open_images
 from pipeline.tables import write_csv
 
 __all__ = ["POLLS_STOP", "run"]
@@ -87,8 +88,8 @@ class _Run:
 
     def __init__(self, params: Params, paths: Paths, log: StageLog) -> None:
         device = resolve_device(params.compute)
-        train = ImageStore.open(paths.artifact("corrupt") / "train")
-        heldout = ImageStore.open(paths.artifact("corrupt") / "heldout")
+        train = open_images(paths, "corrupt/train", log)
+        heldout = open_images(paths, "corrupt/heldout", log)
         self._params = params
         self._log = log
         self._operator = Operator.of_store(train.meta.info)

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from dsd.checkpoint import load_denoiser, load_generator
+from dsd.checkpoint import load_denoiser, load_generator, read_spec
 from dsd.config import FeatureSpace, Params
 from dsd.features import Extractor, load_extractor
 from dsd.features.cache import FeatureCache, fingerprint
 from dsd.generator import make_latents
 from dsd.images import save_grid, save_rows, to_uint8
-from dsd.imagestore import ImageStore
 from dsd.metrics.memorisation import Memorisation
 from dsd.operators import Operator
 from dsd.samplers import TeacherSamples, sample_teacher
@@ -29,6 +28,7 @@ from pipeline.compute import resolve_device
 from pipeline.measures import Data, Measures, Space
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
+from pipeline.stores import open_images
 from pipeline.tables import read_csv, write_csv
 
 __all__ = ["run"]
@@ -68,7 +68,7 @@ class Samples(NamedTuple):
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Sample, measure and draw; write ``reports/summary.json`` and ``reports/evaluate``."""
     device = resolve_device(params.compute)
-    data = _data(params, paths)
+    data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
     cache = FeatureCache(paths.features)
     spaces = [
@@ -77,6 +77,9 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     ]
     copies = spaces[0].memorisation(samples.images["generator"])
     summary = _summary(params, samples, data, spaces)
+    # Says which generator this is to whoever has the weights, such as a model registry.
+    generator = read_spec(paths.artifact("distill") / "generator")
+    summary["generator"]["weights_sha256"] = generator.weights_sha256
     summary["selection"] = _trajectory(paths, spaces[0], data)
     summary["memorisation"] = {
         name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
@@ -89,13 +92,12 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         log.say(_line(name, summary))
 
 
-def _data(params: Params, paths: Paths) -> Data:
-    noisy, heldout = (
-        ImageStore.open(paths.artifact("corrupt") / part) for part in ("train", "heldout")
-    )
+def _data(params: Params, paths: Paths, log: StageLog) -> Data:
+    noisy = open_images(paths, "corrupt/train", log)
+    heldout = open_images(paths, "corrupt/heldout", log)
     clean = None
     if params.data.content == "clean":
-        clean = to_uint8(ImageStore.open(paths.artifact("prepare")).all())
+        clean = to_uint8(open_images(paths, "prepare", log).all())
     return Data(
         clean,
         to_uint8(noisy.all()),

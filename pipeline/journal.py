@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["SYSTEM", "Entry", "Journal"]
+
+SYSTEM = "system/"
+"""Begins the names of what is said of the machine; their step counts samples, not images."""
 
 
 @final
@@ -38,6 +41,7 @@ class Journal:
         self._file = file
         self._seen: dict[str, int] = {}
         self.first_images: int | None = None
+        self._samples = 0
         self._keep_whole_lines()
         for entry in self.entries():
             self._remember(entry.images, entry.values)
@@ -60,6 +64,10 @@ class Journal:
             stream.write(line + "\n")
         self._remember(images, fresh)
 
+    def append_sample(self, values: Mapping[str, float], milliseconds: int) -> None:
+        """Write what was measured of the machine, with the next number of a sample."""
+        self.append(self._samples, values, milliseconds)
+
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Complete entries from byte ``start`` on."""
         if not self._file.exists():
@@ -77,7 +85,9 @@ class Journal:
                 yield Entry(raw["images"], raw["ms"], raw["values"], start)
 
     def _remember(self, images: int, values: Mapping[str, float]) -> None:
-        if self.first_images is None:
+        if any(name.startswith(SYSTEM) for name in values):
+            self._samples = images + 1
+        elif self.first_images is None:
             self.first_images = images
         self._seen |= dict.fromkeys(values, images)
 

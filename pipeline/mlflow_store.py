@@ -5,13 +5,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 from urllib.parse import urlsplit
 
+from pipeline.champion import consider
 from pipeline.paths import Paths
 from pipeline.process import in_turn
 from pipeline.session import Record, Session
@@ -26,8 +27,9 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 __all__ = [
     "MODEL_NAME",
@@ -48,6 +50,8 @@ RUN_FILE = "run.json"
 # The most that MLflow takes in one call.
 _BATCH = 1000
 _PARAM_BATCH = 100
+_DIGEST_LENGTH = 32
+_AS_INPUT = InputTag("mlflow.data.context", "input")
 _ATTACHED = {".png", ".csv", ".json", ".html"}
 
 
@@ -70,20 +74,19 @@ class Store:
 
     def flush(self, session: Session) -> None:
         """Create or re-open the run if need be, and send all numbers that it has not got yet."""
-        client = self._connect(session)
-        run_id, batch, end = session.record.run_id, list[Metric](), session.record.sent
-        assert run_id is not None
+        client, run_id = self._connect(session)
+        batch, end = list[Metric](), session.record.sent
         for entry in session.journal.entries(end):
             new = [
                 Metric(_metric_name(name), value, entry.milliseconds, entry.images)
                 for name, value in entry.values.items()
             ]
             if batch and len(batch) + len(new) > _BATCH:
-                self._send(client, session, batch, end)
+                _send(client, run_id, session, batch, end)
                 batch = []
             batch, end = batch + new, entry.end
         if batch:
-            self._send(client, session, batch, end)
+            _send(client, run_id, session, batch, end)
 
     def complete(self, session: Session, report: Path | None) -> None:
         """Attach files, register the model and end the run, each step once.
@@ -93,10 +96,16 @@ class Store:
             report: Folder of the files, or None if they are not this run's any more.
         """
         record = session.record
+        self._once(session, "datasets", lambda: self._note_datasets(session))
         if report is not None and record.status != "KILLED":
             self._once(session, "files", lambda: self._attach(session, report))
-        if report is not None and record.status == "FINISHED" and record.stage == "distill":
-            self._once(session, "model", lambda: self._register(session))
+        if report is not None and record.status == "FINISHED":
+            match record.stage:
+                case "distill":
+                    self._once(session, "model", lambda: self._register(session))
+                case "evaluate":
+                    self._once(session, "pictures", lambda: self._show_samples(session, report))
+                    self._once(session, "champion", lambda: self._consider(session))
         self._once(session, "end", lambda: self._end(session))
         if record.status == "FINISHED":
             session.remove()
@@ -112,13 +121,15 @@ class Store:
         self.complete(session, self._report_of(record))
         return True
 
-    def _connect(self, session: Session) -> MlflowClient:
+    def _connect(self, session: Session) -> tuple[MlflowClient, str]:
+        """A client, and the id of the session's run, which exists now."""
         if self._client is None or session.record.token not in self._opened:
             with _first_touch(self.uri):
                 self._client = self._client or _quiet_client(self.uri)
                 self._open(self._client, session)
             self._opened.add(session.record.token)
-        return self._client
+        assert session.record.run_id is not None
+        return self._client, session.record.run_id
 
     def _open(self, client: MlflowClient, session: Session) -> None:
         record = session.record
@@ -139,14 +150,6 @@ class Store:
         for first in range(0, len(params), _PARAM_BATCH):
             client.log_batch(record.run_id, params=params[first : first + _PARAM_BATCH])
 
-    def _send(self, client: MlflowClient, session: Session, batch: list[Metric], end: int) -> None:
-        # If the process dies between these lines the batch is sent again; MLflow keeps one of
-        # equal numbers with equal times.
-        assert session.record.run_id is not None
-        client.log_batch(session.record.run_id, metrics=batch)
-        session.record.sent = end
-        session.save()
-
     def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
         if step not in session.record.done:
             act()
@@ -154,32 +157,47 @@ class Store:
             session.save()
 
     def _attach(self, session: Session, report: Path) -> None:
-        client = self._connect(session)
+        client, run_id = self._connect(session)
         for file in sorted(report.rglob("*")):
             if file.suffix in _ATTACHED and file.is_file() and file.name != RUN_FILE:
                 folder = file.relative_to(report).parent.as_posix()
-                client.log_artifact(session.record.run_id, str(file), folder.strip("."))
+                client.log_artifact(run_id, str(file), folder.strip("."))
         if session.record.stage == "evaluate":
             for file in filter(Path.is_file, (self._paths.summary, self._paths.report_page)):
-                client.log_artifact(session.record.run_id, str(file))
+                client.log_artifact(run_id, str(file))
+
+    def _note_datasets(self, session: Session) -> None:
+        client, run_id = self._connect(session)
+        read = [DatasetInput(_dataset(known), [_AS_INPUT]) for known in session.record.datasets]
+        if read:
+            client.log_inputs(run_id, datasets=read)
+
+    def _show_samples(self, session: Session, report: Path) -> None:
+        """Log the models' images so that MLflow shows those of several runs side by side."""
+        client, run_id = self._connect(session)
+        ended = session.record.ended_ms
+        for file in sorted((report / "samples").glob("*.png")):
+            with Image.open(file) as image:
+                picture = image.convert("RGB")
+            client.log_image(run_id, picture, key=file.stem, timestamp=ended, synchronous=True)
+
+    def _consider(self, session: Session) -> None:
+        client, run_id = self._connect(session)
+        summary = json.loads(self._paths.summary.read_text(encoding="utf-8"))
+        consider(client, MODEL_NAME, client.get_run(run_id), summary)
 
     def _register(self, session: Session) -> None:
         # Late, because it imports torch, which only this step of this stage needs.
         from pipeline.model_registry import register_generator
 
-        assert session.record.run_id is not None
-        register_generator(
-            self._paths.artifact("distill") / "generator",
-            run_id=session.record.run_id,
-            name=MODEL_NAME,
-            tracking_uri=self.uri,
-        )
+        _, run_id = self._connect(session)
+        generator = self._paths.artifact("distill") / "generator"
+        register_generator(generator, run_id=run_id, name=MODEL_NAME, tracking_uri=self.uri)
 
     def _end(self, session: Session) -> None:
+        client, run_id = self._connect(session)
         record = session.record
-        client = self._connect(session)
-        assert record.run_id is not None
-        client.set_terminated(record.run_id, status=record.status, end_time=record.ended_ms)
+        client.set_terminated(run_id, status=record.status, end_time=record.ended_ms)
 
     def _report_of(self, record: Record) -> Path | None:
         """The stage's report in this workspace, if it is still the one that this run made."""
@@ -307,6 +325,25 @@ def _is_there(client: MlflowClient, run_id: str) -> bool:
             return False
         raise
     return stage == "active"
+
+
+def _send(
+    client: MlflowClient, run_id: str, session: Session, batch: list[Metric], end: int
+) -> None:
+    # If the process dies between these lines the batch is sent again; MLflow keeps one of
+    # equal numbers with equal times.
+    client.log_batch(run_id, metrics=batch)
+    session.record.sent = end
+    session.save()
+
+
+def _dataset(known: Mapping[str, Any]) -> Dataset:
+    """MLflow's word for a set of images that a stage read."""
+    shape = json.dumps({"shape": known["shape"]})
+    profile = json.dumps({"num_images": known["count"]})
+    source = json.dumps({"uri": known["name"]})
+    digest = known["digest"][:_DIGEST_LENGTH]
+    return Dataset(known["name"], digest, "local", source, schema=shape, profile=profile)
 
 
 def _metric_name(name: str) -> str:

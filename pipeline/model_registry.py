@@ -11,7 +11,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 import dsd
-from dsd.checkpoint import load_generator
+from dsd.checkpoint import load_generator, read_spec
+from pipeline.champion import WEIGHTS_TAG
 
 __all__ = ["register_generator"]
 
@@ -40,7 +41,7 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     with mlflow.start_run(run_id=run_id):
-        mlflow.pyfunc.log_model(
+        logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(_SERVED),
             artifacts={"generator": str(folder)},
@@ -51,6 +52,10 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
             input_example=pd.DataFrame({"seed": [0], "num_images": [4]}),
             registered_model_name=name,
         )
+    weights = read_spec(folder).weights_sha256
+    mlflow.MlflowClient(tracking_uri, tracking_uri).set_model_version_tag(
+        name, logged.registered_model_version, WEIGHTS_TAG, weights
+    )
 
 
 def _release(package: str) -> str:

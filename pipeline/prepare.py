@@ -34,6 +34,12 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         info=lambda: _origin(params.data, reader),
     )
     _report(paths.report("prepare"), meta, reader)
+    log.reads(
+        params.data.name or params.data.path,
+        digest=reader.fingerprint,
+        count=meta.count,
+        shape=meta.layout.shape,
+    )
     log.say(_summary_line(meta, reader))
 
 

@@ -22,6 +22,7 @@ from pipeline.compute import resolve_device, resolve_precision
 from pipeline.paths import Paths
 from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
+from pipeline.stores import open_images
 from pipeline.tables import write_csv
 
 __all__ = ["POLLS_STOP", "run"]
@@ -54,7 +55,7 @@ class History(BaseModel):
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Fit the teacher on ``data/corrupt/train``; write ``data/`` and ``reports/pretrain``."""
-    noisy = ImageStore.open(paths.artifact("corrupt") / "train")
+    noisy = open_images(paths, "corrupt/train", log)
     fit = _Fit(params, paths, noisy, log)
     fit.train()
     fit.write(paths)

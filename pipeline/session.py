@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO, final
+from typing import Any, TextIO, final
 
 from pipeline.journal import Journal
 from pipeline.process import try_lock, unlock
@@ -44,6 +44,7 @@ class Record:
         status: MLflow's word: RUNNING, FINISHED, FAILED or KILLED.
         ended_ms: End in milliseconds since 1970.
         done: Closing steps that the store has seen.
+        datasets: Sets of images that the stage read: name, digest, count and shape.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Record:
     status: str = "RUNNING"
     ended_ms: int | None = None
     done: list[str] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
 
     def key(self) -> str:
         """Name of the folder: equal for a stage that is started again with equal parameters."""

@@ -4,7 +4,7 @@ Stages see these protocols only. Where the numbers go (MLflow, a terminal, a log
 outside, so that no stage has to rerun because the tracking changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -42,6 +42,17 @@ class StageLog(Protocol):
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
         """Record numbers against the images seen so far; never raises or waits for a server."""
+        ...
+
+    def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
+        """Record a set of images that the stage depends on.
+
+        Args:
+            name: Which, for people.
+            digest: SHA-256 of its content.
+            count: Number of images.
+            shape: Of one image, [C, H, W].
+        """
         ...
 
     def progress(self, total_images: int) -> Progress:

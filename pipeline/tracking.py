@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dsd.config import Params
 from dsd.errors import Interrupted
+from pipeline.machine import Machine
 from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
 from pipeline.params import flatten
 from pipeline.paths import Paths
@@ -100,6 +101,7 @@ class StageRun:
         self._warned = False
         self._trouble: str | None = None
         self._closing = threading.Event()
+        self._machine = Machine()
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -112,6 +114,14 @@ class StageRun:
                 self._session.journal.append(images, values, now_ms())
         except OSError as error:
             self._troubled(error)
+
+    def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
+        """See :meth:`pipeline.stagelog.StageLog.reads`."""
+        known = {"name": name, "digest": digest, "count": count, "shape": list(shape)}
+        with self._guard:
+            for record in (self._record, self._session.record):
+                if known not in record.datasets:
+                    record.datasets.append(known)
 
     def progress(self, total_images: int) -> Progress:
         """See :meth:`pipeline.stagelog.StageLog.progress`."""
@@ -166,7 +176,15 @@ class StageRun:
                 self._troubled(error)
             if last:
                 return
-            self._closing.wait(_SEND_SECONDS)
+            if not self._closing.wait(_SEND_SECONDS):
+                self._sample_machine()
+
+    def _sample_machine(self) -> None:
+        try:
+            with self._guard:
+                self._session.journal.append_sample(self._machine.sample(), now_ms())
+        except OSError as error:
+            self._troubled(error)
 
     def _send(self, last: bool) -> None:
         with self._guard:

@@ -1,7 +1,7 @@
 """What tests of stages share: parameters with changes, small images, a log that remembers."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,13 @@ class Recorder:
     """A StageLog that keeps everything."""
 
     def __init__(self):
-        self.bars, self.lines, self.values = [], [], []
+        self.bars, self.lines, self.values, self.datasets = [], [], [], []
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
         self.values.append((images, dict(values)))
+
+    def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
+        self.datasets.append((name, digest, count, tuple(shape)))
 
     def progress(self, total_images: int) -> Bar:
         self.bars.append(Bar())

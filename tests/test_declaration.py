@@ -165,18 +165,22 @@ def test_no_stage_depends_on_reports(stage):
     assert not {d for d in STAGES[stage]["deps"] if d.startswith("reports")}
 
 
+def artifacts_named(stage):
+    """Folders below data/ that a stage's code names, to read or to write."""
+    code = (ROOT / "pipeline" / f"{stage}.py").read_text()
+    return set(re.findall(r"(?:artifact\(|open_images\(paths,)\s*['\"](\w+)", code))
+
+
 def test_training_never_sees_a_clean_image():
     for stage in ("pretrain", "distill"):
         data = {d for d in STAGES[stage]["deps"] if d.startswith(("data", "$"))}
         assert data <= {"data/corrupt", "data/pretrain"}
-        code = (ROOT / "pipeline" / f"{stage}.py").read_text()
-        assert not re.search(r"artifact\(\s*['\"]prepare", code)
+        assert "prepare" not in artifacts_named(stage)
 
 
 def test_a_stage_reads_only_artifacts_it_depends_on():
     for stage in STAGES:
-        code = (ROOT / "pipeline" / f"{stage}.py").read_text()
-        artifacts = set(re.findall(r"artifact\(\s*['\"](\w+)['\"]", code))
+        artifacts = artifacts_named(stage)
         assert artifacts, stage
         inputs = {d.removeprefix("data/") for d in STAGES[stage]["deps"] if d.startswith("data/")}
         assert artifacts - {stage} == inputs - {stage}, stage

@@ -13,12 +13,13 @@ import grimp
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 from tiny_params import set_params
 
 from dsd.checkpoint import build_denoiser, save_model
 from dsd.config import IdentityOperator, Network
 from dsd.errors import Interrupted
-from pipeline import mlflow_store, model_registry, tracking
+from pipeline import champion, mlflow_store, model_registry, tracking
 from pipeline.params import flatten, load_params
 from pipeline.paths import Paths
 
@@ -43,7 +44,9 @@ def fresh_store(tmp_path_factory):
 
 
 @pytest.fixture
-def paths(tmp_path, fresh_store):
+def paths(tmp_path, fresh_store, monkeypatch):
+    # Registering a model makes its store MLflow's own for the rest of the process, by a variable.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"corrupt.sigma": 0.5})
     shutil.copy(fresh_store, tmp_path / "mlflow.db")
@@ -63,7 +66,8 @@ def _refuse(uri):
 
 
 def client_of(paths):
-    return MlflowClient(f"sqlite:///{paths.tracking_store}")
+    uri = f"sqlite:///{paths.tracking_store}"
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def runs_of(paths):
@@ -232,7 +236,7 @@ def test_files_of_a_later_run_are_not_attached_to_an_earlier_one(paths, down):
 
 def test_numbers_sent_twice_are_kept_once(paths, monkeypatch):
     """The process may die after MLflow took a batch and before that is noted."""
-    monkeypatch.setattr(mlflow_store.Store, "_send", _send_without_noting)
+    monkeypatch.setattr(mlflow_store, "_send", _send_without_noting)
     with pytest.raises(Interrupted):
         track(paths, "pretrain", steps=(128, 256), error=Interrupted("saved", 2))
     monkeypatch.undo()
@@ -241,8 +245,8 @@ def test_numbers_sent_twice_are_kept_once(paths, monkeypatch):
     assert [step for step, _ in history(paths, run, "loss")] == [128, 256, 384]
 
 
-def _send_without_noting(self, client, session, batch, end):
-    client.log_batch(session.record.run_id, metrics=batch)
+def _send_without_noting(client, run_id, session, batch, end):
+    client.log_batch(run_id, metrics=batch)
 
 
 def test_many_numbers_and_odd_ones_arrive(paths):
@@ -380,3 +384,130 @@ def test_what_the_served_model_imports_is_in_its_requirements():
 def test_secrets_of_an_address_are_not_shown(paths):
     shown = mlflow_store.shown_uri("postgresql://me:secret@host/db", paths)
     assert shown == "postgresql://host/db"
+
+
+def evaluated(paths, weights, proximal, **protocol):
+    """Track an evaluation of a generator, as the stage leaves it."""
+    known = {
+        "features": "inception",
+        "extractors": {"inception": "v3", "other": "v1"},
+        "sigma": 0.5,
+        "seed": 0,
+        "clean_sha256": "c",
+        "noisy_sha256": "n",
+    }
+    summary = {
+        "generator": {"proximal_frechet": proximal, "weights_sha256": weights},
+        "protocol": {**known, **protocol},
+    }
+    paths.summary.parent.mkdir(exist_ok=True)
+    paths.summary.write_text(json.dumps(summary))
+    track(paths, "evaluate")
+
+
+@pytest.fixture
+def versions(paths):
+    """Three registered generators with weights a, b and c."""
+    client = client_of(paths)
+    client.create_registered_model(mlflow_store.MODEL_NAME)
+    for weights in "abc":
+        version = client.create_model_version(mlflow_store.MODEL_NAME, f"file:///{weights}")
+        client.set_model_version_tag(
+            mlflow_store.MODEL_NAME, version.version, champion.WEIGHTS_TAG, weights
+        )
+
+
+def champion_of(paths):
+    found = client_of(paths).get_registered_model(mlflow_store.MODEL_NAME)
+    return found.aliases.get(champion.CHAMPION)
+
+
+def test_the_champion_is_the_version_with_the_smallest_proximal_distance(paths, versions):
+    assert champion_of(paths) is None
+    evaluated(paths, "b", 0.3)
+    assert champion_of(paths) == 2
+    evaluated(paths, "a", 0.4)
+    assert champion_of(paths) == 2
+    evaluated(paths, "c", 0.2, seed=1, noisy_sha256="another draw")
+    assert champion_of(paths) == 3
+    evaluated(paths, "unknown", 0.1)
+    assert champion_of(paths) == 3
+    version = client_of(paths).get_model_version(mlflow_store.MODEL_NAME, "3")
+    assert version.tags["proximal_frechet"] == "0.2"
+    newest = max(runs_of(paths), key=lambda run: run.data.metrics["generator.proximal_frechet"])
+    assert version.tags["evaluation_run_id"] != newest.info.run_id
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        {"sigma": 0.2},
+        {"features": "other"},
+        {"clean_sha256": "other images"},
+        {"clean_sha256": None, "noisy_sha256": "other images"},
+    ],
+)
+def test_what_was_measured_otherwise_does_not_compete(paths, versions, protocol):
+    evaluated(paths, "a", 0.4)
+    evaluated(paths, "b", 0.1, **protocol)
+    assert champion_of(paths) == 1
+
+
+def test_without_clean_images_the_noisy_ones_say_what_was_measured(paths, versions):
+    evaluated(paths, "a", 0.4, clean_sha256=None)
+    evaluated(paths, "b", 0.3, clean_sha256=None)
+    assert champion_of(paths) == 2
+    evaluated(paths, "c", 0.2, clean_sha256=None, noisy_sha256="others")
+    assert champion_of(paths) == 2
+
+
+def test_a_run_names_the_images_that_it_read_once(paths):
+    def read(error=None):
+        with tracking.run("pretrain", load_params(paths.root), paths) as log:
+            log.reads("corrupt/train", digest="5" * 64, count=10, shape=(1, 8, 8))
+            if error:
+                raise error
+
+    with pytest.raises(Interrupted):
+        read(Interrupted("saved", 2))
+    read()
+    (run,) = runs_of(paths)
+    (found,) = run.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("corrupt/train", "5" * 32)
+    assert json.loads(found.dataset.profile) == {"num_images": 10}
+
+
+def test_the_machine_s_load_is_journalled_like_any_number(paths, monkeypatch):
+    monkeypatch.setattr(tracking, "_SEND_SECONDS", 0.05)
+
+    def work(error=None):
+        with tracking.run("pretrain", load_params(paths.root), paths) as log:
+            time.sleep(0.5)
+            log.metrics(128, {"loss": 1.0})
+            time.sleep(0.5)
+            if error:
+                raise error
+
+    with pytest.raises(Interrupted):
+        work(Interrupted("saved", 2))
+    before = len(history(paths, runs_of(paths)[0], "system/cpu_utilization_percentage"))
+    work()
+    # Samples are no training steps: the stage that saw them and began again is a new run.
+    _, second = sorted(runs_of(paths), key=lambda run: run.info.start_time)
+    assert second.info.status == "FINISHED"
+    steps = [step for step, _ in history(paths, second, "system/cpu_utilization_percentage")]
+    assert before > 1
+    assert steps == list(range(len(steps)))
+    assert second.data.metrics["system/process_memory_megabytes"] > 10
+
+
+def test_mlflow_shows_the_models_images_side_by_side(paths):
+    samples = paths.report("evaluate") / "samples"
+    samples.mkdir(parents=True)
+    for name in ("generator", "teacher_full"):
+        Image.new("L", (8, 8), 128).save(samples / f"{name}.png")
+    evaluated(paths, "a", 0.4)
+    (run,) = runs_of(paths)
+    shown = files_of(paths, run, "images")
+    assert {Path(name).name.split("+")[0] for name in shown} == {"generator", "teacher_full"}
+    assert run.data.tags["mlflow.loggedImages"] == "True"

@@ -1,0 +1,98 @@
+"""The alias ``champion`` of the registered generator, and the one rule that moves it.
+
+The champion is the version with the smallest Proximal Frechet distance, which needs no clean
+image. A version measured otherwise (other data, noise level, features or number of images) does
+not compete: the alias stays until a person moves it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+__all__ = ["CHAMPION", "WEIGHTS_TAG", "consider"]
+
+CHAMPION = "champion"
+"""The alias."""
+
+WEIGHTS_TAG = "weights_sha256"
+"""Tag of a version by which an evaluation finds the generator that it measured."""
+
+_DISTANCE_TAG, _PROTOCOL_TAG = "proximal_frechet", "proximal_protocol"
+_REPETITION = {"seed", "notes", "without_frechet", "extractors"}
+_PREFIX = "generator."
+
+
+def consider(
+    client: MlflowClient, model: str, evaluation: Run, summary: Mapping[str, Any]
+) -> None:
+    """Note a finished evaluation with the version that it measured, and move the alias if better.
+
+    Args:
+        client: Of the store, which is also the registry.
+        model: Name of the registered model.
+        evaluation: The run of ``evaluate``.
+        summary: The evaluation's ``summary.json``.
+    """
+    version = _version_of(client, model, summary["generator"]["weights_sha256"])
+    if version is None:  # registered in another store, or deleted
+        return
+    distance, protocol = float(summary["generator"]["proximal_frechet"]), _protocol_id(summary)
+    tags = {
+        _DISTANCE_TAG: repr(distance),
+        _PROTOCOL_TAG: protocol,
+        "sigma": str(summary["protocol"]["sigma"]),
+        "evaluation_run_id": evaluation.info.run_id,
+    }
+    for name, value in tags.items():
+        client.set_model_version_tag(model, version.version, name, value)
+    _show_with_model(client, evaluation, version)
+    champion = _champion(client, model)
+    if champion is None or (
+        champion.tags.get(_PROTOCOL_TAG) == protocol
+        and distance < float(champion.tags[_DISTANCE_TAG])
+    ):
+        client.set_registered_model_alias(model, CHAMPION, version.version)
+
+
+def _version_of(client: MlflowClient, model: str, weights: str) -> ModelVersion | None:
+    """The newest version with these weights."""
+    found = client.search_model_versions(f"name='{model}' and tags.{WEIGHTS_TAG}='{weights}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _champion(client: MlflowClient, model: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(model, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def _protocol_id(summary: Mapping[str, Any]) -> str:
+    """Hash of what was measured and how; seeds repeat a measurement and may differ."""
+    protocol = summary["protocol"]
+    kept = {name: value for name, value in protocol.items() if name not in _REPETITION}
+    if kept.get("clean_sha256") is not None:
+        del kept["noisy_sha256"]  # another draw of the noise on the same images
+    kept["extractor"] = protocol["extractors"][protocol["features"]]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _show_with_model(client: MlflowClient, evaluation: Run, version: ModelVersion) -> None:
+    """Repeat the generator's numbers with the model, where MLflow's model pages show them."""
+    if version.model_id is None:
+        return
+    now = evaluation.info.end_time or evaluation.info.start_time
+    numbers = [
+        Metric(name.removeprefix(_PREFIX), value, now, 0, model_id=version.model_id)
+        for name, value in evaluation.data.metrics.items()
+        if name.startswith(_PREFIX)
+    ]
+    client.log_batch(evaluation.info.run_id, metrics=numbers)
