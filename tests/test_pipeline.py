@@ -5,14 +5,19 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import urllib.error
+import urllib.request
+from contextlib import closing, suppress
 
 import pytest
 from pages import check
-from workspace import STAGES, clone, end, outcomes, wait_until
+from workspace import STAGES, Workspace, clone, end, outcomes, wait_until
+
+from dsd import load_generator
 
 pytestmark = pytest.mark.slow
 
@@ -83,8 +88,7 @@ def test_a_changed_parameter_reruns_what_it_touches_and_comes_back_for_free(work
     workspace.back_to_the_first_run()
     first = {stage: workspace.run_id(stage) for stage in STAGES}
     before = runs(workspace)
-    workspace.run("git", "add", "-A")
-    workspace.run("git", "commit", "-q", "-m", "first result")
+    workspace.commit("first result")
 
     workspace.set({"corrupt.sigma": 0.2})
     after_sigma = workspace.repro()
@@ -129,6 +133,8 @@ def test_results_are_shown_without_options(workspace):
         workspace.run_id("evaluate")[:8]
         in check(workspace.root / "reports" / "comparison.html").text
     )
+    # Of a commit without dvc.lock, DVC would say "!".
+    workspace.commit("result")
     shown = workspace.run("dvc", "exp", "show", "--csv").stdout
     assert "generator.proximal_frechet" in shown.splitlines()[0]
     assert "!" not in shown
@@ -219,3 +225,40 @@ def test_a_clone_leaves_nothing_of_this_machine(tmp_path):
     folder.mkdir()
     clone(folder)
     assert not [p for p in folder.rglob("*") if p.name in {".venv", "mlflow.db", ".prefect"}]
+
+
+def test_the_champion_answers_over_http(workspace):
+    """What the README says: images from a seed, through MLflow's own server."""
+    workspace.back_to_the_first_run()
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    model = "models:/one-step-generator@champion"
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model]
+    server = Workspace(workspace.root)
+    server.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{workspace.root / 'mlflow.db'}"
+    process = server.start(*serve, "--env-manager", "local", "--port", str(port))
+
+    def ask(path, document=None):
+        body = None if document is None else json.dumps(document).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/{path}", body, {"Content-Type": "application/json"}
+        )
+        return urllib.request.urlopen(request, timeout=60).read()
+
+    def answers():
+        with suppress(OSError):
+            return ask("ping") is not None
+        return False
+
+    try:
+        wait_until(answers, 300, "the model's server", process)
+        rows = [{"seed": 7, "num_images": 3}]
+        images = json.loads(ask("invocations", {"dataframe_records": rows}))["predictions"]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask("invocations", {"dataframe_records": [{"seed": 7, "num_images": 0}]})
+        assert "num_images" in refused.value.read().decode()
+    finally:
+        end(process)
+        process.communicate()
+    generator = load_generator(workspace.root / "data" / "distill" / "generator")
+    assert images == generator.sample(3, seed=7).tolist()

@@ -61,6 +61,11 @@ class Workspace:
         """Change params.yaml."""
         set_params(self.root, values)
 
+    def commit(self, message: str) -> None:
+        """Commit what git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", message)
+
     def read(self, path: str) -> Any:
         """A JSON file."""
         return json.loads((self.root / path).read_text())
@@ -94,8 +99,7 @@ def clone(target: Path) -> Workspace:
     (target / "dvc.lock").unlink(missing_ok=True)
     workspace.set(TINY)
     workspace.run("git", "init", "-q")
-    workspace.run("git", "add", "-A")
-    workspace.run("git", "commit", "-q", "-m", "clone")
+    workspace.commit("clone")
     return workspace
 
 
