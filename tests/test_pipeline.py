@@ -262,3 +262,37 @@ def test_the_champion_answers_over_http(workspace):
         process.communicate()
     generator = load_generator(workspace.root / "data" / "distill" / "generator")
     assert images == generator.sample(3, seed=7).tolist()
+
+
+def hashes_of(workspace, folder):
+    """Relative name -> hash of each file."""
+    return {
+        name.removeprefix(str(workspace.root)): value
+        for name, value in workspace.digest(folder).items()
+    }
+
+
+def test_another_clone_gets_a_finished_run_from_the_remote_and_computes_nothing(
+    workspace, tmp_path
+):
+    workspace.back_to_the_first_run()
+    add = ["dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store")]
+    workspace.run(*add)
+    workspace.run("dvc", "push", "--run-cache")
+    workspace.run("dvc", "remote", "remove", "--local", "store")
+    workspace.commit("result")
+    workspace.run("git", "clone", "-q", str(workspace.root), str(tmp_path / "other"))
+    other = Workspace(tmp_path / "other")
+    other.run(*add)
+
+    other.run("dvc", "pull", "--run-cache")
+    assert other.repro() == dict.fromkeys(STAGES, "cached")
+    assert hashes_of(other, "data/distill") == hashes_of(workspace, "data/distill")
+    assert other.read("reports/summary.json") == workspace.read("reports/summary.json")
+
+    # A run that no commit holds comes back by what it was made from.
+    (other.root / "dvc.lock").unlink()
+    for stage in STAGES:
+        shutil.rmtree(other.root / "data" / stage, ignore_errors=True)
+    assert other.repro("--pull") == dict.fromkeys(STAGES, "restored")
+    assert not (other.root / "mlflow.db").exists()
