@@ -200,14 +200,19 @@ PARTIAL_OPERATORS = ("mask", "fourier")
 """Kinds of operators whose observations lack pixels or frequencies."""
 
 
-def _kind_of_level(value: object) -> str:
+def _auto_or_number(value: object) -> str:
     return "auto" if isinstance(value, str) else "number"
 
 
 AutoLevel = Annotated[
     Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Tag("number")]
     | Annotated[Literal["auto"], Tag("auto")],
-    Discriminator(_kind_of_level),
+    Discriminator(_auto_or_number),
+]
+
+AutoCount = Annotated[
+    Annotated[Count, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_auto_or_number),
 ]
 
 
@@ -513,6 +518,11 @@ class Compute(Section):
     precision: Literal["auto", "float32", "bfloat16"]
     """Arithmetic inside the networks while training; weights, losses and metrics stay float32 or
     better."""
+
+    batch_per_device: AutoCount
+    """Most images that a process takes through a network at once while training; a larger share of
+    a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: the share
+    as a whole."""
 
     eval_batch_size: Count
     """Images in a batch when nothing is trained."""

@@ -4,7 +4,14 @@ Each carries one message that names the thing, what is wrong with it and the rem
 prints that message alone, without a traceback, and exits with the error's code.
 """
 
-__all__ = ["DataError", "DsdError", "Interrupted", "NonFiniteError", "ParamsError"]
+__all__ = [
+    "DataError",
+    "DsdError",
+    "Interrupted",
+    "LostProcessError",
+    "NonFiniteError",
+    "ParamsError",
+]
 
 
 class DsdError(Exception):
@@ -29,6 +36,10 @@ class NonFiniteError(DsdError):
     """A loss, gradient or weight became NaN or infinite."""
 
     exit_code = 4
+
+
+class LostProcessError(DsdError):
+    """Another process of the same training has ended, and knows why."""
 
 
 class Interrupted(DsdError):  # noqa: N818 - being asked to stop is no error

@@ -9,7 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsd.errors import DataError, DsdError, ParamsError
+from dsd.errors import DataError, DsdError, LostProcessError, ParamsError
+from pipeline import launch
 from pipeline.paths import Paths
 from pipeline.process import StopSignal, die_with_parent, exclusive
 
@@ -61,14 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:
-        return _fail(str(error), error.exit_code)
+        if isinstance(error, LostProcessError) and stop.number is None:
+            launch.wait_for_the_end()
+        return launch.tell(str(error), error.exit_code)
     except KeyboardInterrupt:
         message = f"{command} was stopped; the same command starts it again"
-        return _fail(message, 128 + (stop.number or 2))
+        return launch.tell(message, 128 + (stop.number or 2))
     except OSError as error:
         if error.errno not in _DISK_REMEDIES:
             raise
-        return _fail(_disk_message(error, command), _DISK_EXIT_CODE)
+        return launch.tell(_disk_message(error, command), _DISK_EXIT_CODE)
     return 0
 
 
@@ -110,7 +113,26 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
 def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
     stop.install()
     die_with_parent()
+    if launch.is_worker():
+        launch.become_worker(stage)
     params = _load(paths)
+    count = 1 if launch.is_worker() else launch.num_processes(stage, params)
+    if count > 1:
+        launch.start(stage, count)
+    elif launch.leads():
+        _lead_stage(stage, params, paths, stop)
+    else:
+        _follow_stage(stage, params, paths, stop)
+
+
+def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+    """Only compute, with the process that leads."""
+    module = import_module(f"pipeline.{stage}")
+    stop.polite = True
+    module.run(params, paths, launch.FollowerLog(stop))
+
+
+def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.{stage}")
@@ -217,11 +239,6 @@ def _disk_message(error: OSError, command: str) -> str:
         f"cannot read or write{where}: {error.strerror}; {remedy} and run the same command again, "
         "it continues where it was"
     )
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

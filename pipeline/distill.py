@@ -1,5 +1,6 @@
 """Stage ``distill``: turn the teacher into a one-step generator; no clean image is read."""
 
+import math
 import shutil
 from typing import final
 
@@ -20,12 +21,14 @@ from dsd.seeds import derive_seed
 from dsd.shapes import Pixels
 from dsd.training.distill import Distillation
 from dsd.training.meter import LevelMeter
-from pipeline.compute import resolve_device, resolve_precision
+from dsd.training.team import Team
+from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
 from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
+from pipeline.team import joined_team
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -56,9 +59,11 @@ class History(BaseModel):
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Distil ``data/pretrain`` and write ``data/distill`` and ``reports/distill``."""
-    distillation = _Run(params, paths, log)
-    distillation.distill()
-    distillation.write(paths)
+    with joined_team(params.compute, params.distill.batch_size) as (team, device):
+        distillation = _Run(params, paths, log, team, device)
+        distillation.distill()
+    if team.leads:
+        distillation.write(paths)
     best = distillation.history.ranked()[0]
     log.say(
         f"chose the generator after {best.images_seen:,} images, Proximal Frechet distance "
@@ -84,14 +89,20 @@ def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> Prox
 
 @final
 class _Run:
-    """One distillation with its measurements, pictures and resumable state."""
+    """One distillation with its measurements, pictures and resumable state.
 
-    def __init__(self, params: Params, paths: Paths, log: StageLog) -> None:
-        device = resolve_device(params.compute)
+    All processes of a team have the same of everything but the measure for choosing; the one that
+    leads measures, and writes.
+    """
+
+    def __init__(
+        self, params: Params, paths: Paths, log: StageLog, team: Team, device: torch.device
+    ) -> None:
         train = open_images(paths, "corrupt/train", log)
         heldout = open_images(paths, "corrupt/heldout", log)
         self._params = params
         self._log = log
+        self._team = team
         self._operator = Operator.of_store(train.meta.info)
         teacher = read_spec(paths.artifact("pretrain"))
         self._network = teacher.network
@@ -104,8 +115,9 @@ class _Run:
             seed=params.seed,
             precision=resolve_precision(params.compute, device),
             operator=self._operator,
+            team=team,
         )
-        self._proximal = _proximal(params, heldout, device)
+        self._proximal = _proximal(params, heldout, device) if team.leads else None
         self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
         self._latents = make_latents(
             params.distill.selection.num_samples,
@@ -134,6 +146,7 @@ class _Run:
             TrainingState(modules, optimizers),
             minutes=self._params.compute.checkpoint_minutes,
             log=self._log,
+            team=self._team,
         )
         saved = state.restore()
         if saved is not None:
@@ -162,14 +175,20 @@ class _Run:
         """Measure the averaged generator, and keep it for as long as it is one of the best."""
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
-        images = self._images()
-        proximal = self._proximal.distance(images, operator=self._operator)
+        (proximal,) = self._team.largest(self._judge() if self._team.leads else -math.inf)
         measurement = Measurement(images_seen=seen, gap=gap, proximal_frechet=proximal)
         self.history.measurements.append(measurement)
-        self._keep_images(images)
-        self._keep_generator()
+        if self._team.leads:
+            self._keep_generator()
         values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)
         self._log.metrics(seen, values)
+
+    def _judge(self) -> float:
+        """Proximal Frechet distance of the averaged generator's images, which are kept."""
+        assert self._proximal is not None
+        images = self._images()
+        self._keep_images(images)
+        return self._proximal.distance(images, operator=self._operator)
 
     def _read_gap(self) -> float:
         seen = self.history.images_seen

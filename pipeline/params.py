@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,13 +21,23 @@ from ruamel.yaml.events import (
     DocumentStartEvent,
     NodeEvent,
 )
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from dsd.config import Params
 from dsd.errors import ParamsError
 from dsd.files import published
 from pipeline.params_schema import all_keys, describe_bounds, describe_value
 
-__all__ = ["flatten", "leaves", "load_params", "read_mapping", "update_params"]
+__all__ = [
+    "flatten",
+    "leaves",
+    "load_params",
+    "parse_value",
+    "preview_params",
+    "read_mapping",
+    "update_params",
+]
 
 Scalar = str | int | float | bool | None
 
@@ -72,20 +83,57 @@ def update_params(root: Path, values: Mapping[str, Any]) -> None:
         ParamsError: The result would not be valid; the file stays as it was.
     """
     file = root / "params.yaml"
+    text = _with_values(file, values)
+    _validated(_parse(text, file.name), file.name)
+    with published(file) as stream:
+        stream.write(text.encode())
+
+
+def preview_params(root: Path, values: Mapping[str, Any]) -> Params:
+    """The parameters that :func:`update_params` would write; the file stays as it is.
+
+    Raises:
+        ParamsError: They would not be valid.
+    """
+    file = root / "params.yaml"
+    return _validated(_parse(_with_values(file, values), file.name), file.name)
+
+
+def parse_value(text: str) -> object:
+    """A value as it would be read from params.yaml: a number, a word, a list, ``null``, ...
+
+    Raises:
+        ParamsError: It is no plain YAML 1.2.
+    """
+    name = "value"
+    return _parse(f"{name}: {text}", shorten(text, _MAX_SHOWN))[name]
+
+
+def _with_values(file: Path, values: Mapping[str, Any]) -> str:
+    """The text of a file of parameters with dotted keys set, its comments and order kept."""
+    text = _read(file)
+    _parse(text, file.name)
     editor = YAML(pure=True)
     editor.width = 200
-    document = editor.load(_read(file))
+    editor.representer.add_representer(type(None), _written_out)
+    document = editor.load(text)
     for key, value in values.items():
         *sections, name = key.split(".")
         section = document
         for part in sections:
-            section = section[part]
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                msg = f"{file.name}: {key} is not a known key: {part} is a value, not a section"
+                raise ParamsError(msg)
         section[name] = _flow_style(value)
-    text = io.StringIO()
-    editor.dump(document, text)
-    _validated(_parse(text.getvalue(), file.name), file.name)
-    with published(file) as stream:
-        stream.write(text.getvalue().encode())
+    edited = io.StringIO()
+    editor.dump(document, edited)
+    return edited.getvalue()
+
+
+def _written_out(representer: RoundTripRepresenter, _none: None) -> ScalarNode:
+    """``null`` as the word, which ruamel would leave out."""
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _flow_style(value: object) -> object:

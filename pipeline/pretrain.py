@@ -18,12 +18,14 @@ from dsd.samplers import sample_teacher
 from dsd.seeds import derive_seed
 from dsd.training.meter import LevelMeter
 from dsd.training.pretrain import TeacherTraining
-from pipeline.compute import resolve_device, resolve_precision
+from dsd.training.team import Team
+from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
 from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
+from pipeline.team import joined_team
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -56,18 +58,31 @@ class History(BaseModel):
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Fit the teacher on ``data/corrupt/train``; write ``data/`` and ``reports/pretrain``."""
     noisy = open_images(paths, "corrupt/train", log)
-    fit = _Fit(params, paths, noisy, log)
-    fit.train()
-    fit.write(paths)
+    with joined_team(params.compute, params.pretrain.batch_size) as (team, device):
+        fit = _Fit(params, paths, noisy, log, team, device)
+        fit.train()
+    if team.leads:
+        fit.write(paths)
 
 
 @final
 class _Fit:
-    """One teacher's training with its curves, pictures and resumable state."""
+    """One teacher's training with its curves, pictures and resumable state.
 
-    def __init__(self, params: Params, paths: Paths, noisy: ImageStore, log: StageLog) -> None:
-        device = resolve_device(params.compute)
+    All processes of a team have the same of everything; the one that leads writes it.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        paths: Paths,
+        noisy: ImageStore,
+        log: StageLog,
+        team: Team,
+        device: torch.device,
+    ) -> None:
         self._params = params
+        self._team = team
         self._log = log
         self._operator = Operator.of_store(noisy.meta.info)
         self._shape = noisy.shape
@@ -82,6 +97,7 @@ class _Fit:
             seed=params.seed,
             precision=resolve_precision(params.compute, device),
             view=None if view is None else view.to(device),
+            team=team,
         )
         self._meter = LevelMeter("the teacher's loss").to(device)
         self._history = History()
@@ -99,6 +115,7 @@ class _Fit:
             TrainingState(modules, {"adam": training.optimizer}),
             minutes=self._params.compute.checkpoint_minutes,
             log=self._log,
+            team=self._team,
         )
         saved = state.restore()
         if saved is not None:
@@ -117,7 +134,8 @@ class _Fit:
                 self._history.images_seen = record.images_seen
                 if training.step % reading == 0 or training.step == training.num_steps:
                     progress.update(record.images_seen, loss=self._read())
-                if training.step % drawing == 0 or training.step == training.num_steps:
+                drawn = training.step % drawing == 0 or training.step == training.num_steps
+                if drawn and self._team.leads:
                     self._draw()
                 if self._state.due():
                     self._save()

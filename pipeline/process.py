@@ -1,10 +1,8 @@
 """The process around a stage: signals, exclusive use of its folders, and not outliving DVC."""
 
-import ctypes
 import fcntl
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from types import FrameType
 from typing import TextIO, final
 
 from dsd.errors import DsdError
+from pipeline.tether import end_with_parent
 
 __all__ = [
     "BusyError",
@@ -24,7 +23,6 @@ __all__ = [
     "unlock",
 ]
 
-_PR_SET_PDEATHSIG = 1
 _SAME_KEYPRESS_SECONDS = 1.0
 
 
@@ -73,12 +71,8 @@ def die_with_parent() -> None:
     Does nothing elsewhere, and nothing for a stage started by hand: that one may well outlive its
     shell.
     """
-    if "DVC_STAGE" not in os.environ or not sys.platform.startswith("linux"):
-        return
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    except (OSError, AttributeError):
-        return
+    if "DVC_STAGE" in os.environ:
+        end_with_parent(os.getppid())
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from pydantic import JsonValue
 
 import dsd
 from dsd.checkpoint import TrainingState
-from dsd.errors import Interrupted
+from dsd.errors import DataError, Interrupted
+from dsd.training.team import Team
 from pipeline.stagelog import StageLog
 
 __all__ = ["Resumable", "fingerprint"]
@@ -45,13 +46,23 @@ class Resumable:
         state: Modules and optimisers to save.
         minutes: Time between two saves.
         log: Where to say that the run was resumed or stopped.
+        team: The processes of the run; all read the state, one writes it, and all stop together.
     """
 
     def __init__(
-        self, folder: Path, name: str, state: TrainingState, *, minutes: float, log: StageLog
+        self,
+        folder: Path,
+        name: str,
+        state: TrainingState,
+        *,
+        minutes: float,
+        log: StageLog,
+        team: Team,
     ) -> None:
         self.folder = folder / name
         self._state = state
+        self._team = team
+        self._signal = 0
         self._seconds = minutes * 60
         self._saved_at = time.monotonic()
         self._log = log
@@ -60,31 +71,46 @@ class Resumable:
         """Bring back the state of an interrupted run, or return None where there is none.
 
         Raises:
-            DataError: The state is damaged.
+            DataError: The state is damaged, or not the same for all processes.
         """
-        try:
-            info = self._state.load(self.folder / "state")
-        except FileNotFoundError:
-            return None
-        self._log.say(f"resumed after {info['images_seen']:,} images")
+        info = self._load()
+        seen = -1 if info is None else info["images_seen"]
+        assert isinstance(seen, int)
+        most, least = self._team.largest(seen, -seen)
+        if most != -least:
+            msg = (
+                f"{self.folder} is not the same for all processes: let them share one workspace, "
+                "or delete it everywhere"
+            )
+            raise DataError(msg)
+        if info is not None:
+            self._log.say(f"resumed after {seen:,} images")
         return info
 
+    def _load(self) -> dict[str, JsonValue] | None:
+        try:
+            return self._state.load(self.folder / "state")
+        except FileNotFoundError:
+            return None
+
     def save(self, info: Mapping[str, JsonValue]) -> None:
-        """Save now."""
-        self._state.save(self.folder / "state", info)
+        """Save now, in the process that leads."""
+        if self._team.leads:
+            self._state.save(self.folder / "state", info)
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time to save, or the user asked to stop."""
-        waited = time.monotonic() - self._saved_at
-        return waited > self._seconds or self._log.stop_signal() is not None
+        """Whether it is time to save, or one process was asked to stop; all hear the same."""
+        waited = time.monotonic() - self._saved_at > self._seconds
+        late, number = self._team.largest(waited, self._log.stop_signal() or 0)
+        self._signal = int(number)
+        return bool(late or number)
 
     def stop_if_asked(self, images_seen: int) -> None:
-        """Raise :class:`Interrupted` if the user asked to stop; call after :meth:`save`."""
-        signal_number = self._log.stop_signal()
-        if signal_number is not None:
+        """Raise :class:`Interrupted` if :meth:`due` heard of a signal; call after :meth:`save`."""
+        if self._signal:
             msg = f"stopped after {images_seen:,} images; the same command continues from there"
-            raise Interrupted(msg, signal_number)
+            raise Interrupted(msg, self._signal)
 
     def clear(self) -> None:
         """Forget the run, which is complete."""

@@ -7,7 +7,7 @@ from stage_helpers import params_with
 
 from dsd.config import TeacherNoise
 from dsd.losses.consistency import consistency_loss, reverse_steps
-from dsd.training.pretrain import consistency_step_loss
+from dsd.training.pretrain import consistency_step_loss, draw_consistency
 
 LAW = TeacherNoise(sampler="added", P_mean=-1.2, P_std=1.2)
 COUNT = 100_000
@@ -21,9 +21,11 @@ def drawn(num_steps, *, sigma=1.5, sigma_low=0.2, denoiser=None):
     """States of level ``sigma`` of Gaussian data, and draws of ``sigma_low`` given them."""
     ones = torch.ones_like(VARIANCES)
     x = sample(VARIANCES, COUNT, 1) + sigma * sample(ones, COUNT, 2)
+    random = torch.Generator().manual_seed(3)
+    noise = torch.randn(COUNT, num_steps, x.shape[1], generator=random, dtype=torch.float64)
     low = reverse_steps(
         denoiser or denoiser_of(VARIANCES), x, sigma=level(sigma), sigma_low=level(sigma_low),
-        num_steps=num_steps, generator=torch.Generator().manual_seed(3),
+        noise=noise,
     )  # fmt: skip
     return x, low
 
@@ -78,11 +80,11 @@ def mean_loss(denoiser, seed=5):
     sigma_y = level(0.4).float()
     ones = torch.ones_like(VARIANCES)
     y = sample(VARIANCES, COUNT, 1) + 0.4 * sample(ones, COUNT, 2)
-    loss = consistency_step_loss(
-        denoiser, y.float(), sigma_y, noise=LAW, num_steps=2,
+    drawn = draw_consistency(
+        sigma_y, y.shape[1:], noise=LAW, num_steps=2, views=None, view=None,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    return loss.mean()
+    return consistency_step_loss(denoiser, y.float(), drawn).mean()
 
 
 def perturbed(amount):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_helpers import params_with
 from test_operators import choice, normal, operator, random
+from tiny_training import fake_step, judged
 from torch import nn
 
 from dsd.checkpoint import (
@@ -22,7 +23,7 @@ from dsd.losses.pretrain import ambient_denoising_loss, projected_denoising_loss
 from dsd.metrics.proximal import renoise
 from dsd.precond import Denoiser, coefficients
 from dsd.training.distill import Distillation
-from dsd.training.pretrain import TeacherTraining, denoising_step_loss
+from dsd.training.pretrain import TeacherTraining, denoising_step_loss, draw_denoising
 
 SHAPE = (2, 6, 6)
 NUMBERS = math.prod(SHAPE)
@@ -199,16 +200,16 @@ def test_a_denoiser_in_training_is_given_less_than_was_observed(kind):
     y, view = observations(op, 50, 0)
     given, denoiser = [], random_denoiser(op)
     denoiser.register_forward_pre_hook(lambda module, inputs: given.append(inputs[2]))
-    denoising_step_loss(
-        denoiser,
-        y.float(),
+    drawn = draw_denoising(
         torch.full((50,), SIGMA_Y),
+        SHAPE,
         objective="adjusted",
-        weighting="edm",
         noise=training_params().pretrain.noise,
-        generator=random(0),
+        views=denoiser.views,
         view=view,
+        generator=random(0),
     )
+    denoising_step_loss(denoiser, y.float(), drawn, "edm")
     assert not (given[0] & ~view).any()
     assert given[0].sum() < 0.9 * view.sum()
 
@@ -306,9 +307,9 @@ def test_a_teacher_learns_from_each_image_through_its_own_view(kind, weight, mon
     consistency = params.consistency.model_copy(update={"weight": weight, "batch_size": 4})
     seen = []
 
-    def spy(denoiser, batch, sigma_y, **options):
-        seen.append((batch, options["view"]))
-        return denoising_step_loss(denoiser, batch, sigma_y, **options)
+    def spy(denoiser, batch, drawn, weighting):
+        seen.append((batch, drawn.view))
+        return denoising_step_loss(denoiser, batch, drawn, weighting)
 
     monkeypatch.setattr("dsd.training.pretrain.denoising_step_loss", spy)
     training = TeacherTraining(
@@ -345,16 +346,16 @@ def distillation(op, **distill):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fake_learns_from_generated_images_observed_like_the_data(kind, monkeypatch):
     op = op_of(kind)
-    run = distillation(op)
+    run = distillation(op, batch_size=400)
     seen = []
 
-    def spy(denoiser, y, sigma_y, **options):
-        seen.append((y, options["view"]))
-        return denoising_step_loss(denoiser, y, sigma_y, **options)
+    def spy(denoiser, y, drawn, weighting):
+        seen.append((y, drawn.view))
+        return denoising_step_loss(denoiser, y, drawn, weighting)
 
     monkeypatch.setattr("dsd.training.distill.denoising_step_loss", spy)
     x_g = torch.rand(400, *op.shape, generator=random(0)) - 0.5
-    run._train_fake(op.mapped(x_g), random(1))
+    fake_step(run, op.mapped(x_g), random(1))
     ((y, view),) = seen
     assert y.shape[1:] == op.observed_shape
     residual = y - op.forward(x_g, view)
@@ -378,12 +379,13 @@ def test_the_generator_is_moved_by_what_denoisers_make_of_its_observed_images(ki
             return 0.9 * x
 
     run.teacher = Spy()
-    v = run._generate(random(0))
     z = torch.randn(8, *op.shape, generator=random(0))
+    v = run._generate(z)
     torch.testing.assert_close(v, op.mapped(run.generator(z)))
-    before = [parameter.clone() for parameter in run.generator.parameters()]
-    run._train_generator(v, random(1))
+    judged(run, v, random(1))
     ((x_t, given),) = seen
+    before = [parameter.clone() for parameter in run.generator.parameters()]
+    next(run.steps())
     assert x_t.shape[1:] == op.observed_shape
     assert len(given) == (op.views is not None)
     after = [*run.generator.parameters()]

@@ -8,6 +8,8 @@ from tiny_training import (
     SHAPE,
     distillation,
     equal,
+    fake_step,
+    judged,
     run_steps,
     teacher_training,
     tiny_params,
@@ -19,7 +21,7 @@ from dsd.losses.consistency import consistency_loss
 from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_generator_levels, sample_teacher_levels
 from dsd.training.common import autocast
-from dsd.training.pretrain import denoising_step_loss
+from dsd.training.pretrain import denoising_step_loss, draw_denoising
 
 MAKERS = {"pretrain": teacher_training, "distill": distillation}
 
@@ -79,8 +81,7 @@ def test_the_generator_step_leaves_no_gradient_in_the_fake():
     run = distillation(tiny_params())
     record = next(run.steps())
     trained = [p.grad.clone() for p in run.fake.parameters()]
-    x_g = run._generate(torch.Generator().manual_seed(0))
-    run._train_generator(x_g, torch.Generator().manual_seed(0))
+    judged(run, torch.rand(8, *SHAPE), torch.Generator().manual_seed(0))
     assert equal(trained, [p.grad for p in run.fake.parameters()])
     assert record.gap.shape == record.sigma.shape == record.loss_fake.shape == (8,)
 
@@ -88,8 +89,7 @@ def test_the_generator_step_leaves_no_gradient_in_the_fake():
 def test_the_fake_never_moves_the_generator():
     run = distillation(tiny_params())
     before = weights(run)
-    z = torch.Generator().manual_seed(0)
-    run._train_fake(run._generate(z).detach(), z)
+    fake_step(run, run._generate(torch.randn(8, *SHAPE)), torch.Generator().manual_seed(0))
     assert equal(before, weights(run))
     assert all(p.grad is None for p in run.generator.parameters())
 
@@ -106,43 +106,50 @@ def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective
     run._sigma_y = torch.tensor([0.1, 0.8])
     seen = []
 
-    def spy(denoiser, y, sigma_y, **options):
-        seen.append((denoiser, y, sigma_y, options))
-        return denoising_step_loss(denoiser, y, sigma_y, **options)
+    def spy(denoiser, y, drawn, weighting):
+        seen.append((denoiser, y, drawn, weighting))
+        return denoising_step_loss(denoiser, y, drawn, weighting)
 
     monkeypatch.setattr("dsd.training.distill.denoising_step_loss", spy)
     x_g = torch.full((200, *SHAPE), 0.25)
-    run._train_fake(x_g, torch.Generator().manual_seed(0))
-    ((denoiser, y, sigma_y, options),) = seen
+    fake_step(run, x_g, torch.Generator().manual_seed(0))
+    ((denoiser, y, drawn, weighting),) = seen
     assert denoiser is run.fake
+    _, (fake, *_) = run._draw(torch.Generator().manual_seed(0))
     for level in run._sigma_y:
-        alike = sigma_y == level
+        alike = fake.sigma_y == level
         assert float(alike.double().mean()) == pytest.approx(0.5, abs=0.1)
         assert float((y - x_g)[alike].std()) == pytest.approx(float(level), rel=0.03)
-    assert options["objective"] == objective
-    assert options["weighting"] == "ambient-omni"
-    assert options["noise"] == params.distill.fake_noise
+    known = fake.sigma_y if objective == "adjusted" else torch.zeros(200)
+    torch.testing.assert_close(drawn.sigma_y, known)
+    assert weighting == "ambient-omni"
+    # Its own law, well above the teacher's: the quantile of each level is uniform.
+    lowest = (known.log() - 0.3) / 0.7
+    share = torch.special.ndtr((drawn.sigma.log() - 0.3) / 0.7)
+    above = (share - torch.special.ndtr(lowest)) / torch.special.ndtr(-lowest)
+    assert float(above.mean()) == pytest.approx(0.5, abs=0.06)
 
 
 def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     run = distillation(tiny_params(distill={"fake_steps": 3}))
     seen, train = [], run._train_fake
 
-    def spy(x_g, random):
-        seen.append(x_g)
-        return train(x_g, random)
+    def spy(v, drawn, masks):
+        seen.extend(v)
+        return train(v, drawn, masks)
 
     monkeypatch.setattr(run, "_train_fake", spy)
     next(run.steps())
     assert len(seen) == len({x_g.detach().numpy().tobytes() for x_g in seen}) == 3
-    assert not any(x_g.requires_grad for x_g in seen)
+    assert [x_g.requires_grad for x_g in seen] == [True, False, False]
 
 
 @pytest.mark.parametrize(("pixel_range", "largest"), [("clamped", 1.0), ("free", 3.0)])
 def test_generated_images_are_clamped_where_that_is_asked_for(monkeypatch, pixel_range, largest):
     run = distillation(tiny_params(distill={"pixel_range": pixel_range}))
     monkeypatch.setattr(run.generator, "forward", lambda z: 3 * z.sign())
-    assert float(run._generate(torch.Generator().manual_seed(0)).max()) == largest
+    z = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert float(run._generate(z).max()) == largest
 
 
 @pytest.mark.parametrize("objective", ["adjusted", "standard"])
@@ -152,10 +159,11 @@ def test_a_denoisers_step_is_its_loss_at_drawn_levels(objective):
     denoiser, law = build_denoiser(params.network, SHAPE, seed=1).eval(), params.pretrain.noise
     y = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(2))
     sigma_y = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    loss, sigma = denoising_step_loss(
-        denoiser, y, sigma_y, objective=objective, weighting="edm", noise=law,
+    drawn = draw_denoising(
+        sigma_y, SHAPE, objective=objective, noise=law, views=None, view=None,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
+    loss = denoising_step_loss(denoiser, y, drawn, "edm")
     again = torch.Generator().manual_seed(3)
     known = sigma_y if objective == "adjusted" else torch.zeros(6)
     expected_sigma, sigma_add = sample_teacher_levels(law, known, again)
@@ -164,7 +172,7 @@ def test_a_denoisers_step_is_its_loss_at_drawn_levels(objective):
         denoiser, y, sigma_y=known, sigma=expected_sigma, sigma_add=sigma_add, n=n,
         weighting="edm", sigma_data=params.network.sigma_data,
     )  # fmt: skip
-    torch.testing.assert_close(sigma, expected_sigma)
+    torch.testing.assert_close(drawn.sigma, expected_sigma)
     torch.testing.assert_close(loss, expected)
 
 
@@ -173,9 +181,9 @@ def test_each_observation_is_trained_on_with_its_own_level(monkeypatch):
     run._images = torch.arange(30.0).reshape(30, 1, 1, 1).expand(30, *SHAPE)
     run._sigma_y = torch.arange(30) / 100
 
-    def spy(denoiser, y, sigma_y, **options):
-        torch.testing.assert_close(y[:, 0, 0, 0] / 100, sigma_y)
-        return denoising_step_loss(denoiser, y, sigma_y, **options)
+    def spy(denoiser, y, drawn, weighting):
+        torch.testing.assert_close(y[:, 0, 0, 0] / 100, drawn.sigma_y)
+        return denoising_step_loss(denoiser, y, drawn, weighting)
 
     monkeypatch.setattr("dsd.training.pretrain.denoising_step_loss", spy)
     run_steps(run, 4)
@@ -234,15 +242,11 @@ def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(d
     run = distillation(tiny_params(distill={"divergence": divergence, "alpha": 1.2}))
     run.teacher, run.fake = Scale(0.7).requires_grad_(False), Scale(0.4)
     random = torch.Generator().manual_seed(5)
-    x_g = torch.randn(8, *SHAPE, generator=random).requires_grad_()
-    gaps, sigma = run._train_generator(x_g, torch.Generator().manual_seed(6))
+    x_g = torch.randn(8, *SHAPE, generator=random)
+    pull, gaps, drawn = judged(run, x_g, torch.Generator().manual_seed(6))
 
-    again = torch.Generator().manual_seed(6)
-    law = tiny_params().distill.noise
-    level = sample_generator_levels(law, 8, again, torch.device("cpu"))
-    n = torch.randn(x_g.shape, generator=again)
     copied = x_g.detach().clone().requires_grad_()
-    x_t = copied + level[:, None, None, None] * n
+    x_t = copied + drawn.sigma[:, None, None, None] * drawn.n
     teacher, fake = 0.7 * x_t, 0.4 * x_t
     omega = (copied - teacher).detach().abs().mean((1, 2, 3))
     difference = teacher - (copied.detach() if divergence == "sds" else fake)
@@ -251,7 +255,18 @@ def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(d
     else:
         product = -copied * difference.detach()
     (product.sum((1, 2, 3)) / omega).mean().backward()
-    torch.testing.assert_close(x_g.grad, copied.grad)
-    torch.testing.assert_close(sigma, level)
+    torch.testing.assert_close(pull, copied.grad)
     torch.testing.assert_close(gaps, difference.square().mean((1, 2, 3)))
     assert run.fake.factor.grad is None
+
+
+def test_the_generator_is_judged_at_levels_of_its_own_law():
+    """The draws after the latents, where there is no fake denoiser to draw for."""
+    params = tiny_params(distill={"divergence": "sds"})
+    drawn, fakes = distillation(params)._draw(torch.Generator().manual_seed(6))
+    again = torch.Generator().manual_seed(6)
+    assert fakes == []
+    assert torch.equal(drawn.z, torch.randn(8, *SHAPE, generator=again))
+    sigma = sample_generator_levels(params.distill.noise, 8, again, torch.device("cpu"))
+    assert torch.equal(drawn.sigma, sigma)
+    assert torch.equal(drawn.n, torch.randn(8, *SHAPE, generator=again))

@@ -187,13 +187,11 @@ def test_the_adjusted_objective_s_gradient(weighting, seed, s, added):
 def test_the_step_of_the_reverse_process(seed, t, ratio):
     x, level = draw(seed + 2) * t, levels_of(t)
     D = denoiser(seed, np)
+    n = draw(seed + 3)
     ours = reverse_steps(
         denoiser(seed, torch), tensor(x), sigma=tensor(level), sigma_low=tensor(ratio * level),
-        num_steps=1, generator=torch.Generator().manual_seed(seed),
+        noise=tensor(n)[:, None],
     )  # fmt: skip
-    n = torch.randn(
-        x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).numpy()
     mean, variance = twins.reverse_mean_and_variance(x, D(x, level), t, ratio * t)
     np.testing.assert_allclose(ours, mean + np.sqrt(variance) * n, rtol=1e-9, atol=1e-12)
 

@@ -7,6 +7,7 @@ import torch
 from stage_helpers import params_with
 
 from dsd.checkpoint import build_denoiser
+from dsd.seeds import seeded_dropout
 from dsd.training.distill import Distillation
 from dsd.training.pretrain import TeacherTraining
 
@@ -24,24 +25,39 @@ def tiny_params(**sections):
     )
 
 
-def teacher_training(params, seed=0):
+def teacher_training(params, seed=0, team=None):
     denoiser = build_denoiser(params.network, SHAPE, seed=1)
     images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
     levels = torch.full((30,), SIGMA)
     return TeacherTraining(
-        denoiser, images, levels, params.pretrain, seed=seed, precision="float32"
+        denoiser, images, levels, params.pretrain, seed=seed, precision="float32", team=team
     )
 
 
-def distillation(params, seed=0):
+def distillation(params, seed=0, team=None):
     teacher = build_denoiser(params.network, SHAPE, seed=1)
     random = torch.Generator().manual_seed(3)
     for parameter in teacher.parameters():  # fresh weights end in zeros
         torch.nn.init.normal_(parameter, std=0.05, generator=random)
     return Distillation(
         teacher, torch.full((30,), SIGMA), SHAPE, params.distill, params.pretrain, seed=seed,
-        precision="float32",
+        precision="float32", team=team,
     )  # fmt: skip
+
+
+def fake_step(run, x_g, random):
+    """One step of a distillation's fake denoiser on these images; the loss of each."""
+    _, (drawn, *_) = run._draw(random)
+    with seeded_dropout(0, "test", 0, x_g.device) as masks:
+        return run._train_fake([x_g], drawn, masks)
+
+
+def judged(run, x_g, random):
+    """The generator's gradient with respect to these images, their gaps, and what was drawn."""
+    drawn, _ = run._draw(random)
+    with seeded_dropout(0, "test", 0, x_g.device) as masks:
+        gaps, (pull,) = run._compare_all([x_g], drawn, masks)
+    return pull, gaps, drawn
 
 
 def run_steps(training, count):

@@ -15,6 +15,7 @@ Reference:
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dsd.precond import per_sample
@@ -48,8 +49,7 @@ def reverse_steps(
     *,
     sigma: Level,
     sigma_low: Level,
-    num_steps: int,
-    generator: torch.Generator,
+    noise: Float[Tensor, " b steps *d"],
 ) -> State:
     """Draw ``x_low`` given ``x`` by steps of the reverse process, geometric in the level.
 
@@ -61,8 +61,7 @@ def reverse_steps(
         x: States of level ``sigma``.
         sigma: Level of each state.
         sigma_low: Level to reach, ``0 < sigma_low <= sigma``; where they are equal ``x`` stays.
-        num_steps: Steps, each with one call of the denoiser.
-        generator: Source of randomness, on the device of ``x``.
+        noise: Standard normal noise of each step; a step calls the denoiser once.
 
     Returns:
         States of level ``sigma_low``, without gradient.
@@ -70,11 +69,10 @@ def reverse_steps(
     Reference:
         Ho et al. 2020, DDPM (arXiv:2006.11239), Eqs. 6 and 7, in the variance-exploding form.
     """
-    ratio = sigma_low / sigma
-    for step in range(num_steps):
+    ratio, num_steps = sigma_low / sigma, noise.shape[1]
+    for step, n in enumerate(noise.unbind(1)):
         current = sigma * ratio ** (step / num_steps)
         following = sigma * ratio ** ((step + 1) / num_steps)
-        n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         x = _posterior_draw(x, denoiser(x, current), n, current=current, following=following)
     return x
 

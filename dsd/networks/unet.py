@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dsd.config import Network
+from dsd.seeds import current_masks
 from dsd.shapes import Level
 
 __all__ = ["UNet"]
@@ -98,6 +99,29 @@ class _Attention(nn.Module):
 
 
 @final
+class _Dropout(nn.Module):
+    """Dropout whose masks do not depend on the parts in which a batch is given.
+
+    Where the step under way gives a batch in parts (:class:`dsd.seeds.DropoutMasks`), each part
+    draws for the whole batch and takes its rows.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
+        masks = current_masks()
+        active = self.training and self.probability > 0
+        if masks is None or masks.rows is None or not active:
+            return functional.dropout(h, self.probability, self.training)
+        # In the memory layout that the whole batch would have: masks are drawn in its order.
+        shape, strides = (masks.total, *h.shape[1:]), (h[0].numel(), *h.stride()[1:])
+        ones = torch.empty_strided(shape, strides, dtype=h.dtype, device=h.device).fill_(1)
+        return h * functional.dropout(ones, self.probability)[masks.rows]
+
+
+@final
 class _Block(nn.Module):
     """Residual block: two convolutions, a shift by the embedding; optionally resampled."""
 
@@ -117,7 +141,7 @@ class _Block(nn.Module):
         self.conv_in = _conv(channels_in, channels_out, 3)
         self.shift = _linear(embedding, channels_out)
         self.norm_out = _group_norm(channels_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _Dropout(dropout)
         self.conv_out = _conv(channels_out, channels_out, 3, gain=1e-5)
         plain = channels_in == channels_out
         self.skip: nn.Module = nn.Identity() if plain else _conv(channels_in, channels_out, 1)

@@ -18,14 +18,15 @@ from dsd.losses.distill import (
     score_identity_loss,
 )
 from dsd.noise import sample_generator_levels
-from dsd.operators import Operator
+from dsd.operators import Images, Observations, Operator, View
 from dsd.precond import Denoiser, per_sample
 from dsd.projection import project_to_range
-from dsd.seeds import seeded_dropout, step_generator
-from dsd.shapes import Level, PerSample, State
+from dsd.seeds import DropoutMasks, seeded_dropout, step_generator
+from dsd.shapes import Level, PerSample
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
-from dsd.training.pretrain import denoising_step_loss
+from dsd.training.pretrain import DenoisingDraw, denoising_step_loss, draw_denoising
+from dsd.training.team import Rows, Team, gradients
 
 __all__ = ["DistillStep", "Distillation"]
 
@@ -43,6 +44,35 @@ class DistillStep:
     and generated image."""
 
     sigma: Level
+
+
+@final
+@dataclass(frozen=True)
+class _FakeDraw(Rows):
+    """What chance decides about one step of the fake denoiser."""
+
+    z: Images
+    """Latents of the images that it learns from."""
+
+    sigma_y: Level
+    """Noise levels with which these are observed."""
+
+    eps: Observations
+    """Standard normal noise of that observation."""
+
+    denoising: DenoisingDraw
+
+
+@final
+@dataclass(frozen=True)
+class _GeneratorDraw(Rows):
+    """What chance decides about one step of the generator."""
+
+    z: Images
+    sigma: Level
+    n: Observations
+    given: View | None
+    """What denoisers are given of the diffused images; None where they have no views."""
 
 
 @final
@@ -65,6 +95,7 @@ class Distillation:
         operator: Through which the data were observed; None where images themselves were. The
             fake denoiser learns from generated images observed likewise, through fresh views; what
             the generator's loss compares is A G(z), without noise and in all coefficients.
+        team: The processes that share the work; None for this one alone.
 
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the
@@ -89,6 +120,7 @@ class Distillation:
         seed: int,
         precision: Literal["float32", "bfloat16"],
         operator: Operator | None = None,
+        team: Team | None = None,
     ) -> None:
         self.teacher = frozen_copy(teacher)
         self.fake = frozen_copy(teacher).requires_grad_(True).train()
@@ -101,6 +133,8 @@ class Distillation:
         self.step = 0
         self._sigma_y = sigma_y
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
+        self._team = team or Team()
+        self._parts = self._team.parts(config.batch_size)
         self._config = config
         self._objective = objective
         self._seed = seed
@@ -120,12 +154,18 @@ class Distillation:
         config, device = self._config, self._sigma_y.device
         batch = config.batch_size
         seen = self.step * batch
-        random = step_generator(self._seed, "distill", self.step, device)
         self._set_learning_rates(seen)
-        with seeded_dropout(self._seed, "distill", self.step, device):
-            v = self._generate(random)
-            loss_fake = None if config.divergence == "sds" else self._follow(v.detach(), random)
-            gaps, sigma = self._train_generator(v, random)
+        drawn, fakes = self._draw(step_generator(self._seed, "distill", self.step, device))
+        with seeded_dropout(self._seed, "distill", self.step, device) as masks:
+            beginning = masks.now()
+            # One part keeps what its gradient needs; several are computed again for it, since
+            # parts are there to save memory.
+            v = self._generate_all(drawn.z, masks, keep=len(self._parts) == 1)
+            loss_fake = self._follow(v, fakes, masks)
+            gaps, pulls = self._compare_all(v, drawn, masks)
+            self._pull(v, pulls, drawn.z, masks.parts(self._parts, batch, since=beginning))
+        self._team.add_up([*gradients(self.generator), gaps])
+        self.optimizer.step()
         self.step += 1
         decay = ema_decay(
             seen + batch,
@@ -134,7 +174,7 @@ class Distillation:
             rampup=config.ema_rampup,
         )
         update_ema(self.average, self.generator, decay)
-        return DistillStep(seen + batch, loss_fake, gaps, sigma)
+        return DistillStep(seen + batch, loss_fake, gaps, drawn.sigma)
 
     def _set_learning_rates(self, seen: int) -> None:
         config = self._config
@@ -146,78 +186,142 @@ class Distillation:
         set_learning_rate(self.optimizer, factor * config.learning_rate)
         set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
 
-    def _generate(self, random: torch.Generator) -> State:
-        """A G(z), the generated image as denoisers would see it without noise."""
-        device = self._sigma_y.device
+    def _draw(self, random: torch.Generator) -> tuple[_GeneratorDraw, list[_FakeDraw]]:
+        """All that chance decides in this step, the same in every process of the team.
+
+        The first step of the fake denoiser and that of the generator share their latents.
+        """
+        config = self._config
+        count, device = config.batch_size, self._sigma_y.device
+        z = self._latents(random)
+        fakes: list[_FakeDraw] = []
+        if config.divergence != "sds":
+            fakes.append(self._draw_fake(z, random))
+            for _ in range(config.fake_steps - 1):
+                fakes.append(self._draw_fake(self._latents(random), random))
+        sigma = sample_generator_levels(config.noise, count, random, device)
+        n = torch.randn((count, *self._operator.observed_shape), generator=random, device=device)
+        views = self._operator.views
+        given = None if views is None else views.draw_further(count, random)
+        return _GeneratorDraw(z, sigma, n, given), fakes
+
+    def _latents(self, random: torch.Generator) -> Images:
         shape = (self._config.batch_size, *self.generator.shape)
-        z = torch.randn(shape, generator=random, device=device)
-        with autocast(device, self._precision):
+        return torch.randn(shape, generator=random, device=self._sigma_y.device)
+
+    def _draw_fake(self, z: Images, random: torch.Generator) -> _FakeDraw:
+        count, device = len(z), z.device
+        shape, views = self._operator.observed_shape, self._operator.views
+        chosen = torch.randint(len(self._sigma_y), (count,), generator=random, device=device)
+        sigma_y = self._sigma_y[chosen]
+        eps = torch.randn((count, *shape), generator=random, device=device)
+        denoising = draw_denoising(
+            sigma_y,
+            shape,
+            objective=self._objective.objective,
+            noise=self._config.fake_noise,
+            views=views,
+            view=None if views is None else views.draw(count, random),
+            generator=random,
+        )
+        return _FakeDraw(z, sigma_y, eps, denoising)
+
+    def _generate_all(self, z: Images, masks: DropoutMasks, *, keep: bool) -> list[Tensor]:
+        """Generated images of this process' rows, in parts; ``keep`` what gradients need."""
+        with torch.set_grad_enabled(keep):
+            parts = masks.parts(self._parts, self._config.batch_size)
+            return [self._generate(z[rows]) for rows in parts]
+
+    def _generate(self, z: Images) -> Observations:
+        """A G(z), the generated image as denoisers would see it without noise."""
+        with autocast(z.device, self._precision):
             x_g: Tensor = self.generator(z)
         if self._config.pixel_range == "clamped":
             x_g = project_to_range(x_g)
         return self._operator.mapped(x_g)
 
-    def _follow(self, v: State, random: torch.Generator) -> PerSample:
+    def _follow(
+        self, v: list[Tensor], fakes: list[_FakeDraw], masks: DropoutMasks
+    ) -> PerSample | None:
         """All steps of the fake denoiser before one of the generator: first ``v``, then more."""
-        loss = self._train_fake(v, random)
-        for _ in range(self._config.fake_steps - 1):
-            with torch.no_grad():
-                fresh = self._generate(random)
-            loss = self._train_fake(fresh, random)
+        loss = None
+        for number, drawn in enumerate(fakes):
+            if number > 0:
+                v = self._generate_all(drawn.z, masks, keep=False)
+            loss = self._train_fake(v, drawn, masks)
         return loss
 
-    def _train_fake(self, v: State, random: torch.Generator) -> PerSample:
+    def _train_fake(self, v: list[Tensor], drawn: _FakeDraw, masks: DropoutMasks) -> PerSample:
         """One step of the fake denoiser on generated images observed like the data."""
-        device = v.device
-        chosen = torch.randint(len(self._sigma_y), (len(v),), generator=random, device=device)
-        sigma_y = self._sigma_y[chosen]
-        eps = torch.randn(v.shape, generator=random, device=device)
-        views = self._operator.views
-        view = None if views is None else views.draw(len(v), random)
-        y_g = self._operator.project(v + per_sample(sigma_y, v) * eps, view)
+        batch = self._config.batch_size
+        found = torch.zeros_like(drawn.sigma_y)
         self.fake.requires_grad_(True)
-        with autocast(device, self._precision):
-            loss, _ = denoising_step_loss(
-                self.fake,
-                y_g,
-                sigma_y,
-                objective=self._objective.objective,
-                weighting=self._objective.weighting,
-                noise=self._config.fake_noise,
-                generator=random,
-                view=view,
-            )
         self.optimizer_fake.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
+            loss = self._fake_loss(images.detach(), drawn[rows])
+            (loss.sum() / batch).backward()
+            found[rows] = loss.detach()
+        self._team.add_up([*gradients(self.fake), found])
         self.optimizer_fake.step()
-        return loss.detach()
+        return found
 
-    def _train_generator(self, v: State, random: torch.Generator) -> tuple[PerSample, Level]:
-        """One step of the generator; the denoisers pass gradients to their inputs only."""
-        device = v.device
+    def _fake_loss(self, v: Observations, drawn: _FakeDraw) -> PerSample:
+        noisy = v + per_sample(drawn.sigma_y, v) * drawn.eps
+        y_g = self._operator.project(noisy, drawn.denoising.view)
+        with autocast(v.device, self._precision):
+            return denoising_step_loss(self.fake, y_g, drawn.denoising, self._objective.weighting)
+
+    def _compare_all(
+        self, v: list[Tensor], drawn: _GeneratorDraw, masks: DropoutMasks
+    ) -> tuple[PerSample, list[Tensor]]:
+        """Let teacher and fake judge generated images; they pass gradients to their inputs only.
+
+        Returns:
+            The gap of each sample of the batch, zero for those of other processes, and the
+            gradient of the generator's loss with respect to ``v``.
+        """
+        batch = self._config.batch_size
+        gaps = torch.zeros_like(drawn.sigma)
+        pulls: list[Tensor] = []
         self.fake.requires_grad_(False)
-        sigma = sample_generator_levels(self._config.noise, len(v), random, device)
-        n = torch.randn(v.shape, generator=random, device=device)
-        x_t = v + per_sample(sigma, v) * n
-        with autocast(device, self._precision):
-            denoised = self._compared(v, x_t, sigma, random)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._loss(v, denoised).mean().backward()
-        self.optimizer.step()
-        return gap(denoised).detach(), sigma
+        for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
+            images = images.detach().requires_grad_()
+            with autocast(images.device, self._precision):
+                denoised = self._compared(images, drawn[rows])
+            loss = self._loss(images, denoised).sum() / batch
+            (pull,) = torch.autograd.grad(loss, images)
+            pulls.append(pull)
+            gaps[rows] = gap(denoised).detach()
+        return gaps, pulls
 
-    def _compared(
-        self, v: State, x_t: State, sigma: Level, random: torch.Generator
-    ) -> DenoiserPair:
-        """What teacher and fake make of ``x_t``; with ``sds`` the image itself is the fake's."""
-        views = self._operator.views
-        given = () if views is None else (views.draw_further(len(v), random),)
-        teacher = self.teacher(x_t, sigma, *given)
+    def _compared(self, v: Observations, drawn: _GeneratorDraw) -> DenoiserPair:
+        """What teacher and fake make of diffused ``v``; with ``sds`` it is itself the fake's."""
+        x_t = v + per_sample(drawn.sigma, v) * drawn.n
+        given = () if drawn.given is None else (drawn.given,)
+        teacher = self.teacher(x_t, drawn.sigma, *given)
         return DenoiserPair(
-            teacher, v if self._config.divergence == "sds" else self.fake(x_t, sigma, *given)
+            teacher, v if self._config.divergence == "sds" else self.fake(x_t, drawn.sigma, *given)
         )
 
-    def _loss(self, v: State, denoised: DenoiserPair) -> PerSample:
+    def _pull(
+        self, v: list[Tensor], pulls: list[Tensor], z: Images, parts: Iterator[slice]
+    ) -> None:
+        """Pass the gradients with respect to the generated images on to the generator's weights.
+
+        Args:
+            v: The images.
+            pulls: Their gradients.
+            z: Latents of the whole batch.
+            parts: This process' rows, with the randomness with which ``v`` was generated.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if len(v) == 1:
+            v[0].backward(pulls[0])
+            return
+        for rows, pull in zip(parts, pulls, strict=True):
+            self._generate(z[rows]).backward(pull)
+
+    def _loss(self, v: Observations, denoised: DenoiserPair) -> PerSample:
         match self._config.divergence:
             case "sid":
                 return score_identity_loss(v, denoised, alpha=self._config.alpha)

@@ -7,20 +7,31 @@ from functools import partial
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, optim
 
 from dsd.config import Objective, Pretrain, TeacherNoise, Weighting
 from dsd.losses.consistency import consistency_loss, reverse_steps
 from dsd.losses.pretrain import ambient_denoising_loss, projected_denoising_loss
 from dsd.noise import sample_teacher_levels
-from dsd.operators import View
+from dsd.operators import View, Views
 from dsd.precond import Denoiser, per_sample
 from dsd.seeds import batch_indices, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.team import Rows, Team, gradients
 
-__all__ = ["TeacherStep", "TeacherTraining", "consistency_step_loss", "denoising_step_loss"]
+__all__ = [
+    "ConsistencyDraw",
+    "DenoisingDraw",
+    "TeacherStep",
+    "TeacherTraining",
+    "consistency_step_loss",
+    "denoising_step_loss",
+    "draw_consistency",
+    "draw_denoising",
+]
 
 
 @dataclass(frozen=True)
@@ -32,91 +43,177 @@ class TeacherStep:
     sigma: Level
 
 
-def denoising_step_loss(
-    denoiser: Denoiser,
-    y: State,
+@final
+@dataclass(frozen=True)
+class DenoisingDraw(Rows):
+    """What chance decides about a denoiser's loss on observations."""
+
+    sigma_y: Level
+    """Noise level that the objective takes the observations to have."""
+
+    sigma: Level
+    """Total level of each diffused state."""
+
+    sigma_add: Level
+    """Level of the noise to add."""
+
+    n: State
+    """Standard normal noise."""
+
+    view: View | None
+    """What was observed; None where the denoiser has no views."""
+
+    given: View | None
+    """What of it the denoiser is given."""
+
+
+def draw_denoising(
     sigma_y: Level,
+    shape: tuple[int, ...],
     *,
     objective: Objective,
-    weighting: Weighting,
     noise: TeacherNoise,
+    views: Views | None,
+    view: View | None,
     generator: torch.Generator,
-    view: View | None = None,
-) -> tuple[PerSample, Level]:
+) -> DenoisingDraw:
+    """Draw what :func:`denoising_step_loss` needs for a batch of observations.
+
+    Args:
+        sigma_y: Noise level of each observation.
+        shape: Of one observation.
+        objective: ``standard`` takes observations to have no noise.
+        noise: Law of the levels.
+        views: Law of the denoiser's views, if it has them.
+        view: What was observed, where the denoiser has views.
+        generator: Source of randomness, on the device of ``sigma_y``.
+    """
+    if objective == "standard":
+        sigma_y = torch.zeros_like(sigma_y)
+    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
+    n = torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+    if views is None:
+        return DenoisingDraw(sigma_y, sigma, sigma_add, n, None, None)
+    assert view is not None, "what was observed of each image?"
+    return DenoisingDraw(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
+
+
+def denoising_step_loss(
+    denoiser: Denoiser, y: State, drawn: DenoisingDraw, weighting: Weighting
+) -> PerSample:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
 
     Args:
         denoiser: The denoiser.
         y: Observations.
-        sigma_y: Noise level of each observation.
-        objective: Which.
+        drawn: Noise and levels for these observations.
         weighting: Weight of each level.
-        noise: Law of the levels.
-        generator: Source of randomness.
-        view: What was observed, where the denoiser has views.
-
-    Returns:
-        The loss and the total noise level of each sample.
     """
-    if objective == "standard":
-        sigma_y = torch.zeros_like(sigma_y)
-    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
-    n = torch.randn(y.shape, generator=generator, device=y.device)
     loss_of: Callable[..., PerSample] = ambient_denoising_loss
     if denoiser.views is not None:
-        assert view is not None, "what was observed of each image?"
-        given = denoiser.views.further(view, generator)
+        assert drawn.view is not None, "what was observed of each image?"
+        assert drawn.given is not None, "and what of it is given?"
         loss_of = partial(
-            projected_denoising_loss, views=denoiser.views, observed=view, given=given
+            projected_denoising_loss,
+            views=denoiser.views,
+            observed=drawn.view,
+            given=drawn.given,
         )
-    loss = loss_of(
+    return loss_of(
         denoiser,
         y,
-        sigma_y=sigma_y,
-        sigma=sigma,
-        sigma_add=sigma_add,
-        n=n,
+        sigma_y=drawn.sigma_y,
+        sigma=drawn.sigma,
+        sigma_add=drawn.sigma_add,
+        n=drawn.n,
         weighting=weighting,
         sigma_data=denoiser.sigma_data,
     )
-    return loss, sigma
 
 
-def consistency_step_loss(
-    denoiser: Callable[[State, Level], State],
-    y: State,
+@final
+@dataclass(frozen=True)
+class ConsistencyDraw(Rows):
+    """What chance decides about a denoiser's consistency with its own reverse process."""
+
+    sigma: Level
+    """Upper total level of each observation."""
+
+    sigma_add: Level
+    """Level of the noise that brings the observation there."""
+
+    sigma_low: Level
+    """Lower level, at most the upper one."""
+
+    n: State
+    """Standard normal noise."""
+
+    walks: Float[Tensor, " b two steps *d"]
+    """Standard normal noise of the steps of two independent reverse processes."""
+
+    given: View | None
+    """What the denoiser is given; None where it has no views."""
+
+
+def draw_consistency(
     sigma_y: Level,
+    shape: tuple[int, ...],
     *,
     noise: TeacherNoise,
     num_steps: int,
+    views: Views | None,
+    view: View | None,
     generator: torch.Generator,
-) -> PerSample:
-    """How far a denoiser is from its own mean further down its reverse process.
+) -> ConsistencyDraw:
+    """Draw what :func:`consistency_step_loss` needs for a batch of observations.
 
     The upper level is drawn as for the denoising loss, at or above ``sigma_y``; the lower one from
     the log-normal law of ``noise`` itself, but not above the upper one, so it is mostly below
-    ``sigma_y``, where no observation leads.
+    ``sigma_y``, where no observation leads. The arguments are those of :func:`draw_denoising`.
+    """
+    given = None
+    if views is not None:
+        assert view is not None, "what was observed of each image?"
+        given = views.further(view, generator)
+    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
+    states = (len(sigma_y), *shape)
+    n = torch.randn(states, generator=generator, device=sigma.device)
+    normal = torch.randn(sigma.shape, generator=generator, device=sigma.device)
+    sigma_low = torch.minimum((noise.P_mean + noise.P_std * normal).exp(), sigma)
+    walks = [
+        torch.randn(states, generator=generator, device=sigma.device) for _ in range(2 * num_steps)
+    ]
+    return ConsistencyDraw(
+        sigma,
+        sigma_add,
+        sigma_low,
+        n,
+        torch.stack(walks, 1).unflatten(1, (2, num_steps)),
+        given,
+    )
+
+
+def consistency_step_loss(
+    denoiser: Callable[..., State], y: State, drawn: ConsistencyDraw
+) -> PerSample:
+    """How far a denoiser is from its own mean further down its reverse process.
+
+    Args:
+        denoiser: The denoiser; with views it is called with what it is given as ``view``.
+        y: Observations.
+        drawn: Noise and levels for these observations.
 
     Returns:
         The loss of each sample, zero where both levels agree.
     """
-    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
-    x = y + per_sample(sigma_add, y) * torch.randn(y.shape, generator=generator, device=y.device)
-    normal = torch.randn(sigma.shape, generator=generator, device=sigma.device)
-    sigma_low = torch.minimum((noise.P_mean + noise.P_std * normal).exp(), sigma)
+    denoise = denoiser if drawn.given is None else partial(denoiser, view=drawn.given)
+    x = y + per_sample(drawn.sigma_add, y) * drawn.n
     lows = [
-        reverse_steps(
-            denoiser,
-            x,
-            sigma=sigma,
-            sigma_low=sigma_low,
-            num_steps=num_steps,
-            generator=generator,
-        )
-        for _ in range(2)
+        reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=drawn.sigma_low, noise=noise)
+        for noise in drawn.walks.unbind(1)
     ]
-    first, second = (denoiser(low, sigma_low) for low in lows)
-    return consistency_loss(denoiser(x, sigma), first, second)
+    first, second = (denoise(low, drawn.sigma_low) for low in lows)
+    return consistency_loss(denoise(x, drawn.sigma), first, second)
 
 
 @final
@@ -131,6 +228,7 @@ class TeacherTraining:
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
         view: What was observed of each image, on their device; None where all was.
+        team: The processes that share the work; None for this one alone.
     """
 
     def __init__(
@@ -143,6 +241,7 @@ class TeacherTraining:
         seed: int,
         precision: Literal["float32", "bfloat16"],
         view: View | None = None,
+        team: Team | None = None,
     ) -> None:
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
@@ -151,6 +250,7 @@ class TeacherTraining:
         self._images = images
         self._sigma_y = sigma_y
         self._view = view
+        self._team = team or Team()
         self._config = config
         self._seed = seed
         self._precision: Literal["float32", "bfloat16"] = precision
@@ -176,28 +276,10 @@ class TeacherTraining:
             schedule=config.schedule,
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
-        chosen = batch_indices(self._seed, self.step, batch_size=batch, count=len(self._images))
-        chosen = chosen.to(device)
-        y, sigma_y = self._images[chosen], self._sigma_y[chosen]
-        view = None if self._view is None else self._view[chosen]
-        generator = step_generator(self._seed, "pretrain", self.step, device)
-        with (
-            seeded_dropout(self._seed, "pretrain", self.step, device),
-            autocast(device, self._precision),
-        ):
-            loss, sigma = denoising_step_loss(
-                self.denoiser,
-                y,
-                sigma_y,
-                objective=config.objective,
-                weighting=config.weighting,
-                noise=config.noise,
-                generator=generator,
-                view=view,
-            )
-            total = loss.mean() + self._inconsistency(y, sigma_y, view, generator)
+        y, drawn, further = self._draw(step_generator(self._seed, "pretrain", self.step, device))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        loss = self._backpropagate(y, drawn, further)
+        self._team.add_up([*gradients(self.denoiser), loss])
         self.optimizer.step()
         self.step += 1
         decay = ema_decay(
@@ -207,24 +289,68 @@ class TeacherTraining:
             rampup=config.ema_rampup,
         )
         update_ema(self.average, self.denoiser, decay)
-        return TeacherStep(seen + batch, loss.detach(), sigma)
+        return TeacherStep(seen + batch, loss, drawn.sigma)
 
-    def _inconsistency(
-        self, y: State, sigma_y: Level, view: View | None, generator: torch.Generator
-    ) -> Tensor | float:
-        """The weighted consistency term on the first observations of a batch."""
-        config = self._config.consistency
-        if config.weight == 0:
-            return 0.0
-        known = {}
-        if self.denoiser.views is not None and view is not None:
-            known = {"view": self.denoiser.views.further(view[: config.batch_size], generator)}
-        loss = consistency_step_loss(
-            partial(self.denoiser, **known),
-            y[: config.batch_size],
-            sigma_y[: config.batch_size],
-            noise=self._config.noise,
-            num_steps=config.num_steps,
+    def _draw(
+        self, generator: torch.Generator
+    ) -> tuple[State, DenoisingDraw, ConsistencyDraw | None]:
+        """The whole batch of this step, the same in every process of the team."""
+        config, count = self._config, len(self._images)
+        chosen = batch_indices(self._seed, self.step, batch_size=config.batch_size, count=count)
+        chosen = chosen.to(self._images.device)
+        y, sigma_y = self._images[chosen], self._sigma_y[chosen]
+        view = None if self._view is None else self._view[chosen]
+        drawn = draw_denoising(
+            sigma_y,
+            y.shape[1:],
+            objective=config.objective,
+            noise=config.noise,
+            views=self.denoiser.views,
+            view=view,
             generator=generator,
         )
-        return config.weight * loss.mean()
+        if config.consistency.weight == 0:
+            return y, drawn, None
+        few = slice(config.consistency.batch_size)
+        further = draw_consistency(
+            sigma_y[few],
+            y.shape[1:],
+            noise=config.noise,
+            num_steps=config.consistency.num_steps,
+            views=self.denoiser.views,
+            view=None if view is None else view[few],
+            generator=generator,
+        )
+        return y, drawn, further
+
+    def _backpropagate(
+        self, y: State, drawn: DenoisingDraw, further: ConsistencyDraw | None
+    ) -> PerSample:
+        """Add this process' share to the gradients.
+
+        Returns:
+            The loss of each sample of the batch, zero for those of other processes.
+        """
+        config, device = self._config, self._images.device
+        found = torch.zeros_like(drawn.sigma)
+        parts = self._team.parts(config.batch_size)
+        few = self._team.parts(config.consistency.batch_size, len(parts))
+        with seeded_dropout(self._seed, "pretrain", self.step, device) as masks:
+            for rows, some in zip(masks.parts(parts, config.batch_size), few, strict=True):
+                with autocast(device, self._precision):
+                    loss = denoising_step_loss(
+                        self.denoiser, y[rows], drawn[rows], config.weighting
+                    )
+                    total = loss.sum() / config.batch_size
+                    if further is not None and some.stop > some.start:
+                        masks.take(some, config.consistency.batch_size)
+                        total = total + self._inconsistency(y[some], further[some])
+                total.backward()
+                found[rows] = loss.detach()
+        return found
+
+    def _inconsistency(self, y: State, drawn: ConsistencyDraw) -> Tensor:
+        """The weighted consistency term, as far as these observations contribute to its mean."""
+        config = self._config.consistency
+        loss = consistency_step_loss(self.denoiser, y, drawn)
+        return config.weight * (loss.sum() / config.batch_size)
