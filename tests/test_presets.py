@@ -15,6 +15,9 @@ from pipeline.params import leaves, load_params
 from pipeline.presets import apply_preset, load_preset, preset_names
 
 COUNT = 200_000
+NAMES = [
+    "afhq-v2", "celeba-hq", "cifar10", "fashion-mnist", "ffhq", "paper-method", "quick",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_every_preset_is_valid_and_changes_only_what_it_names(name, workspace):
 
 def test_the_paper_scale_is_the_authors_scripts(workspace):
     """Their hyperparameters for CIFAR-10: SiD's, apart from the length."""
-    params = preset("paper-cifar10", workspace)
+    params = preset("cifar10", workspace)
     pretrain, distill = params.pretrain, params.distill
     assert (pretrain.batch_size, pretrain.learning_rate, pretrain.kimg) == (512, 1e-3, 200_000)
     assert (pretrain.warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
@@ -59,6 +62,46 @@ def test_the_paper_scale_is_the_authors_scripts(workspace):
         "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5,
     }  # fmt: skip
     assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout", "alpha", "step"),
+    [("ffhq", 0.05, 1.2, 1e-5), ("celeba-hq", 0.15, 1.2, 1e-5), ("afhq-v2", 0.25, 1.0, 5e-6)],
+)
+def test_the_scale_of_64_pixels_is_the_authors_scripts(name, dropout, alpha, step, workspace):
+    params = preset(name, workspace)
+    pretrain, distill = params.pretrain, params.distill
+    assert (params.data.source, params.data.resolution, params.corrupt.sigma) == (
+        "folder", 64, 0.2,
+    )  # fmt: skip
+    assert name in params.data.path
+    assert (pretrain.batch_size, pretrain.learning_rate, pretrain.kimg) == (256, 2e-4, 200_000)
+    assert (pretrain.warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
+    assert (distill.batch_size, distill.kimg, distill.fake_steps) == (512, 100_000, 1)
+    assert (distill.learning_rate, distill.learning_rate_fake, distill.alpha) == (
+        step, step, alpha,
+    )  # fmt: skip
+    assert (distill.sigma_init, distill.schedule, distill.divergence) == (2.5, "constant", "sid")
+    assert params.network.model_dump() == {
+        "patch": 1, "width": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
+        "attention_resolutions": [16], "dropout": dropout, "sigma_data": 0.5,
+    }  # fmt: skip
+    assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
+
+
+def test_the_preset_for_clothes_is_that_for_cifar_with_other_data(workspace):
+    clothes, cifar = load_preset("fashion-mnist"), load_preset("cifar10")
+    about_data = {"data.name", "data.pad", "distill.selection.features", "evaluate.features"}
+    assert {key for key in clothes if clothes[key] != cifar[key]} == about_data
+    assert clothes.keys() == cifar.keys()
+    params = preset("fashion-mnist", workspace)
+    assert params.data.resolution == 28 + 2 * params.data.pad
+
+
+def test_the_names_are_those_that_people_are_told():
+    assert preset_names() == NAMES
+    page = (ROOT / "docs" / "presets.md").read_text()
+    assert all(f"`{name}`" in page for name in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +170,8 @@ def test_a_preset_that_does_not_fit_leaves_the_file_alone(workspace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["preset", "papr"], "no preset is called 'papr'; there are paper-cifar10, paper-method"),
-        (["preset"], "preset needs a name: paper-cifar10, paper-method"),
+        (["preset", "papr"], f"no preset is called 'papr'; there are {', '.join(NAMES)}"),
+        (["preset"], f"preset needs a name: {', '.join(NAMES)}"),
         (["check", "me"], "check takes no name, but 'me' was given"),
     ],
 )
