@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast lint types ui
+.PHONY: help setup run test fast lint types up
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -56,8 +56,5 @@ lint: setup ## Check style, format and which layer imports which
 types: setup ## Check the types
 	@$(BIN)/mypy
 
-ui: setup ## Serve MLflow (port 5000) and Prefect (port 4200) until Ctrl-C
-	@echo "MLflow  http://127.0.0.1:5000"
-	@echo "Prefect http://127.0.0.1:4200   (flows: PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.train)"
-	@$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db --port 5000 & \
-	    trap "kill $$! 2>/dev/null" EXIT; $(BIN)/prefect server start
+up: setup ## Serve Prefect (port 4200) and MLflow (port 5000) with a worker for each GPU until Ctrl-C
+	@exec $(BIN)/python -m flows.services

@@ -20,21 +20,25 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from dvc.repo import Repo
 
 from flows.environment import stage_environment
+from pipeline.tether import tether
 
 __all__ = [
     "DvcError",
     "OnLine",
     "Outcome",
+    "PlannedStage",
     "StageFailedError",
     "StageOutcome",
     "WorkspaceBusyError",
     "has_remote",
+    "planned_stages",
     "push",
+    "run_dvc",
     "run_stage",
     "stages_in_order",
 ]
@@ -105,19 +109,39 @@ class StageOutcome:
     seconds: float
 
 
-def stages_in_order(root: Path) -> list[str]:
-    """Names of the stages in ``root``'s dvc.yaml, each after the ones it depends on."""
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of dvc.yaml."""
+
+    name: str
+    params: frozenset[str]
+    """Keys of params.yaml, or sections of it, that this stage or one before it depends on."""
+
+
+def planned_stages(root: Path) -> list[PlannedStage]:
+    """The stages in ``root``'s dvc.yaml, each after the ones it depends on."""
     with Repo(str(root)) as repo:
         graph = repo.index.graph  # its edges point at dependencies
-        stages = TopologicalSorter({stage: graph.successors(stage) for stage in repo.index.stages})
-        ordered = [stage for stage in stages.static_order() if stage.path_in_repo == "dvc.yaml"]
-        return [str(stage.name) for stage in ordered]
+        found: dict[Any, frozenset[str]] = {}
+        depends = {stage: [*graph.successors(stage)] for stage in repo.index.stages}
+        for stage in TopologicalSorter(depends).static_order():
+            own = {key for dep in stage.deps for key in getattr(dep, "params", ())}
+            found[stage] = frozenset(own.union(*(found[before] for before in depends[stage])))
+        return [
+            PlannedStage(str(stage.name), keys)
+            for stage, keys in found.items()
+            if stage.path_in_repo == "dvc.yaml"
+        ]
+
+
+def stages_in_order(root: Path) -> list[str]:
+    """Names of the stages in ``root``'s dvc.yaml, each after the ones it depends on."""
+    return [stage.name for stage in planned_stages(root)]
 
 
 def has_remote(root: Path) -> bool:
     """Whether ``root`` has a default DVC remote to push to."""
-    with Repo(str(root)) as repo:
-        return bool(repo.config["core"].get("remote"))
+    return _default_remote(root) is not None
 
 
 def run_stage(
@@ -168,11 +192,37 @@ def push(root: Path, on_line: OnLine) -> None:
     """Send artifacts and run records to the default DVC remote; other machines then restore them.
 
     Raises:
-        DvcError: The push failed.
+        DvcError: The remote did not take them; the message says which, and why.
     """
     code, lines = _dvc(root, ["push", "--run-cache"], on_line)
     if code != 0:
-        raise DvcError("dvc push failed:\n" + "\n".join(lines))
+        errors = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+        reason = errors[-1].removeprefix("ERROR: ").removeprefix("unexpected error - ")
+        msg = (
+            f"the DVC remote {_default_remote(root)} did not take the results: {reason}. They are "
+            "kept here; the same run with push sends them once the remote answers, and computes "
+            "nothing again"
+        )
+        raise DvcError(msg)
+
+
+def run_dvc(root: Path, arguments: Sequence[str], on_line: OnLine) -> None:
+    """Run a command of DVC that is short and starts no stage.
+
+    Raises:
+        DvcError: It failed; the message is DVC's.
+    """
+    code, lines = _dvc(root, arguments, on_line)
+    if code != 0:
+        raise DvcError(f"dvc {arguments[0]} failed:\n" + "\n".join(lines))
+
+
+def _default_remote(root: Path) -> str | None:
+    """Name and address of the default DVC remote, if there is one."""
+    with Repo(str(root)) as repo:
+        name = repo.config["core"].get("remote")
+        url = repo.config["remote"].get(name, {}).get("url", "no address") if name else None
+    return f"{name!r} ({url})" if name else None
 
 
 def _pauses(limit_s: float) -> Iterator[float]:
@@ -221,7 +271,8 @@ def _dvc(
 ) -> tuple[int, list[str]]:
     """Run ``dvc`` to its end; its exit code and its last lines."""
     # Wait for DVC's short global lock instead of failing; the flag must precede the subcommand.
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    # Tethered: a flow that is killed must not leave DVC, and so the stage, at work.
+    command = tether([sys.executable, "-m", "dvc", "--wait-for-lock", *arguments])
     last: deque[str] = deque(maxlen=200)
     variables = {**stage_environment(), **environment}
     with _process_group(command, root, variables, on_line) as (process, lines):

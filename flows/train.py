@@ -5,10 +5,10 @@ Without a server the flow brings its own for as long as it runs; with ``prefect 
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
+
+from flows.command_line import run_flow
 
 __all__ = ["main"]
 
@@ -16,30 +16,37 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the flow, and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m flows.train", description="Bring all stages up to date."
+        prog="python -m flows.train",
+        description="Bring all stages up to date. With --set or --name the run is made in a copy "
+        "of the workspace and kept as a DVC experiment; the workspace stays as it is.",
     )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="a value instead of that in params.yaml; may be repeated",
+    )
+    parser.add_argument("--name", default="", help="name of the experiment")
     parser.add_argument("--force", action="store_true", help="run all stages, even unchanged ones")
     parser.add_argument("--push", action="store_true", help="send the results to the DVC remote")
     options = parser.parse_args(arguments)
-    # Prefect takes a second to import, too long for --help.
-    from flows.dvc_runner import DvcError, StageFailedError
+    return run_flow(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> bool:
+    # Late, because --help must not wait for them.
+    from flows.environment import ROOT
+    from flows.overrides import parse_setting, to_overrides
+    from pipeline.params import preview_params
+
+    values = dict(parse_setting(text) for text in options.settings)
+    overrides = to_overrides(values, preview_params(ROOT, values))
     from flows.training_flow import train
 
-    # Otherwise a SIGTERM ends the process so abruptly that Prefect's own server stays behind.
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        train(force=options.force, push=options.push)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (DvcError, StageFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return max(error.exit_code, 1)
-    return 0
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    train(overrides, name=options.name, force=options.force, push=options.push)
+    return True
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Prefect adds retries, schedules, logs and a history; it restates neither the ord
 nor what is up to date.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, flow, get_run_logger, task
@@ -15,26 +15,35 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from dsd.config import Params
+from flows.alive import declare_alive
 from flows.dvc_runner import (
     DvcError,
     StageFailedError,
-    StageOutcome,
     has_remote,
+    planned_stages,
     push,
     run_stage,
-    stages_in_order,
 )
 from flows.environment import ROOT
+from flows.experiment import default_name, keep_report, save_experiment, workspace_copy
+from flows.overrides import Overrides, values_of
+from flows.results import Row, distance_rows, result_page, stage_row
+from flows.stage_progress import StageProgress
+from flows.turns import in_stage_turn
+from pipeline.params import load_params, preview_params
 from pipeline.paths import Paths
+from pipeline.provenance import commit_of
 
-__all__ = ["bring_up_to_date", "send_to_remote", "summary_table", "train"]
+__all__ = ["bring_up_to_date", "refuse_push_to_nowhere", "send_to_remote", "train"]
 
-_DISTANCES = ("frechet", "proximal_frechet")
+_STATES = {"ran": "Ran", "cached": "Cached", "restored": "Restored"}
 _WORDS = {
     "ran": "ran",
     "cached": "unchanged",
     "restored": "restored from DVC's run-cache",
 }
+_AS_IT_IS = Overrides()
 
 
 def _was_killed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -50,70 +59,116 @@ def _was_killed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool
     # DVC is the only judge of what is up to date.
     cache_policy=NO_CACHE,
 )
-def bring_up_to_date(stage: str, force: bool) -> State[None]:
-    """Run ``dvc repro`` for one stage; the state is ``Cached`` when DVC had nothing to run."""
-    # The name under which Prefect's own workers tell it; the stage's MLflow run is tagged with it.
-    identity = {"PREFECT__FLOW_RUN_ID": str(flow_run.id)}
-    done = run_stage(ROOT, stage, get_run_logger().info, force=force, environment=identity)
-    return Completed(name="Completed" if done.outcome == "ran" else "Cached", message=_told(done))
+def bring_up_to_date(
+    root: Path, stage: str, force: bool, environment: Mapping[str, str]
+) -> State[None]:
+    """Run ``dvc repro`` for one stage; the state is named Ran, Cached or Restored."""
+    say = get_run_logger().info
+    progress = StageProgress(stage)
+
+    def on_line(line: str) -> None:
+        if line.strip():
+            say(line)
+        progress.read(line)
+
+    done = run_stage(root, stage, on_line, force=force, environment=environment)
+    progress.finish()
+    message = f"{_WORDS[done.outcome]} ({done.seconds:.1f} s)"
+    return Completed(name=_STATES[done.outcome], message=message)
 
 
 @task(task_run_name="push", cache_policy=NO_CACHE)
-def send_to_remote() -> None:
+def send_to_remote(root: Path) -> None:
     """Push artifacts and run records to the default DVC remote."""
-    push(ROOT, get_run_logger().info)
+    push(root, get_run_logger().info)
 
 
-@flow(name="train")
-def train(force: bool = False, push: bool = False) -> None:
+@flow(name="train", on_running=[declare_alive])
+def train(
+    overrides: Overrides = _AS_IT_IS, name: str = "", force: bool = False, push: bool = False
+) -> None:
     """Bring every stage of dvc.yaml up to date, in DVC's order.
 
     Args:
+        overrides: Values instead of those of params.yaml. With any, the run is made in a copy of
+            the workspace and kept as a DVC experiment; the workspace stays as it is.
+        name: Of that experiment. A name without values runs params.yaml as it is as an experiment;
+            values without a name get one that is made of them.
         force: Run all stages, even unchanged ones.
         push: Send the results to the default DVC remote at the end.
 
     Raises:
-        DvcError: No remote is configured to push to (nothing has run then), or DVC failed.
+        ParamsError: The resulting parameters are not valid, or the name belongs to another
+            experiment.
+        DvcError: No remote is configured to push to, or DVC failed.
         StageFailedError: A stage failed; those after it have not run.
     """
-    if push and not has_remote(ROOT):
+    if push:
+        refuse_push_to_nowhere(ROOT)
+    values = values_of(overrides)
+    params = preview_params(ROOT, values)
+    if values or name:
+        name = name or default_name(ROOT, values, params)
+        _run_experiment(name, values, force=force, push=push)
+    else:
+        _run_stages(ROOT, params, {}, force=force)
+        if push:
+            send_to_remote(ROOT)
+        _publish_result(ROOT, Paths(ROOT).report_page, None)
+
+
+def _run_experiment(name: str, values: Mapping[str, Any], *, force: bool, push: bool) -> None:
+    """Run all stages in a copy of the workspace, and keep what comes out."""
+    say = get_run_logger().info
+    with workspace_copy(ROOT, name, values, say) as root:
+        say(f"experiment {name}")
+        identity = {"DVC_EXP_NAME": name, "DVC_EXP_BASELINE_REV": commit_of(root) or ""}
+        _run_stages(root, load_params(root), identity, force=force)
+        save_experiment(ROOT, root, name, say)
+        if push:
+            send_to_remote(root)
+        folder = keep_report(ROOT, root, name)
+        _publish_result(root, folder / "report.html", name)
+
+
+def _run_stages(root: Path, params: Params, variables: Mapping[str, str], *, force: bool) -> None:
+    """Bring all stages up to date, one after the other, and show what happened.
+
+    Raises:
+        DvcError: DVC failed.
+        StageFailedError: A stage failed.
+    """
+    # The name under which Prefect's own workers tell it; the stage's MLflow run is tagged with it.
+    environment = {**variables, "PREFECT__FLOW_RUN_ID": str(flow_run.id)}
+    rows: list[Row] = []
+    for stage in planned_stages(root):
+        with in_stage_turn(ROOT, stage, params, get_run_logger().info):
+            state = bring_up_to_date(root, stage.name, force, environment, return_state=True)
+        rows.append(stage_row(root, stage.name, state.name or "", state.message or ""))
+        if not state.is_completed():
+            break
+    create_table_artifact(rows, key="stages", description="Stages")
+    state.result()  # raises the stage's error and so ends the flow
+
+
+def _publish_result(root: Path, page: Path, experiment: str | None) -> None:
+    """Show the resulting numbers with the flow run."""
+    rows = distance_rows(root)
+    if rows:
+        report = page.relative_to(ROOT) if page.is_file() else None
+        create_table_artifact(rows, key="distances", description="Distances of this run")
+        create_markdown_artifact(result_page(root, rows, report, experiment), key="result")
+
+
+def refuse_push_to_nowhere(root: Path) -> None:
+    """Make sure that there is a remote to push to, before anything is computed.
+
+    Raises:
+        DvcError: No remote is configured.
+    """
+    if not has_remote(root):
         message = (
             "push is on but no default DVC remote is configured: "
             "add one with `dvc remote add --default NAME URL`, or leave push off"
         )
         raise DvcError(message)
-    table = []
-    for stage in stages_in_order(ROOT):
-        state = bring_up_to_date(stage, force, return_state=True)
-        state.result()  # raises the stage's error and so ends the flow
-        table.append({"stage": stage, "state": state.name, "what happened": state.message})
-    if push:
-        send_to_remote()
-    _publish(table)
-
-
-def summary_table(summary: Mapping[str, Any]) -> str:
-    """Markdown table of ``reports/summary.json``: each model's headline distances."""
-    features = summary["protocol"]["features"]
-    lines = [f"| images | Frechet ({features}) | Proximal Frechet ({features}) |", "|---|---|---|"]
-    for name, row in summary.items():
-        if isinstance(row, Mapping) and "frechet" in row:
-            cells = [name.replace("_", " "), *map(_number, map(row.get, _DISTANCES))]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _publish(table: Sequence[Mapping[str, Any]]) -> None:
-    """Show what happened and the resulting numbers with the flow run."""
-    create_table_artifact([dict(row) for row in table], key="stages", description="Stages")
-    summary = Paths(ROOT).summary
-    if summary.is_file():
-        create_markdown_artifact(summary_table(json.loads(summary.read_text())), key="result")
-
-
-def _told(done: StageOutcome) -> str:
-    return f"{_WORDS[done.outcome]} ({done.seconds:.1f} s)"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -42,13 +42,14 @@ class Column(NamedTuple):
         return f"{title_of(self.measure, self.features)} ({self.features})"
 
 
-def compare(names: Sequence[str], paths: Paths) -> list[str]:
-    """Write ``reports/comparison.html`` and ``.csv``.
+def compare(names: Sequence[str], paths: Paths, page: Path | None = None) -> list[str]:
+    """Write a page about several runs, and its table beside it as CSV.
 
     Args:
         names: Folders, beginnings of MLflow runs' ids (all finished evaluations in MLflow if there
             are neither), and at most one ``protocol=ID``.
         paths: The workspace.
+        page: Where to write; ``reports/comparison.html`` unless given.
 
     Returns:
         What to tell the user.
@@ -57,6 +58,7 @@ def compare(names: Sequence[str], paths: Paths) -> list[str]:
         ParamsError: Two protocols are named.
         DataError: A run is not there, or the runs do not compare.
     """
+    page = paths.comparison_page if page is None else page
     protocols = [name.removeprefix(_CHOICE) for name in names if name.startswith(_CHOICE)]
     if len(protocols) > 1:
         msg = f"compare takes one {_CHOICE}ID, but {len(protocols)} were given; leave one"
@@ -65,11 +67,11 @@ def compare(names: Sequence[str], paths: Paths) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="dsd-compare-") as folder:
         found = _find(sources, paths, Path(folder))
         runs = _newest(one_protocol(found, protocols[0] if protocols else None))
-        write_comparison(runs, paths)
+        write_comparison(runs, page)
     return [
         _counted(len(runs), len(found) - len(runs)),
-        f"Page:   {paths.comparison_page.relative_to(paths.root)}",
-        f"Table:  {paths.comparison_page.with_suffix('.csv').relative_to(paths.root)}",
+        f"Page:   {page.relative_to(paths.root)}",
+        f"Table:  {page.with_suffix('.csv').relative_to(paths.root)}",
     ]
 
 
@@ -161,19 +163,19 @@ def _newest(runs: Iterable[Run]) -> list[Run]:
     return [*{json.dumps(run.params, sort_keys=True): run for run in runs}.values()]
 
 
-def write_comparison(runs: Sequence[Run], paths: Paths) -> None:
+def write_comparison(runs: Sequence[Run], page: Path) -> None:
     """Write page and table about runs of one protocol."""
     keys = differing(runs)
     columns = _columns(runs)
     rows = _rows(runs, keys, columns)
     write_csv(
-        paths.comparison_page.with_suffix(".csv"),
+        page.with_suffix(".csv"),
         ["run", *keys, *(f"{column.title}: {LABELS[column.model]}" for column in columns)],
         [(*words, *values) for words, values in rows],
     )
     spaces = shared_spaces(runs)
     write_page(
-        paths.comparison_page,
+        page,
         "comparison.html.j2",
         title=f"{_runs(len(runs))} compared",
         spaces=[_figures(runs, name) for name in spaces],

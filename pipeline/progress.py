@@ -1,5 +1,6 @@
 """Progress for people: a bar on a terminal, plain lines at intervals in a log."""
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from tqdm import tqdm
 
 from pipeline.stagelog import Progress
 
-__all__ = ["Bar", "Lines", "make_progress", "say"]
+__all__ = ["Bar", "Lines", "make_progress", "percent_in", "say"]
 
 _LINE_SECONDS = 10.0
+_PERCENT = re.compile(r"\w+ (\d+)% [\d,]+/[\d,]+ images")
 
 
 def make_progress(label: str, total_images: int, stream: TextIO | None = None) -> Progress:
@@ -26,6 +28,12 @@ def say(text: str) -> None:
     """Print one line on stdout without tearing a bar apart."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def percent_in(line: str) -> float | None:
+    """How far a stage is, if that is what a line of :class:`Lines` says."""
+    match = _PERCENT.match(line)
+    return float(match[1]) if match else None
 
 
 @final

@@ -254,3 +254,19 @@ def test_results_are_pushed_to_a_remote_if_there_is_one(tmp_path):
     run_stage(root, "first", quiet)
     push(root, quiet)
     assert any((tmp_path / "store").rglob("*"))
+
+
+def test_a_remote_that_does_not_take_the_results_is_named_with_the_reason(tmp_path):
+    root = tmp_path / "work"
+    root.mkdir()
+    workspace(root)
+    run_stage(root, "first", quiet)
+    (tmp_path / "file").touch()
+    config = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/file/store\n"
+    (root / ".dvc" / "config.local").write_text(config)
+    with pytest.raises(DvcError) as caught:
+        push(root, quiet)
+    message = str(caught.value)
+    assert message.startswith(f"the DVC remote 'store' ({tmp_path}/file/store) did not take")
+    assert "Not a directory" in message
+    assert "computes nothing again" in message

@@ -2,15 +2,21 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
+from pages import check
+from quick_project import executed, experiments, looks, quick_project
 from workspace import STAGES, Workspace, end, wait_until
 
 
@@ -63,22 +69,38 @@ def ask(server, path, body):
     return json.load(urllib.request.urlopen(request, timeout=30))
 
 
-def test_a_summary_becomes_a_table_that_names_its_features():
-    from flows.training_flow import summary_table
+def test_a_summary_becomes_a_table_with_links(tmp_path):
+    from flows.results import distance_rows, result_page, stage_row
 
+    assert distance_rows(tmp_path) == []
     summary = {
         "generator": {"frechet": 1.234, "proximal_frechet": 2},
         "teacher_full": {"frechet": None, "proximal_frechet": 3.0},
         "noisy_data": {"frechet": 9.0},
         "protocol": {"features": "fashion-classifier", "num_samples": 5},
     }
-    table = summary_table(summary).splitlines()
-    assert "Frechet (fashion-classifier)" in table[0]
-    assert table[2:] == [
-        "| generator | 1.23 | 2.00 |",
-        "| teacher full | - | 3.00 |",
+    (tmp_path / "reports/evaluate").mkdir(parents=True)
+    (tmp_path / "reports/summary.json").write_text(json.dumps(summary))
+    rows = distance_rows(tmp_path)
+    page = result_page(tmp_path, rows, None, None)
+    assert page.splitlines()[0].count("(fashion-classifier)") == 2
+    assert page.splitlines()[2:5] == [
+        "| one-step generator | 1.23 | 2.00 |",
+        "| teacher, Full | - | 3.00 |",
         "| noisy data | 9.00 | - |",
     ]
+    assert "pipeline sync" in page
+
+    record = {"run_id": "0123456789abcdef", "tracking_uri": "http://127.0.0.1:5000"}
+    (tmp_path / "reports/evaluate/run.json").write_text(json.dumps(record))
+    page = result_page(tmp_path, rows, Path("reports/report.html"), "one")
+    assert "[run 01234567](http://127.0.0.1:5000/#/runs/0123456789abcdef)" in page
+    assert "`reports/report.html`" in page
+    assert "`dvc exp apply one`" in page
+    row = stage_row(tmp_path, "evaluate", "Restored", "restored\nfrom there")
+    assert row["MLflow run"] == record["run_id"]
+    assert row["what happened"] == "restored"
+    assert stage_row(tmp_path, "evaluate", "Failed", "")["MLflow run"] is None
 
 
 def test_only_killed_stages_are_tried_again():
@@ -130,46 +152,129 @@ def test_without_a_server_unchanged_stages_are_shown_as_cached(workspace, tmp_pa
 
 
 @pytest.mark.slow
-def test_stopping_the_flow_stops_the_stage(workspace, tmp_path):
+def test_stopping_an_experiment_stops_its_stage_and_removes_its_copy(workspace, tmp_path):
     workspace.back_to_the_first_run()
-    workspace.set({"pretrain.kimg": 64.0})
     flow = Workspace(workspace.root)
     flow.env["PREFECT_HOME"] = str(tmp_path)
-    lock = workspace.root / ".dsd" / "locks" / "pretrain"
-    lock.unlink()
-    process = flow.start(sys.executable, "-m", "flows.train")
+    copy = workspace.root / ".dvc/tmp/exps/flows/long"
+    lock = copy / ".dsd" / "locks" / "pretrain"
+    states = workspace.root / ".dsd/state/pretrain"
+    options = ["--set", "pretrain.kimg=64.0", "--name", "long"]
+    process = flow.start(sys.executable, "-m", "flows.train", *options)
     try:
         wait_until(lambda: lock.is_file() and lock.read_text(), 600, "the training", process)
         stage = psutil.Process(int(lock.read_text()))
+        wait_until(lambda: [*states.glob("*/state")], 600, "a state to go on from", process)
         process.terminate()
         process.communicate(timeout=300)
     finally:
         end(process)
     assert process.returncode != 0
     assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+    assert not copy.exists()
+    assert [*states.glob("*/state")]
+    shutil.rmtree(states)
+    assert "experiment" not in workspace.run("git", "log", "--all", "--oneline").stdout
+
+
+@pytest.fixture(scope="module")
+def project(server, tmp_path_factory):
+    """A quick project that the server knows."""
+    quick = quick_project(tmp_path_factory.mktemp("project"))
+    # This folder's flows, whatever project the environment has installed.
+    quick.env.update(server, PYTHONPATH=str(quick.root))
+    quick.run(sys.executable, "-m", "flows.deploy")
+    return quick
 
 
 @pytest.mark.slow
-def test_a_server_takes_the_deployment_and_a_run_that_fails_says_why(workspace, server):
-    workspace.back_to_the_first_run()
-    flow = Workspace(workspace.root)
-    flow.env.update(server)
-    flow.run(sys.executable, "-m", "prefect", "work-pool", "create", "gpu", "--type", "process")
-    flow.run(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
-    (deployment,) = ask(server, "deployments/filter", {})
-    assert deployment["work_pool_name"] == "gpu"
-    assert deployment["schedules"][0]["active"] is False
-    assert set(deployment["parameter_openapi_schema"]["properties"]) == {"force", "push"}
+def test_the_server_refuses_nonsense_and_the_flow_what_cannot_succeed(project):
+    deployments = {one["name"]: one for one in ask(project.env, "deployments/filter", {})}
+    pools = {name: one["work_pool_name"] for name, one in deployments.items()}
+    assert pools == {"train": "gpu", "sweep": "control"}
+    assert [one["active"] for one in deployments["train"]["schedules"]] == [False]
+    create = f"deployments/{deployments['train']['id']}/create_flow_run"
+    for wrong in ({"corrupt": {"sigma": -1}}, {"corrupt": {"sgima": 0.3}}, {"seed": "one"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(project.env, create, {"parameters": {"overrides": wrong}})
+        assert refused.value.code in (409, 422)
 
-    # No remote to push to: refused before anything runs.
-    refused = flow.run(sys.executable, "-m", "flows.train", "--push", code=1)
-    assert "no default DVC remote is configured" in refused.stderr.splitlines()[-1]
-    assert ask(server, "task_runs/count", {}) == 0
+    def message(command, *options, code):
+        done = project.run(sys.executable, "-m", f"flows.{command}", *options, code=code)
+        return done.stderr.rstrip().splitlines()[-1]
 
-    flow.set({"corrupt.sigma": -1.0})
-    failed = flow.run(sys.executable, "-m", "flows.train", code=2)
-    assert "corrupt.sigma" in failed.stderr.splitlines()[-1]
-    (last,) = ask(server, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
-    assert last["state_type"] == "FAILED"
-    names = {run["name"]: run["state_name"] for run in ask(server, "task_runs/filter", {})}
-    assert names == {"prepare": "Cached", "corrupt": "Failed"}
+    assert "did you mean corrupt.sigma" in message("train", "--set", "corrupt.sgima=1", code=2)
+    assert "no default DVC remote" in message("train", "--push", code=1)
+    assert "data.path = 'nothing'" in message("train", "--set", "data.path=nothing", code=3)
+    several = ["--set", "corrupt.sigma=0.2,0.6", "--set", "distill.noise.sigma_max=0.5,80"]
+    combination = "combination corrupt.sigma=0.6, distill.noise.sigma_max=0.5 is not valid"
+    assert combination in message("sweep", *several, code=2)
+    assert "no worker of the pool 'gpu' is online" in message("sweep", *several[:2], code=1)
+    assert ask(project.env, "task_runs/count", {}) == 0
+    assert executed(project) == []
+
+    project.set({"pretrain.kimg": 666.0})
+    assert "the loss is NaN" in "\n".join(
+        project.run(sys.executable, "-m", "flows.train", code=1).stderr.splitlines()[-3:]
+    )
+    project.run("git", "checkout", "-q", "params.yaml")
+    names = {one["name"]: one["state_name"] for one in ask(project.env, "task_runs/filter", {})}
+    assert names == {"prepare": "Ran", "pretrain": "Failed"}
+    assert executed(project) == ["prepare 0.5 sid", "pretrain 0.5 sid"]
+    (progress,) = [
+        one["data"]
+        for one in ask(project.env, "artifacts/filter", {})
+        if one["key"] == "progress-prepare"
+    ]
+    assert progress == 100
+
+
+@pytest.mark.slow
+def test_a_sweep_by_workers_computes_what_one_without_a_server_has_left(project, tmp_path):
+    alone = Workspace(project.root)
+    alone.env["PREFECT_HOME"] = str(tmp_path)
+    before = looks(project)
+    sweep = [sys.executable, "-m", "flows.sweep", "--set", "corrupt.sigma=0.2"]
+    done = alone.run(*sweep, "--set", "distill.divergence=sid,dmd")
+    assert "all 2 runs completed" in done.stderr
+    made = ["prepare 0.2 sid", "pretrain 0.2 sid", "evaluate 0.2 sid", "evaluate 0.2 dmd"]
+    # An earlier test may have prepared the images.
+    assert [line for line in executed(project) if "prepare" not in line] == made[1:]
+
+    page = project.root / "reports/sweeps/sigma-divergence/comparison.html"
+    assert "reports/experiments/sigma-0.2-divergence-dmd" in check(page).text
+    assert len(page.with_suffix(".csv").read_text().splitlines()) == 3
+
+    # Two workers at the same time; one run fails, and the other does not care.
+    workers = [
+        project.start(sys.executable, "-m", "prefect", "worker", "start", "-p", "gpu", "-n", name)
+        for name in ("one", "two")
+    ]
+    try:
+        pool = "work_pools/gpu/workers/filter"
+        wait_until(lambda: len(ask(project.env, pool, {})) == 2, 120, "two workers")
+        failed = project.run(*sweep, "--set", "pretrain.kimg=256.0,666.0", code=1)
+    finally:
+        for worker in workers:
+            end(worker, signal.SIGTERM)
+            worker.communicate(timeout=60)
+    assert "1 of 2 runs failed: sigma-0.2-kimg-666" in failed.stderr.splitlines()[-1]
+    # The values of params.yaml, written out, are no other computation.
+    assert executed(project) == ["pretrain 0.2 sid"]
+    assert looks(project) == before
+    assert sorted(name[:20] for name in experiments(project)) == [
+        "sigma-0.2-divergence",
+        "sigma-0.2-divergence",
+        "sigma-0.2-kimg-256.0",
+    ]
+
+    shown: dict[str, list[str]] = {}
+    for one in ask(project.env, "artifacts/filter", {}):
+        shown.setdefault(one["key"], []).append(one["data"])
+    (table,) = map(json.loads, shown["sweep"])
+    assert [row["state"] for row in table] == ["Completed", "Failed"]
+    assert table[0]["one-step generator: Frechet"] == 2.0
+    stages = [[row["state"] for row in json.loads(rows)] for rows in shown["stages"]]
+    assert ["Restored", "Restored", "Restored"] in stages
+    assert ["Restored", "Failed"] in stages
+    assert "1 run" in shown["comparison"][0]

@@ -1,0 +1,329 @@
+"""Runs with other parameters than the user's: in a copy of the workspace, kept as DVC experiments.
+
+The copy is a git repository of its own below the home's ``.dvc/tmp/exps``, as with
+``dvc exp run --temp``. A git worktree will not do: worktrees share their references, and
+``dvc exp save`` works on ``refs/exps/exec`` and the stash. Two of them at a time fail, and they
+would get in the way of a user's ``git stash`` or ``dvc exp run``.
+
+The copy shares DVC's cache with the home. What must outlive it (resumable states, the MLflow
+store) is in the home anyway, see :func:`pipeline.paths.home_of`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.experiments.refs import ExpRefInfo
+
+from dsd.config import Params
+from dsd.errors import DataError, ParamsError
+from flows.dvc_runner import DvcError, OnLine, run_dvc
+from pipeline.params import flatten, load_params, update_params
+from pipeline.paths import Paths
+from pipeline.process import BusyError, exclusive
+
+__all__ = [
+    "REPORTS",
+    "check_home",
+    "default_name",
+    "keep_report",
+    "save_experiment",
+    "workspace_copy",
+]
+
+REPORTS = Path("reports") / "experiments"
+"""Where the home keeps the reports of experiments, by name."""
+
+_COPIES = Path(".dvc") / "tmp" / "exps" / "flows"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
+_KEPT = ("summary.json", "report.html", "evaluate/samples/generator.png")
+_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+_DIFF = (
+    "diff",
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--no-renames",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+    "--ignore-submodules",
+    "HEAD",
+)
+
+
+def check_home(home: Path) -> None:
+    """Make sure that experiments can be made from the workspace ``home``.
+
+    Raises:
+        DvcError: It is not the root of a git repository with a commit.
+    """
+    done = _git_process(home, "rev-parse", "--show-toplevel")
+    if done.returncode != 0 or Path(done.stdout.decode().strip()).resolve() != home.resolve():
+        msg = (
+            f"a run with other parameters is kept as a DVC experiment, and {home} is not the root "
+            "of a git repository: `git init && git add -A && git commit -m start` makes it one"
+        )
+        raise DvcError(msg)
+    if _git_process(home, "rev-parse", "--verify", "HEAD").returncode != 0:
+        msg = (
+            "a run with other parameters is kept as a DVC experiment of the last commit, and "
+            "there is none yet: `git add -A && git commit -m start` makes one"
+        )
+        raise DvcError(msg)
+
+
+def default_name(home: Path, values: Mapping[str, Any], params: Params) -> str:
+    """A name for the experiment that has these values, the same each time it is run.
+
+    Args:
+        home: The workspace.
+        values: Overridden values by dotted key.
+        params: All parameters that result.
+    """
+    # Other code makes another experiment, though all values are the same.
+    code = _git(home, *_DIFF, "--", ".", ":!params.yaml", ":!dvc.lock")
+    state = [json.dumps(flatten(params)), hashlib.sha256(code).hexdigest()]
+    short = hashlib.sha256("\n".join(state).encode()).hexdigest()[:6]
+    words = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
+    return "-".join([*words, short])[-100:].lstrip("-.+=")
+
+
+def _word(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^A-Za-z0-9_.+=]+", "-", text).strip("-.")
+
+
+@contextmanager
+def workspace_copy(
+    home: Path, name: str, values: Mapping[str, Any], on_line: OnLine
+) -> Iterator[Path]:
+    """A copy of the workspace as it is now, with other parameters, for the length of the block.
+
+    It has the last commit, uncommitted changes of tracked files, DVC's local settings, the files
+    that ``values`` name (links to the home's), and DVC-tracked data. ``home`` stays as it is.
+
+    Args:
+        home: The workspace.
+        name: Of the experiment; nobody else may be running one of this name.
+        values: Overridden values by dotted key.
+        on_line: Called with each line that DVC prints.
+
+    Raises:
+        ParamsError: The name cannot be one, belongs to another experiment, or values are wrong.
+        DataError: The parameters name a file that the copy cannot see.
+        BusyError: An experiment of this name is being run.
+        DvcError: git or DVC failed.
+    """
+    check_home(home)
+    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
+        msg = (
+            f"{name!r} cannot be an experiment's name; use at most 100 letters, digits and any of "
+            "_ . + = -, beginning with a letter or digit"
+        )
+        raise ParamsError(msg)
+    _prune(home)
+    root = home / _COPIES / name
+    with exclusive(_lock(home, name), f"experiment {name}"):
+        try:
+            _clone(home, root)
+            _share_settings(home, root)
+            if values:
+                update_params(root, values)
+            _refuse_other_of_this_name(home, root, name)
+            _bring_data(home, root, on_line)
+            yield root
+        finally:
+            _remove(root)
+
+
+def save_experiment(home: Path, root: Path, name: str, on_line: OnLine) -> None:
+    """Keep a copy's results in ``home`` as the DVC experiment ``name``; an old one gives way.
+
+    Raises:
+        DvcError: DVC or git failed.
+    """
+    run_dvc(root, ["exp", "save", "--force", "--name", name], on_line)
+    reference = _reference(root, name)
+    quiet = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+    _git(home, "fetch", *quiet, str(root), f"+{reference}:{reference}")
+
+
+def keep_report(home: Path, root: Path, name: str) -> Path:
+    """Copy page, numbers and pictures of a copy's run to ``home``, where people look for them.
+
+    Returns:
+        The folder, which ``python -m pipeline compare`` takes.
+    """
+    source, target = Paths(root).report(""), home / REPORTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Paths(root).params, target / "params.yaml")
+    for file in _KEPT:
+        if (source / file).is_file():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target / file)
+    return target
+
+
+def _lock(home: Path, name: str) -> Path:
+    return home / ".dsd" / "locks" / "experiments" / name
+
+
+def _prune(home: Path) -> None:
+    """Remove copies whose runs were killed."""
+    copies = home / _COPIES
+    for root in copies.iterdir() if copies.is_dir() else []:
+        with suppress(BusyError), exclusive(_lock(home, root.name), root.name):
+            _remove(root)
+
+
+def _remove(root: Path) -> None:
+    """Delete a copy, and DVC's notes about it outside."""
+    with suppress(DvcException, OSError):
+        if (root / ".dvc").is_dir():
+            with Repo(str(root)) as repo:
+                notes = repo.site_cache_dir
+            shutil.rmtree(notes, ignore_errors=True)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def _clone(home: Path, root: Path) -> None:
+    """The last commit with uncommitted changes of tracked files."""
+    _remove(root)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    head = _git(home, "rev-parse", "HEAD").decode().strip()
+    _git(home, "clone", "--quiet", "--no-checkout", "--no-tags", str(home), str(root))
+    for key in ("user.name", "user.email"):
+        value = _git_process(home, "config", key).stdout.decode().strip()
+        if value:
+            _git(root, "config", key, value)
+    _git(root, "checkout", "--quiet", "--detach", head)
+    changes = _git(home, *_DIFF)
+    if changes:
+        _git(root, "apply", "--index", "--whitespace=nowarn", content=changes)
+
+
+def _share_settings(home: Path, root: Path) -> None:
+    """Give the copy the home's cache and local settings; relative paths keep their meaning."""
+    with Repo(str(home)) as repo:
+        cache = repo.cache.local_cache_dir
+        remotes = {name: {"url": known["url"]} for name, known in repo.config["remote"].items()}
+    local = home / ".dvc" / "config.local"
+    if local.is_file():
+        shutil.copyfile(local, root / ".dvc" / "config.local")
+    with Repo(str(root)) as repo, repo.config.edit("local") as settings:
+        settings.setdefault("cache", {})["dir"] = cache
+        for name, known in remotes.items():
+            settings.setdefault("remote", {}).setdefault(name, {}).update(known)
+
+
+def _refuse_other_of_this_name(home: Path, root: Path, name: str) -> None:
+    """The same experiment may be run again; another one must not take its name."""
+    taken = _git_process(home, "show", f"{_reference(root, name)}:params.yaml")
+    if taken.returncode == 0 and _parameters(taken.stdout) != load_params(root):
+        msg = (
+            f"there is an experiment {name!r} with other parameters; choose another name, leave "
+            f"the name out, or remove that one with `dvc exp remove {name}`"
+        )
+        raise ParamsError(msg)
+
+
+def _parameters(content: bytes) -> Params | None:
+    """The parameters in the content of a params.yaml; None if they are not of this version."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "params.yaml"
+        file.write_bytes(content)
+        with suppress(ParamsError):
+            return load_params(file)
+    return None
+
+
+def _reference(root: Path, name: str) -> str:
+    """The git reference under which DVC keeps an experiment of the commit that ``root`` is at."""
+    return str(ExpRefInfo(_git(root, "rev-parse", "HEAD").decode().strip(), name))
+
+
+def _bring_data(home: Path, root: Path, on_line: OnLine) -> None:
+    """Data that DVC tracks from the cache; other files that the parameters name as links."""
+    tracked = _git(root, "ls-files", "-z", "--", "*.dvc").decode().split("\0")[:-1]
+    if tracked:
+        run_dvc(root, ["checkout", *tracked], on_line)
+    params = load_params(root)
+    _link_named(home, root, "data.path", params.data.path)
+    for key, path in _own_code_and_weights(params):
+        if (home / path).exists():  # otherwise the stage that needs it says so
+            _link_named(home, root, key, path)
+
+
+def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
+    """Files besides the data that parameters may name, each with the key that names it."""
+    if params.evaluate.inception_weights is not None:
+        yield "evaluate.inception_weights", params.evaluate.inception_weights
+    for space in [*params.evaluate.features, params.distill.selection.features]:
+        module, is_function, _ = space.partition(":")
+        package = module.partition(".")[0]
+        for path in (package, f"{package}.py") if is_function else (space,):
+            yield "evaluate.features", path
+
+
+def _link_named(home: Path, root: Path, key: str, path: str) -> None:
+    """Make a file or folder that a parameter names visible in the copy.
+
+    Raises:
+        DataError: It does not exist, or the path leads out of the workspace.
+    """
+    if Path(path).is_absolute():
+        return
+    if ".." in Path(path).parts:
+        msg = (
+            f"params.yaml: {key} = {path!r} leads out of the workspace, and a run with other "
+            "parameters is made in a copy elsewhere; write the absolute path"
+        )
+        raise DataError(msg)
+    if not (home / path).exists() and not (root / path).exists():
+        msg = f"params.yaml: {key} = {path!r} does not exist (seen from {home}); correct the path"
+        raise DataError(msg)
+    if (home / path).exists():
+        _link(home / path, root / path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make what is in ``source`` visible at ``target``, where git or DVC has not put it."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.resolve(), target_is_directory=source.is_dir())
+    elif source.is_dir() and target.is_dir() and not target.is_symlink():
+        for inner in source.iterdir():
+            _link(inner, target / inner.name)
+
+
+def _git(root: Path, *arguments: str, content: bytes | None = None) -> bytes:
+    """Output of git.
+
+    Raises:
+        DvcError: git failed; the message is git's.
+    """
+    done = _git_process(root, *arguments, content=content)
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip()
+        raise DvcError(f"git {arguments[0]} failed: {words}")
+    return done.stdout
+
+
+def _git_process(
+    root: Path, *arguments: str, content: bytes | None = None
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run git in ``root``, whatever repository the caller's environment is about."""
+    command = ["git", "-C", str(root), *arguments]
+    own = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+    return subprocess.run(command, input=content, capture_output=True, check=False, env=own)

@@ -1,0 +1,55 @@
+"""Command line of the flow ``sweep``: ``python -m flows.sweep --set KEY=VALUE,VALUE ...``.
+
+With ``PREFECT_API_URL`` of a server that knows the deployment ``train``, its workers take the
+runs; otherwise they run here, one after the other.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flows.command_line import run_flow
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the flow, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.sweep",
+        description="Run all combinations of parameters, each as a DVC experiment, and compare "
+        "them. The same sweep, started once more, computes only what is missing.",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        required=True,
+        dest="axes",
+        metavar="KEY=VALUE,VALUE,...",
+        help="a parameter and the values that it takes; may be repeated",
+    )
+    parser.add_argument("--name", default="", help="folder of the comparison in reports/sweeps")
+    parser.add_argument("--push", action="store_true", help="send the results to the DVC remote")
+    options = parser.parse_args(arguments)
+    return run_flow(lambda: _sweep(options))
+
+
+def _sweep(options: argparse.Namespace) -> bool:
+    # Late, because --help must not wait for them.
+    from flows.overrides import parse_axis
+
+    grid = [parse_axis(text) for text in options.axes]
+    from prefect.exceptions import FailedRun
+
+    from flows.sweep_flow import sweep
+
+    state = sweep(grid, name=options.name, push=options.push, return_state=True)
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, Exception) and not isinstance(error, FailedRun):
+        raise error
+    print(state.message, file=sys.stderr)
+    return state.is_completed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

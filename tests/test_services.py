@@ -1,0 +1,299 @@
+"""Servers, workers and what is left when they die: for real, on a tiny pipeline."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+from tiny_project import PATTERNS, Project, free_port, until
+
+from flows.alive import ended_runs, living_runs
+from flows.services import gpus_of_workers, main, require_free_port, require_same_version
+from flows.supervisor import Service, ServiceError, Supervisor
+from pipeline.tether import tether
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from uuid import UUID
+from flows.alive import hold
+hold(Path(sys.argv[1]), UUID(sys.argv[2]), UUID(sys.argv[3]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(folder, run_id, state_id):
+    """A process that is the flow run ``run_id``."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(run_id), str(state_id)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@contextmanager
+def answering(version):
+    """A server that tells a version as Prefect's does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(version).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def look_after_for(supervisor, seconds):
+    for _ in range(10 * seconds):
+        supervisor.look_after()
+        time.sleep(0.1)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(tmp_path):
+    run_id, state_id = uuid4(), uuid4()
+    assert list(ended_runs(tmp_path / "none")) == []
+    with held(tmp_path, run_id, state_id) as process:
+        (living,) = living_runs(tmp_path)
+        assert (living.run_id, living.state_id, living.pid) == (run_id, state_id, process.pid)
+        assert list(ended_runs(tmp_path)) == []
+        process.kill()
+        process.wait()
+        (ended,) = ended_runs(tmp_path)
+        assert ended.run_id == run_id
+        assert living_runs(tmp_path) == []
+        ended.forget()
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path, run_id, state_id) as process:
+        process.stdin.close()
+        process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tethered_command_ends_with_the_process_that_started_it(tmp_path):
+    pid_file = tmp_path / "pid"
+    child = (
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time; from pipeline.tether import tether; "
+        f"subprocess.Popen(tether([sys.executable, '-c', {child!r}])); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        until(lambda: pid_file.is_file() and pid_file.read_text(), 30, "the child")
+        pid = int(pid_file.read_text())
+        assert not gone(pid)
+        process.kill()
+    until(lambda: gone(pid), 10, "the child's end")
+
+
+def test_a_tether_to_a_process_that_is_gone_already_starts_nothing(tmp_path):
+    command = tether(["touch", str(tmp_path / "started")])
+    command[3] = "1"  # not the parent
+    assert subprocess.run(command).returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_dies_is_started_again_and_one_that_keeps_dying_ends_all(tmp_path):
+    said: list[str] = []
+    supervisor = Supervisor(tmp_path, tmp_path / "logs", said.append)
+    supervisor.start(Service("well", ["sleep", "60"]))
+    supervisor.start(Service("ill", ["sh", "-c", "echo out of order; exit 7"]))
+    (well,) = psutil.Process().children()[:1]
+    try:
+        with pytest.raises(ServiceError, match=r"ill ended 3 times(.|\n)*out of order"):
+            look_after_for(supervisor, seconds=20)
+        assert [line for line in said if "ill ended with code 7; starting it again" in line]
+    finally:
+        supervisor.stop()
+    assert gone(well.pid)
+    assert not any("well" in line for line in said)
+
+
+def test_a_service_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
+    supervisor = Supervisor(tmp_path, tmp_path, print)
+    stubborn = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
+    supervisor.start(Service("stubborn", ["sh", "-c", stubborn], grace_s=0.3))
+    until(lambda: "ready" in supervisor.tail("stubborn"), 10, "its start")
+    start = time.monotonic()
+    supervisor.stop()
+    assert 0.3 <= time.monotonic() - start < 5
+
+
+def test_visible_gpus_are_shared_out_to_workers_and_no_more_can_be_asked_for():
+    two = {"CUDA_VISIBLE_DEVICES": "2,5"}
+    assert gpus_of_workers("auto", 1, two) == ["2", "5"]
+    assert gpus_of_workers("auto", 2, two) == ["2,5"]
+    assert gpus_of_workers("1", 1, two) == ["2"]
+    assert gpus_of_workers("0", 1, two) == []
+    assert gpus_of_workers("auto", 1, {"CUDA_VISIBLE_DEVICES": ""}) == []
+    for wanted in ("3", "many", "-1"):
+        with pytest.raises(ServiceError, match=f"--gpus {wanted}: give auto, or a number up to 2"):
+            gpus_of_workers(wanted, 1, two)
+    for each in (0, 2):
+        with pytest.raises(ServiceError, match=f"--gpus-per-worker {each}: 1 GPUs"):
+            gpus_of_workers("1", each, two)
+
+
+def test_a_taken_port_is_named_with_what_holds_it_and_the_option_to_avoid_it():
+    with answering("2.0.1") as port, pytest.raises(ServiceError) as caught:
+        require_free_port("127.0.0.1", port, "--port-prefect")
+    message = str(caught.value)
+    assert f"port {port} is taken by a Prefect server, version 2.0.1" in message
+    assert "--port-prefect" in message
+    require_free_port("127.0.0.1", free_port(), "--port-prefect")
+
+
+def test_a_server_of_another_version_and_no_server_are_told_apart():
+    with (
+        answering("2.0.1") as port,
+        pytest.raises(ServiceError, match=r"has version 2\.0\.1.*install requirements\.lock"),
+    ):
+        require_same_version(f"http://127.0.0.1:{port}/api")
+    with pytest.raises(ServiceError, match=r"no Prefect server answers.*start it"):
+        require_same_version(f"http://127.0.0.1:{free_port()}/api")
+
+
+def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeypatch):
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    try:
+        assert main(["workers"]) == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "set PREFECT_API_URL and MLFLOW_TRACKING_URI" in line
+
+
+def test_reconcile_without_a_server_says_so(tmp_path):
+    address = f"http://127.0.0.1:{free_port()}/api"
+    env = {**os.environ, "PREFECT_API_URL": address}
+    command = [sys.executable, "-m", "flows.reconcile"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=env, text=True, capture_output=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {address} does not answer")
+
+
+@pytest.mark.parametrize("module", ["services", "reconcile", "deploy"])
+def test_help_waits_for_nothing_heavy(module):
+    code = (
+        f"import sys; from flows.{module} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'mlflow', 'prefect') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_cancel_kill_and_reboot_leave_nothing_and_the_next_run_goes_on(tmp_path):
+    project = Project(tmp_path / "project", free_port())
+    project.make()
+    services = project.start_services()
+    try:
+        cancelled_run_frees_the_stage(project)
+        killed_worker_ends_its_run(project)
+        services = reboot_is_noticed(project, services)
+        run = project.submit()
+        project.wait_for(run, "Completed")
+        assert "second goes on from 0" not in project.log(run)
+        assert "second goes on from" in project.log(run)
+        run_that_never_started_is_given_up(project)
+        assert (project.root / "mlflow.db").is_file()
+        taken = project.run(
+            sys.executable, "-m", "flows.services", "--port-prefect", str(project.port), code=1
+        )
+        assert f"port {project.port} is taken by a Prefect server" in taken.stderr
+    finally:
+        services.terminate()
+        services.wait(60)
+    assert services.returncode == 0
+    assert project.processes(PATTERNS["all"]) == []
+
+
+def cancelled_run_frees_the_stage(project):
+    run = project.submit()
+    project.wait_until_second_works(run)
+    # A living run is never touched.
+    assert project.run(sys.executable, "-m", "flows.reconcile").stdout == ""
+    assert project.state(run) == "Running"
+    project.cancel(run)
+    assert until(lambda: not project.processes(PATTERNS["stage"]), 30, "the stage's end") < 10
+    project.wait_for(run, "Cancelled")
+
+
+def killed_worker_ends_its_run(project):
+    run = project.submit()
+    project.wait_until_second_works(run)
+    project.kill(PATTERNS["worker"])
+    until(lambda: not project.processes(PATTERNS["stage"]), 30, "the stage's end")
+    project.wait_for(run, "Crashed")
+    until(lambda: not project.processes(PATTERNS["engine"]), 30, "the engine's end")
+
+
+def reboot_is_noticed(project, services):
+    """All processes die at once; the run is Crashed when the services are back."""
+    run = project.submit()
+    project.wait_until_second_works(run)
+    project.kill(PATTERNS["all"])
+    services.wait()
+    project.set_seconds(8)
+    services = project.start_services()
+    project.wait_for(run, "Crashed")
+    tasks = {"flow_runs": {"id": {"any_": [run]}}}
+    assert {task["state_name"] for task in project.ask("task_runs/filter", tasks)} <= {
+        "Completed",
+        "Cached",
+        "Ran",
+        "Crashed",
+    }
+    return services
+
+
+def run_that_never_started_is_given_up(project):
+    deployment = project.ask("deployments/name/train/train")["id"]
+    project.kill(PATTERNS["worker"], signal.SIGSTOP)  # takes nothing
+    try:
+        path = f"deployments/{deployment}/create_flow_run"
+        run = project.ask(path, {"state": {"type": "PENDING"}})["id"]
+        assert project.run(sys.executable, "-m", "flows.reconcile").stdout == ""
+        at_once = (
+            "from datetime import timedelta; from prefect.client.orchestration import get_client\n"
+            "from flows.alive import RECORDS; from flows.reconcile import reconcile\n"
+            "with get_client(sync_client=True) as c: print(*reconcile(c, RECORDS, timedelta(0)))"
+        )
+        said = project.run(sys.executable, "-c", at_once).stdout
+        assert "never started it: now Crashed" in said
+        assert project.state(run) == "Crashed"
+    finally:
+        project.kill(PATTERNS["worker"], signal.SIGCONT)
