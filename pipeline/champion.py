@@ -39,12 +39,12 @@ def consider(
         evaluation: The run of ``evaluate``.
         summary: The evaluation's ``summary.json``.
     """
-    version = _version_of(client, model, summary["generator"]["weights_sha256"])
+    version = _version_of(client, model, summary["generator"].get("weights_sha256"))
     if version is None:  # registered in another store, or deleted
         return
-    distance, protocol = float(summary["generator"]["proximal_frechet"]), _protocol_id(summary)
+    protocol = _protocol_id(summary)
     tags = {
-        _DISTANCE_TAG: repr(distance),
+        _DISTANCE_TAG: repr(float(summary["generator"]["proximal_frechet"])),
         _PROTOCOL_TAG: protocol,
         "sigma": str(summary["protocol"]["sigma"]),
         "evaluation_run_id": evaluation.info.run_id,
@@ -53,17 +53,41 @@ def consider(
         client.set_model_version_tag(model, version.version, name, value)
     _show_with_model(client, evaluation, version)
     champion = _champion(client, model)
-    if champion is None or (
-        champion.tags.get(_PROTOCOL_TAG) == protocol
-        and distance < float(champion.tags[_DISTANCE_TAG])
-    ):
-        client.set_registered_model_alias(model, CHAMPION, version.version)
+    if champion is None or champion.tags.get(_PROTOCOL_TAG) == protocol:
+        _crown(client, model, protocol)
 
 
-def _version_of(client: MlflowClient, model: str, weights: str) -> ModelVersion | None:
+def _crown(client: MlflowClient, model: str, protocol: str) -> None:
+    """Give the alias to the best of all versions that were measured alike.
+
+    Of all, not of this one and the champion: evaluations that end at the same time then agree,
+    whoever comes last.
+    """
+    alike = _versions(client, model, _PROTOCOL_TAG, protocol)
+    best = min(alike, key=lambda version: float(version.tags[_DISTANCE_TAG]))
+    try:
+        client.set_registered_model_alias(model, CHAMPION, best.version)
+    except MlflowException:  # another one gave it for the first time in between
+        client.set_registered_model_alias(model, CHAMPION, best.version)
+
+
+def _version_of(client: MlflowClient, model: str, weights: str | None) -> ModelVersion | None:
     """The newest version with these weights."""
-    found = client.search_model_versions(f"name='{model}' and tags.{WEIGHTS_TAG}='{weights}'")
+    found = [] if weights is None else _versions(client, model, WEIGHTS_TAG, weights)
     return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _versions(client: MlflowClient, model: str, tag: str, value: str) -> list[ModelVersion]:
+    found = list[ModelVersion]()
+    token = None
+    while True:
+        page = client.search_model_versions(
+            f"name='{model}' and tags.{tag}='{value}'", page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _champion(client: MlflowClient, model: str) -> ModelVersion | None:

@@ -67,7 +67,7 @@ def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
     assert "oneOf" not in text
     assert "discriminator" not in text
     assert form("data.name")["enum"] == ["cifar10", "fashion-mnist", "celeba", "null"]
-    numbers = {key: value for key, value in form("corrupt.sigma_hat")["anyOf"][0].items()}
+    numbers = form("corrupt.sigma_hat")["anyOf"][0]
     assert numbers == {"type": "number", "minimum": 0, "maximum": 10}
     assert form("corrupt.sigma_hat")["anyOf"][1:] == [{"type": "string", "enum": ["auto", "null"]}]
 

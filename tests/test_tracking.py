@@ -45,8 +45,9 @@ def fresh_store(tmp_path_factory):
 
 @pytest.fixture
 def paths(tmp_path, fresh_store, monkeypatch):
-    # Registering a model makes its store MLflow's own for the rest of the process, by a variable.
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # Registering a model makes its store MLflow's own by a variable, which must go with the test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"corrupt.sigma": 0.5})
     shutil.copy(fresh_store, tmp_path / "mlflow.db")
@@ -511,3 +512,19 @@ def test_mlflow_shows_the_models_images_side_by_side(paths):
     shown = files_of(paths, run, "images")
     assert {Path(name).name.split("+")[0] for name in shown} == {"generator", "teacher_full"}
     assert run.data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_evaluations_that_end_at_once_agree_on_the_champion(paths, versions, monkeypatch):
+    """Another one tags its version and crowns it between our two looks at the registry."""
+    evaluated(paths, "a", 0.4)
+    crown = champion._crown
+
+    def after_another(client, model, protocol):
+        monkeypatch.undo()
+        for name, value in (("proximal_frechet", "0.1"), ("proximal_protocol", protocol)):
+            client.set_model_version_tag(model, "3", name, value)
+        crown(client, model, protocol)
+
+    monkeypatch.setattr(champion, "_crown", after_another)
+    evaluated(paths, "b", 0.3)
+    assert champion_of(paths) == 3

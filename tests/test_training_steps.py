@@ -20,6 +20,7 @@ from dsd.checkpoint import build_denoiser
 from dsd.losses.consistency import consistency_loss
 from dsd.losses.pretrain import ambient_denoising_loss
 from dsd.noise import sample_generator_levels, sample_teacher_levels
+from dsd.seeds import step_generator
 from dsd.training.common import autocast
 from dsd.training.pretrain import denoising_step_loss, draw_denoising
 
@@ -132,6 +133,7 @@ def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective
 
 def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     run = distillation(tiny_params(distill={"fake_steps": 3}))
+    run.generator.eval()  # dropout would make images differ that have the same latents
     seen, train = [], run._train_fake
 
     def spy(v, drawn, masks):
@@ -263,7 +265,11 @@ def test_the_generator_step_is_the_loss_of_teacher_and_fake_on_diffused_images(d
 def test_the_generator_is_judged_at_levels_of_its_own_law():
     """The draws after the latents, where there is no fake denoiser to draw for."""
     params = tiny_params(distill={"divergence": "sds"})
-    drawn, fakes = distillation(params)._draw(torch.Generator().manual_seed(6))
+    run = distillation(params)
+    recorded = next(run.steps()).sigma
+    drawn, _ = run._draw(step_generator(0, "distill", 0, torch.device("cpu")))
+    assert torch.equal(recorded, drawn.sigma)
+    drawn, fakes = run._draw(torch.Generator().manual_seed(6))
     again = torch.Generator().manual_seed(6)
     assert fakes == []
     assert torch.equal(drawn.z, torch.randn(8, *SHAPE, generator=again))
