@@ -215,7 +215,7 @@ def _collect(client: SyncPrefectClient, run: _Run) -> None:
 
 def _row(run: _Run) -> Row:
     found = {
-        f"{row['images of']}: {title}": row[title]
+        f"{row['images of']}: {title}": float(f"{row[title]:.4g}")
         for row in run.distances
         for title in DISTANCES.values()
         if row[title] is not None

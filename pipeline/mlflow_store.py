@@ -51,6 +51,8 @@ RUN_FILE = "run.json"
 _BATCH = 1000
 _PARAM_BATCH = 100
 _DIGEST_LENGTH = 32
+# Otherwise MLflow opens the experiment on pages about language models.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _AS_INPUT = InputTag("mlflow.data.context", "input")
 _ATTACHED = {".png", ".csv", ".json", ".html"}
 
@@ -306,7 +308,7 @@ def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=_KIND)
         except MlflowException:  # another process made it in between
             found = client.get_experiment_by_name(name)
             if found is None:
