@@ -7,6 +7,8 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+# Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # dvc.yaml runs `python -m pipeline ...`: that python must be the environment's, also where it is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -43,10 +45,10 @@ run: setup ## Run the whole pipeline on the embedded images and show the result
 	@$(BIN)/python -m pipeline show
 
 test: setup ## Run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 fast: setup ## Run the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 lint: setup ## Check style, format and which layer imports which
 	@$(BIN)/ruff check .

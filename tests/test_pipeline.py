@@ -217,7 +217,7 @@ def test_make_names_every_target():
         ["make", "help"], cwd=PROJECT, text=True, capture_output=True, check=True
     )
     targets = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"setup", "run", "test", "lint", "types", "ui"} <= targets
+    assert {"setup", "run", "test", "lint", "types", "up"} <= targets
 
 
 def test_a_clone_leaves_nothing_of_this_machine(tmp_path):
