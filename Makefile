@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 # Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # dvc.yaml runs `python -m pipeline ...`: that python must be the environment's, also where it is not activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -13,7 +13,7 @@ __all__ = ["Paths", "home_of"]
 def home_of(root: Path) -> Path:
     """The workspace behind ``root``: itself, unless DVC made ``root`` as a temporary copy.
 
-    DVC runs queued experiments in ``<home>/.dvc/tmp/exps/...`` and flows use git worktrees there
+    DVC runs queued experiments in ``<home>/.dvc/tmp/exps/...`` and flows make their copies there
     too. What must outlive such a copy (resumable states, the MLflow store) belongs to the home.
     """
     root = root.resolve()

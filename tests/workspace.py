@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_params import TINY, set_params
 
 PROJECT = Path(__file__).parents[1]
@@ -126,7 +127,8 @@ def wait_until(
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        assert process is None or process.poll() is None, f"the process ended before {what}"
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the process ended before {what}:\n{process.communicate()[0]}")
         time.sleep(0.05)
 
 
