@@ -30,6 +30,7 @@ _STAGES = {
 _OTHERS = {
     "preset": "write published settings into params.yaml: preset NAME",
     "check": "check params.yaml and the data path, run nothing",
+    "plan": "measure briefly what time, memory and disk each stage will take",
     "noise": "estimate the noise level of the observations, with checks",
     "show": "print the final table",
     "compare": "write a page about several runs: compare [FOLDER | RUN_ID ...]",
@@ -101,6 +102,7 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
     else:
         others: dict[str, Callable[[Paths], None]] = {
             "check": _check,
+            "plan": _plan,
             "noise": _noise,
             "show": _show,
             "theorem": _theorem,
@@ -188,6 +190,13 @@ def _check(paths: Paths) -> None:
         )
         raise DataError(msg)
     print(f"OK: params.yaml is valid, images come from {params.data.path}")
+
+
+def _plan(paths: Paths) -> None:
+    params = _load(paths)
+    from pipeline.plan import show_plan
+
+    show_plan(params, paths)
 
 
 def _noise(paths: Paths) -> None:

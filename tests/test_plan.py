@@ -200,17 +200,18 @@ def test_a_climb_ends_at_all_images_or_when_time_is_over():
     assert len(quick.seconds) > 2
     sizes.clear()
     slow = climb(make, 10_000, share=0.1, device=cpu)
-    assert (slow.size, sizes) == (8, [1, 2, 8])
+    assert (slow.size, sizes) == (32, [1, 2, 8, 32])
+    assert slow.each == pytest.approx(0.002, rel=0.5)
     sizes.clear()
     assert climb(make, 10_000, share=0.0, device=cpu).size == 2
 
 
 def test_memory_beyond_the_last_climb_is_on_a_line(monkeypatch):
-    peaks = iter([Memory(100.0), Memory(110.0), Memory(110.0)])
+    peaks = iter([Memory(100.0), Memory(110.0), Memory(110.0), Memory(110.0)])
     monkeypatch.setattr(gauge, "peak_memory", lambda device: next(peaks))
     make = lambda size: lambda: None  # noqa: E731
     cpu = torch.device("cpu")
-    assert climb(make, 50, share=0.0, device=cpu, at_once=32).memory.host == 100 + 31 * 10
+    assert climb(make, 50, share=0.0, device=cpu, at_once=32).memory.host == 110 + 30 * 10
 
 
 def test_a_full_disk_and_a_full_memory_are_told_with_the_remedy(tmp_path, monkeypatch):
@@ -226,6 +227,13 @@ def test_a_full_disk_and_a_full_memory_are_told_with_the_remedy(tmp_path, monkey
     _, line = plan.remedies(plans, paths)
     assert line.startswith("MEMORY: evaluate needs 1 GB, but only 900 MB")
     assert "compute.eval_batch_size" in line
+
+
+def test_a_disk_holds_what_is_kept_and_what_the_running_stage_needs():
+    first = plan.StagePlan("pretrain", 0.0, 0.0, Memory(0.0), kept=5.0, running=10.0)
+    second = first._replace(stage="distill", kept=3.0, running=1.0)
+    assert plan.disk_needed([first, second]) == 15
+    assert plan.disk_needed([first, second._replace(running=9.0)]) == 17
 
 
 def test_times_and_sizes_as_people_say_them():

@@ -1,0 +1,369 @@
+"""Short measurements of what the stages do, with params.yaml's networks, batches and precision.
+
+Each function is for a process of its own, so that the peak of its memory is that of one stage. The
+first writes a few images as the stages ``prepare`` and ``corrupt`` do, with which the others work.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias, TypeVar, final
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from dsd.checkpoint import build_denoiser
+from dsd.config import Data, Params, Pretrain
+from dsd.errors import DataError, ParamsError
+from dsd.features import Extractor, extract, load_extractor
+from dsd.features.cache import MAX_BYTES
+from dsd.generator import OneStepGenerator, make_latents
+from dsd.images import to_uint8
+from dsd.imagestore import ImageStore
+from dsd.metrics.frechet import frechet_distance, moments
+from dsd.metrics.kid import kernel_distance
+from dsd.metrics.manifold import density_coverage, precision_recall
+from dsd.metrics.proximal import observe_like
+from dsd.operators import Operator
+from dsd.precond import Denoiser
+from dsd.samplers import sample_teacher
+from dsd.shapes import Pixels
+from dsd.sources import find_images
+from dsd.training.distill import Distillation
+from dsd.training.pretrain import TeacherTraining
+from dsd.training.team import Team
+from pipeline import corrupt, prepare, tracking  # noqa: F401 - stages import tracking too
+from pipeline.compute import resolve_device, resolve_precision
+from pipeline.forecast import Images, Line, Memory, SpaceRates, Steps
+from pipeline.gauge import Climb, climb, peak_memory, seconds_of, typical_seconds
+from pipeline.launch import FollowerLog
+from pipeline.paths import Paths
+from pipeline.process import StopSignal
+
+__all__ = ["DataRates", "EvaluationRates", "Training", "data", "distill", "evaluate", "pretrain"]
+
+_START_UP = time.time() - psutil.Process().create_time()
+"""Seconds that a stage needs to begin, too: until all is imported that stages import."""
+
+_TORCHVISION = {
+    "cifar10": (50_000, (32, 32, 3)),
+    "fashion-mnist": (60_000, (28, 28)),
+    "celeba": (162_770, (178, 178, 3)),
+}
+"""Images in the training parts of torchvision's sets, and their size: a plan downloads nothing."""
+
+_FEW, _MANY = 64, 4096
+"""Images of the first and, at most, the second measurement of ``prepare`` and ``corrupt``."""
+
+_STAND_INS = 512
+"""Random images in the place of those that a plan does not download."""
+
+_DATA_SECONDS = 2.0
+_TRAINING_SECONDS = 5.0
+_SHORT_SECONDS = 1.0
+_COMPARED = 1000
+"""Vectors that are compared in pairs, at most."""
+
+_STAND_IN_SIGMA = 0.5
+
+Make: TypeAlias = Callable[[int], Callable[[], object]]
+_Config = TypeVar("_Config")
+
+
+@final
+@dataclass(frozen=True)
+class DataRates:
+    """What the first two stages take."""
+
+    start_up: float
+    images: Images
+    prepare: Line
+    corrupt: Line
+    memory: Memory
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """What a training takes."""
+
+    steps: Steps
+    weights: int
+    """Bytes of one model, and of what of it is trained."""
+
+    trained: int
+    timed: str
+    """What was measured, for people."""
+
+
+@final
+@dataclass(frozen=True)
+class EvaluationRates:
+    """What evaluation takes; seconds for an image."""
+
+    forward: float
+    sampler: float
+    observe: float
+    spaces: dict[str, SpaceRates]
+    missing: dict[str, str]
+    """Feature spaces that cannot be had, and why."""
+
+    cache_limit: int
+    memory: Memory
+
+
+def data(params: Params, paths: Paths, folder: Path) -> DataRates:
+    """Write some images below ``folder`` as ``data/prepare`` and ``data/corrupt``.
+
+    Raises:
+        DataError: There are no images, or the first of them are not usable.
+        ParamsError: A parameter does not go with the images.
+    """
+    count, sampled = _source(params.data, paths, folder)
+    if params.corrupt.num_heldout >= count:
+        msg = (
+            f"corrupt.num_heldout is {params.corrupt.num_heldout}, but there are only {count} "
+            "images: lower it, or use more images"
+        )
+        raise ParamsError(msg)
+    work = Paths(folder)
+    few = min(_FEW, count)
+    first = _write(params, sampled, work, few)
+    most = _MANY if params.data.name is None else _STAND_INS
+    many = min(count, most, max(few, int(few * _DATA_SECONDS / max(first))))
+    second = _write(params, sampled, work, many) if many > few else first
+    prepared, corrupted = (_line(few, a, many, b) for a, b in zip(first, second, strict=True))
+    clean = ImageStore.open(work.artifact("prepare"))
+    noisy = ImageStore.open(work.artifact("corrupt") / "train")
+    images = Images(count, clean.shape, noisy.shape, clean.meta.layout.itemsize)
+    return DataRates(_START_UP, images, prepared, corrupted, peak_memory(torch.device("cpu")))
+
+
+def _source(data: Data, paths: Paths, folder: Path) -> tuple[int, Data]:
+    """How many images there are, and where to take some from."""
+    path = paths.root / data.path
+    if data.name is not None:
+        count, shape = _TORCHVISION[data.name]
+        path = folder / "stand-in"
+        path.mkdir()
+        for number, pixels in enumerate(_random_pixels((_STAND_INS, *shape))):
+            Image.fromarray(pixels).save(path / f"{number:05d}.png")
+        changes = {"source": "folder", "name": None, "path": str(path)}
+    else:
+        count = find_images(data.source, path, None).count
+        changes = {"path": str(path)}
+    return min(count, data.max_images or count), data.model_copy(update=changes)
+
+
+def _random_pixels(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _write(params: Params, sampled: Data, work: Paths, count: int) -> tuple[float, float]:
+    """Run both stages on some images; the seconds that they take."""
+    # The sample may be too small for an estimate of the noise, and its level changes no rate.
+    given: dict[str, float | None] = {"num_heldout": count // 4}
+    if params.corrupt.sigma == "auto":
+        given["sigma"] = _STAND_IN_SIGMA
+    if params.corrupt.sigma_hat == "auto":
+        given["sigma_hat"] = None
+    small = params.model_copy(
+        update={
+            "data": sampled.model_copy(update={"max_images": count}),
+            "corrupt": params.corrupt.model_copy(update=given),
+        }
+    )
+    log, device = FollowerLog(StopSignal()), torch.device("cpu")
+    prepared = seconds_of(partial(prepare.run, small, work, log), device)
+    return prepared, seconds_of(partial(corrupt.run, small, work, log), device)
+
+
+def _line(few: int, first: float, many: int, second: float) -> Line:
+    """The line through two measurements, which does not fall; through 0 if there is one."""
+    if many == few:
+        return Line(0.0, first / few)
+    each = max(0.0, second - first) / (many - few)
+    return Line(max(0.0, second - each * many), each)
+
+
+def pretrain(params: Params, folder: Path) -> Training:
+    """Train teachers with fresh weights for a few steps.
+
+    Raises:
+        ParamsError: The images do not fit the network, or there is no such device.
+    """
+    noisy, operator, device = _observations(params, folder)
+    view = operator.stored_view(noisy.meta.info, noisy.index.numpy())
+    denoiser = _denoiser(params, operator).to(device)
+    images, sigma = noisy.all().to(device), noisy.sigma.to(device)
+
+    def make(size: int) -> Callable[[], object]:
+        steps = TeacherTraining(
+            denoiser,
+            images,
+            sigma,
+            _pretrain_of(params.pretrain, size),
+            seed=params.seed,
+            precision=resolve_precision(params.compute, device),
+            view=None if view is None else view.to(device),
+            team=Team(at_once=_at_once(params)),
+        ).steps()
+        return partial(next, steps)
+
+    return _training(params, make, params.pretrain.batch_size, denoiser, device)
+
+
+def distill(params: Params, folder: Path) -> Training:
+    """Distil a teacher with fresh weights for a few steps.
+
+    Raises:
+        ParamsError: As for :func:`pretrain`.
+    """
+    noisy, operator, device = _observations(params, folder)
+    teacher = _denoiser(params, operator).to(device).eval()
+    sigma = noisy.sigma.to(device)
+
+    def make(size: int) -> Callable[[], object]:
+        steps = Distillation(
+            teacher,
+            sigma,
+            operator.shape,
+            params.distill.model_copy(update={"batch_size": size, "kimg": 1e9}),
+            params.pretrain,
+            seed=params.seed,
+            precision=resolve_precision(params.compute, device),
+            operator=operator,
+            team=Team(at_once=_at_once(params)),
+        ).steps()
+        return partial(next, steps)
+
+    return _training(params, make, params.distill.batch_size, teacher, device)
+
+
+def _observations(params: Params, folder: Path) -> tuple[ImageStore, Operator, torch.device]:
+    noisy = ImageStore.open(Paths(folder).artifact("corrupt") / "train")
+    return noisy, Operator.of_store(noisy.meta.info), resolve_device(params.compute)
+
+
+def _denoiser(params: Params, operator: Operator) -> Denoiser:
+    try:
+        return build_denoiser(
+            params.network, operator.observed_shape, seed=0, views=operator.views
+        )
+    except ValueError as error:
+        raise ParamsError(str(error)) from error
+
+
+def _at_once(params: Params) -> int | None:
+    most = params.compute.batch_per_device
+    return None if most == "auto" else most
+
+
+def _pretrain_of(config: Pretrain, size: int) -> Pretrain:
+    """The same training with batches of another size, and without an end."""
+    few = max(1, config.consistency.batch_size * size // config.batch_size)
+    consistency = config.consistency.model_copy(update={"batch_size": few})
+    changes = {"batch_size": size, "kimg": 1e9, "consistency": consistency}
+    return config.model_copy(update=changes)
+
+
+def _training(
+    params: Params, make: Make, batch: int, denoiser: Denoiser, device: torch.device
+) -> Training:
+    found = climb(make, batch, share=_TRAINING_SECONDS, device=device, at_once=_at_once(params))
+    ordered = sorted(found.seconds)
+    half = max(1, len(ordered) // 2)
+    low, high = (sum(part) / len(part) for part in (ordered[:half], ordered[-half:]))
+    weights = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
+    trained = sum(tensor.nbytes for tensor in denoiser.parameters())
+    timed = f"{len(ordered)} steps of {found.size} images"
+    return Training(Steps(low, high, found.memory), weights, trained, timed)
+
+
+def evaluate(params: Params, folder: Path) -> EvaluationRates:
+    """Sample, make features and compare them, with fresh weights and random features."""
+    noisy, operator, device = _observations(params, folder)
+    clean = ImageStore.open(Paths(folder).artifact("prepare"))
+    denoiser = _denoiser(params, operator).to(device).eval()
+    most = params.compute.eval_batch_size
+    timed = partial(climb, most=most, share=_SHORT_SECONDS, device=device)
+    with torch.inference_mode():
+        forward = timed(partial(_generate, params, denoiser, operator))
+        sampler = _sampler(params, denoiser, operator, forward)
+    pixels = to_uint8(clean.take(torch.arange(min(len(clean), most))))
+    observing = partial(observe_like, pixels, noisy.sigma, seed=0, operator=operator)
+    observe = typical_seconds(observing, torch.device("cpu")) / len(pixels)
+    spaces: dict[str, SpaceRates] = {}
+    missing: dict[str, str] = {}
+    peaks = [forward.memory]
+    for name in {*params.evaluate.features, params.distill.selection.features}:
+        try:
+            extractor = load_extractor(
+                name, device=device, inception_weights=params.evaluate.inception_weights_path
+            )
+            extracting = timed(partial(_extract, extractor, pixels))
+        except DataError as error:
+            missing[name] = str(error)
+            continue
+        features = extract(extractor, pixels[:1], batch_size=1)
+        spaces[name] = _compare(features.shape[1], extracting.each, params)
+        peaks.append(extracting.memory)
+    highest = Memory(*map(max, zip(*peaks, peak_memory(device), strict=True)))
+    return EvaluationRates(forward.each, sampler, observe, spaces, missing, MAX_BYTES, highest)
+
+
+def _generate(
+    params: Params, denoiser: Denoiser, operator: Operator, size: int
+) -> Callable[[], object]:
+    generator = OneStepGenerator(
+        denoiser, sigma_init=params.distill.sigma_init, shape=operator.shape
+    )
+    device = next(denoiser.parameters()).device
+    return partial(generator, make_latents(size, operator.shape, seed=0).to(device))
+
+
+def _sampler(params: Params, denoiser: Denoiser, operator: Operator, forward: Climb) -> float:
+    """Seconds for an image of the teacher: a batch through the sampler, or what its calls take."""
+    config = params.evaluate.sampler
+    calls = config.num_steps * (2 if config.method == "heun" else 1) + 2
+    size = min(forward.size, int(2 * _SHORT_SECONDS / (calls * forward.each)))
+    if size == 0:
+        return calls * forward.each
+    device = next(denoiser.parameters()).device
+    latents = make_latents(size, operator.observed_shape, seed=0).to(device)
+    sampling = partial(
+        sample_teacher, denoiser, latents, config=config, sigma_y=_STAND_IN_SIGMA, seed=0
+    )
+    return seconds_of(sampling, device) / size
+
+
+def _extract(extractor: Extractor, pixels: Pixels, size: int) -> Callable[[], object]:
+    images = pixels[torch.arange(size) % len(pixels)]
+    return partial(extract, extractor, images, batch_size=size)
+
+
+def _compare(dim: int, extracting: float, params: Params) -> SpaceRates:
+    """Rates of the measures, on random features of which there are more than one for each number.
+
+    With fewer a distance is cheaper, because covariances have a lower rank.
+    """
+    count = max(_COMPARED, 2 * dim)
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(count, dim, generator=random, dtype=torch.float64) for _ in range(2))
+    cpu = torch.device("cpu")
+    summing = typical_seconds(partial(moments, a), cpu) / count
+    distance = typical_seconds(partial(frechet_distance, moments(a), moments(b)), cpu)
+    few = min(_COMPARED, params.evaluate.num_samples)
+    pairs = sum(
+        typical_seconds(work, cpu)
+        for work in (
+            partial(kernel_distance, a[:few], b[:few], seed=0),
+            partial(precision_recall, a[:few], b[:few]),
+            partial(density_coverage, a[:few], b[:few]),
+        )
+    )
+    return SpaceRates(dim, extracting, summing, distance, pairs / few**2)
