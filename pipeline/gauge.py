@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple, TypeAlias, final
 
@@ -117,9 +118,19 @@ def typical_seconds(work: Work, device: torch.device) -> float:
 
 def peak_memory(device: torch.device) -> Memory:
     """Most memory that this process has had so far."""
+    gpu = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0.0
+    return Memory(_peak_host_memory(), gpu)
+
+
+def _peak_host_memory() -> float:
+    """Peak of the resident memory, in bytes."""
+    # Linux counts in ru_maxrss what the parent had when it forked, even after an exec.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return 1024.0 * int(lines["VmHWM"].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
-    host = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Memory(host, torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0.0)
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _memory_at(peaks: dict[int, Memory], size: int) -> Memory:
