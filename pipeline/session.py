@@ -165,8 +165,13 @@ def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = (folder / "lock").open("a", encoding="ascii")
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:
+        # A folder that cannot be read is no session; that one cannot be made must be told.
+        if make is None:
+            return None
+        raise
     # The folder may have gone, with the run that used it, between opening and locking.
     if try_lock(lock) and folder.exists():
         record = _read(folder / _RECORD) or (make() if make is not None else None)

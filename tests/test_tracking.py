@@ -1,5 +1,6 @@
 """MLflow: one run for each executed stage, whatever happens to the stage or to the store."""
 
+import errno
 import json
 import os
 import shutil
@@ -528,3 +529,17 @@ def test_evaluations_that_end_at_once_agree_on_the_champion(paths, versions, mon
     monkeypatch.setattr(champion, "_crown", after_another)
     evaluated(paths, "b", 0.3)
     assert champion_of(paths) == 3
+
+
+def test_a_full_disk_at_the_start_is_told_as_such(paths, monkeypatch):
+    """Not as a failed assertion: the command line has a remedy for this error."""
+    opened = Path.open
+
+    def full(self, *arguments, **options):
+        if self.name == "lock" and "tracking" in self.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        track(paths, "pretrain")
