@@ -23,7 +23,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny_project import PATTERNS, Project, free_port, until  # noqa: E402
+from ports import free_port  # noqa: E402
+from tiny_project import PATTERNS, Project, until  # noqa: E402
 
 PAGE = ROOT / "docs" / "results" / "scheduling" / "kill_matrix.md"
 ENDED = ("Completed", "Crashed", "Cancelled", "Failed")

@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny_project import Project, free_port  # noqa: E402
+from ports import free_port  # noqa: E402
+from tiny_project import Project  # noqa: E402
 from workspace import STAGES, Workspace, clone, outcomes  # noqa: E402
 
 SIGMAS = ["0.3", "0.4", "0.6", "0.7"]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,27 +15,22 @@ from pathlib import Path
 import psutil
 import pytest
 from pages import check
+from ports import free_port
 from quick_project import executed, experiments, looks, quick_project
 from workspace import STAGES, Workspace, end, wait_until
 
 
 @pytest.fixture(scope="module")
-def free_port():
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def server(free_port, tmp_path_factory):
+def server(tmp_path_factory):
     """A real Prefect server; newer FastAPI releases stopped it from starting."""
     folder = tmp_path_factory.mktemp("prefect-server")
-    address = f"http://127.0.0.1:{free_port}/api"
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/api"
     env = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_API_URL": address}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(free_port)],
+            [*command, "--port", str(port)],
             cwd=folder,
             env=env,
             stdout=log,

@@ -5,7 +5,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from contextlib import closing, suppress
 
 import pytest
 from pages import check
+from ports import free_port
 from workspace import STAGES, Workspace, clone, end, outcomes, wait_until
 
 from dsd import load_generator
@@ -230,8 +230,7 @@ def test_a_clone_leaves_nothing_of_this_machine(tmp_path):
 def test_the_champion_answers_over_http(workspace):
     """What the README says: images from a seed, through MLflow's own server."""
     workspace.back_to_the_first_run()
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     model = "models:/one-step-generator@champion"
     serve = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", model]
     server = Workspace(workspace.root)

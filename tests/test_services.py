@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from tiny_project import PATTERNS, Project, free_port, until
+from ports import free_port
+from tiny_project import PATTERNS, Project, until
 
 from flows.alive import ended_runs, living_runs
 from flows.services import gpus_of_workers, main, require_free_port, require_same_version

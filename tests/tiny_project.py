@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +216,8 @@ class Project:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
+        if number == signal.SIGKILL:
+            until(lambda: not any(map(_lives, found)), 30, "the end of what was killed")
 
 
 PATTERNS = {
@@ -231,17 +232,6 @@ PATTERNS = {
 """Command lines of what can be killed."""
 
 
-def free_port() -> int:
-    """A port that is free now, as is the next one."""
-    while True:
-        with closing(socket.socket()) as one, closing(socket.socket()) as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                two.bind(("127.0.0.1", port + 1))
-                return port
-
-
 def until(condition: Callable[[], object], seconds: float, what: str) -> float:
     """Wait for a condition; how long it took in seconds."""
     start = time.monotonic()
@@ -249,6 +239,12 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> float:
         assert time.monotonic() - start < seconds, f"{what} did not happen within {seconds} s"
         time.sleep(0.1)
     return time.monotonic() - start
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _is_ours(process: psutil.Process, marks: tuple[str, str]) -> bool:
