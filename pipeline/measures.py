@@ -14,7 +14,7 @@ from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.metrics.inception_score import inception_score
 from dsd.metrics.intervals import frechet_at_infinity, frechet_interval, frechet_standard_error
 from dsd.metrics.kid import kernel_distance
-from dsd.metrics.manifold import density_coverage, precision_recall
+from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
 from dsd.metrics.memorisation import Memorisation, memorisation
 from dsd.metrics.proximal import observe_like
 from dsd.operators import Operator
@@ -80,9 +80,11 @@ class Space:
         self._num_samples = params.evaluate.num_samples
         self._batch_size = params.compute.eval_batch_size
         self._noisy = self._cached(data.noisy)
-        self._clean = None if data.clean is None else self._cached(data.clean)
+        clean = None if data.clean is None else self._cached(data.clean)
         self._moments_noisy = self._moments(self._noisy)
-        self._moments_clean = None if self._clean is None else self._moments(self._clean)
+        self._moments_clean = None if clean is None else self._moments(clean)
+        # Equal numbers, on which shares depend, and pairs of images take time.
+        self._some_clean = None if clean is None else Manifold(clean[: self._num_samples])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,18 +125,18 @@ class Space:
 
     def measures_to_clean(self, images: Pixels) -> Measures:
         """What clean images are needed for; None for each where there are none of this size."""
-        if self._moments_clean is None or self._clean is None or not self._comparable(images):
+        some, whole = self._some_clean, self._moments_clean
+        if some is None or whole is None or not self._comparable(images):
             return dict.fromkeys(_TO_CLEAN)
         features = self._features(images)
-        # Equal numbers, on which shares depend, and pairs of images take time.
-        some = self._clean[: self._num_samples]
-        kid = kernel_distance(features, some, seed=self._seed)
+        kid = kernel_distance(features, some.features, seed=self._seed)
+        generated = Manifold(features)
         measured: Measures = {
-            **_frechet(features, self._moments_clean, self._seed),
+            **_frechet(features, whole, self._seed),
             "kid": kid.value,
             "kid_standard_error": kid.standard_error,
-            **precision_recall(features, some)._asdict(),
-            **density_coverage(features, some)._asdict(),
+            **precision_recall(generated, some)._asdict(),
+            **density_coverage(generated, some)._asdict(),
         }
         if isinstance(self._extractor, FashionClassifier):
             probabilities = self._extractor.probabilities(features)

@@ -33,6 +33,8 @@ def require_finite(features: Float[Tensor, " b d"]) -> None:
     Raises:
         DataError: A feature is NaN or infinite.
     """
+    if features.sum().isfinite():  # far cheaper than a look at each, and never so by mistake
+        return
     finite = features.isfinite().all(dim=1)
     if not finite.all():
         msg = (

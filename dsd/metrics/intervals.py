@@ -65,6 +65,7 @@ def frechet_interval(
     measured = frechet_distance(moments(features), reference)
     generator = torch.Generator().manual_seed(seed)
     resampled = []
+    features = features.detach().double()  # once, not for each sample
     for _ in range(num_resamples):
         chosen = torch.randint(count, (count,), generator=generator).to(features.device)
         resampled.append(frechet_distance(moments(features[chosen]), reference))

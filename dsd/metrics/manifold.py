@@ -10,19 +10,28 @@ Reference:
     Naeem et al. 2020, "Reliable fidelity and diversity metrics" (arXiv:2002.09797), Eq. 3-4.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, final
 
-from jaxtyping import Bool, Float, Float64
+import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dsd.metrics.checks import checked_pair
-from dsd.metrics.neighbours import distance_chunks, own_radii
+from dsd.metrics.neighbours import distance_chunks, nearest
 
-__all__ = ["DensityCoverage", "PrecisionRecall", "density_coverage", "precision_recall"]
+__all__ = [
+    "DensityCoverage",
+    "Manifold",
+    "PrecisionRecall",
+    "density_coverage",
+    "precision_recall",
+]
 
 _TIE = 1e-7
 """Differences of distances, relative to the features' size, that rounding may cause."""
+
+_USUAL_K = 5
+"""Neighbours that are looked for at once, so that none of the measures looks again."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -46,48 +55,76 @@ class DensityCoverage(NamedTuple):
     """Share of the reference's balls that hold a generated image."""
 
 
+@final
+class Manifold:
+    """A set of feature vectors, whose balls are found once for any number of comparisons.
+
+    Args:
+        features: The vectors.
+    """
+
+    def __init__(self, features: Float[Tensor, " n d"]) -> None:
+        self.features = features.detach().double()
+        self._distances: Float64[Tensor, " n k"] = self.features[:, :0]
+
+    def radii(self, k: int) -> Float64[Tensor, " n"]:
+        """How far each ball reaches: to the ``k``-th nearest other vector, or to a tie with it."""
+        if k >= self._distances.shape[1]:
+            # The nearest of all is the vector itself.
+            count = min(max(k, _USUAL_K) + 1, len(self.features))
+            self._distances = nearest(self.features, self.features, count).distances
+        size = (self.features - self.features.mean(dim=0)).norm(dim=1).max()
+        return self._distances[:, k] + _TIE * size
+
+
 def precision_recall(
-    generated: Float[Tensor, " n d"], reference: Float[Tensor, " m _"], *, k: int = 3
+    generated: Float[Tensor, " n d"] | Manifold,
+    reference: Float[Tensor, " m _"] | Manifold,
+    *,
+    k: int = 3,
 ) -> PrecisionRecall:
     """Improved precision and recall; the paper's ``k`` is 3.
 
     Raises:
         DataError: A set has ``k`` vectors or fewer, a feature is NaN or infinite, lengths differ.
     """
-    sets = checked_pair(generated, reference, at_least=k + 1, metric="precision and recall")
-    precision, recall = (_share_inside(*pair, k) for pair in (sets, sets[::-1]))
-    return PrecisionRecall(precision, recall)
-
-
-def _share_inside(
-    queries: Float64[Tensor, " n d"], centres: Float64[Tensor, " m d"], k: int
-) -> float:
-    found = (int(inside.any(dim=1).sum()) for inside in _inside(queries, centres, k))
-    return sum(found) / len(queries)
+    a, b = _checked(generated, reference, at_least=k + 1, metric="precision and recall")
+    a_radii, b_radii = a.radii(k), b.radii(k)
+    precise, recalled, done = 0, torch.zeros_like(b_radii, dtype=torch.bool), 0
+    for distances in distance_chunks(a.features, b.features):
+        precise += int((distances <= b_radii).any(dim=1).sum())
+        own = a_radii[done : done + len(distances), None]
+        recalled |= (distances <= own).any(dim=0)
+        done += len(distances)
+    return PrecisionRecall(precise / done, float(recalled.double().mean()))
 
 
 def density_coverage(
-    generated: Float[Tensor, " n d"], reference: Float[Tensor, " m _"], *, k: int = 5
+    generated: Float[Tensor, " n d"] | Manifold,
+    reference: Float[Tensor, " m _"] | Manifold,
+    *,
+    k: int = 5,
 ) -> DensityCoverage:
     """Density and coverage; the paper's ``k`` is 5.
 
     Raises:
         DataError: A set has ``k`` vectors or fewer, a feature is NaN or infinite, lengths differ.
     """
-    queries, centres = checked_pair(
-        generated, reference, at_least=k + 1, metric="density and coverage"
-    )
-    held = sum(inside.sum(dim=0) for inside in _inside(queries, centres, k))
-    assert isinstance(held, Tensor)
-    density = held.double().mean() / (k * len(queries)) * len(centres)
+    a, b = _checked(generated, reference, at_least=k + 1, metric="density and coverage")
+    radii = b.radii(k)
+    held = torch.zeros_like(radii, dtype=torch.int64)
+    for distances in distance_chunks(a.features, b.features):
+        held += (distances <= radii).sum(dim=0)
+    density = held.double().mean() / (k * len(a.features)) * len(held)
     return DensityCoverage(float(density), float(held.gt(0).double().mean()))
 
 
-def _inside(
-    queries: Float64[Tensor, " n d"], centres: Float64[Tensor, " m d"], k: int
-) -> Iterator[Bool[Tensor, " _ m"]]:
-    """For consecutive queries, in which balls around ``centres`` each of them lies."""
-    radii = own_radii(centres, k)
-    size = (centres - centres.mean(dim=0)).norm(dim=1).max()
-    for distances in distance_chunks(queries, centres):
-        yield distances <= radii + _TIE * size
+def _checked(
+    generated: Tensor | Manifold, reference: Tensor | Manifold, *, at_least: int, metric: str
+) -> tuple[Manifold, Manifold]:
+    """Both sets, as long as they can be compared."""
+    a, b = (x if isinstance(x, Manifold) else Manifold(x) for x in (generated, reference))
+    a.features, b.features = checked_pair(
+        a.features, b.features, at_least=at_least, metric=metric
+    )
+    return a, b

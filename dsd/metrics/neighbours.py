@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-__all__ = ["Neighbours", "distance_chunks", "nearest", "own_radii"]
+__all__ = ["Neighbours", "distance_chunks", "nearest"]
 
-_CHUNK_ENTRIES = 2**24
-"""Distances at a time, 128 MiB."""
+_CHUNK_ENTRIES = 2**21
+"""Distances at a time, 16 MiB."""
 
 
 class Neighbours(NamedTuple):
@@ -27,8 +27,11 @@ def distance_chunks(
     # Distances do not see a shift, but their rounding errors do.
     centre = others.mean(dim=0)
     centred = others - centre
+    squares = centred.square().sum(dim=1)
     for chunk in (queries - centre).split(max(1, _CHUNK_ENTRIES // len(others))):
-        yield torch.cdist(chunk, centred)
+        # torch.cdist would copy all others for each chunk.
+        products = torch.addmm(squares, chunk, centred.T, alpha=-2)
+        yield products.add_(chunk.square().sum(dim=1, keepdim=True)).clamp_(min=0).sqrt_()
 
 
 def nearest(
@@ -41,9 +44,3 @@ def nearest(
     exact = torch.stack([(queries - others[column]).norm(dim=1) for column in indices.T], dim=1)
     distances, order = exact.sort(dim=1)
     return Neighbours(distances, indices.gather(1, order))
-
-
-def own_radii(features: Float64[Tensor, " n d"], k: int) -> Float64[Tensor, " n"]:
-    """Distance of each vector to the ``k``-th nearest other one of its set."""
-    # The nearest of all is the vector itself.
-    return nearest(features, features, k + 1).distances[:, k]
