@@ -41,6 +41,7 @@ __all__ = [
     "Objective",
     "OperatorChoice",
     "Params",
+    "Precision",
     "Pretrain",
     "Sampler",
     "Section",
@@ -55,6 +56,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["adjusted", "standard"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 
 FEATURE_SPACES = ("fashion-classifier", "efficientnet-lite0", "inception")
@@ -515,14 +517,20 @@ class Compute(Section):
     """How to compute. Results differ in the last digits, so that a change reruns stages."""
 
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "tf32", "bfloat16"]
     """Arithmetic inside the networks while training; weights, losses and metrics stay float32 or
-    better."""
+    better. ``float32``: in full, on GPUs too; ``tf32``: products with factors of 10 bits, on
+    NVIDIA GPUs since 2020; ``auto``: bfloat16 where the machine has units for it, else
+    float32."""
 
     batch_per_device: AutoCount
     """Most images that a process takes through a network at once while training; a larger share of
-    a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: the share
-    as a whole."""
+    a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: as many
+    as fit into the memory that is free when the training begins (docs/memory.md)."""
+
+    activation_checkpointing: bool
+    """Whether to keep only the inputs of the network's blocks while training and compute the rest
+    again for the gradient: much less memory, about a third more time, the same bits."""
 
     eval_batch_size: Count
     """Images in a batch when nothing is trained."""

@@ -64,6 +64,31 @@ first."""
 
 
 @final
+class _Constant:
+    """A tensor that is copied to each device and type where it is needed once, not at every use.
+
+    Args:
+        values: The tensor, on the CPU.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The tensor there."""
+        if (device, dtype) not in self._copies:
+            # One made in inference mode could not take part in a training later.
+            with torch.inference_mode(False):
+                self._copies[device, dtype] = self.values.to(device, dtype)
+        return self._copies[device, dtype]
+
+    def like(self, x: Tensor) -> Tensor:
+        """The tensor where ``x`` is, in its type."""
+        return self.on(x.device, x.dtype)
+
+
+@final
 class LinearMap:
     """A x = L x R^T, channel by channel: maps that treat rows and columns alike and apart.
 
@@ -73,20 +98,20 @@ class LinearMap:
     """
 
     def __init__(self, rows: Float64[Tensor, " v h"], columns: Float64[Tensor, " u w"]) -> None:
-        self._rows = rows
-        self._columns = columns
+        self._rows = _Constant(rows)
+        self._columns = _Constant(columns)
 
     def forward(self, x: Images) -> Observations:
         """A x, on the device and in the type of ``x``."""
-        return self._rows.to(x) @ x @ self._columns.to(x).mT
+        return self._rows.like(x) @ x @ self._columns.like(x).mT
 
     def adjoint(self, y: Observations) -> Images:
         """A^T y."""
-        return self._rows.to(y).mT @ y @ self._columns.to(y)
+        return self._rows.like(y).mT @ y @ self._columns.like(y)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of A x for ``x`` of ``shape``."""
-        return shape[0], len(self._rows), len(self._columns)
+        return shape[0], len(self._rows.values), len(self._columns.values)
 
 
 @final
@@ -108,19 +133,20 @@ class Views:
         kept: Float[Tensor, " 1 #h w"],
     ) -> None:
         self._kind = kind
-        self._observed = observed
-        self._kept = kept
+        self._observed = _Constant(observed)
+        self._kept = _Constant(kept)
 
     def of_images(self, seed: int, indices: Int64[np.ndarray, " b"]) -> View:
         """Views of the images with these numbers: functions of ``seed`` and number alone."""
-        word, shape = derive_seed(seed, "views"), self._observed.shape
+        observed = self._observed.values
+        word, shape = derive_seed(seed, "views"), observed.shape
         keys = [np.array([word, index], np.uint64) for index in indices]
         uniform = [np.random.Generator(np.random.Philox(key=key)).random(shape) for key in keys]
-        return torch.from_numpy(np.stack(uniform)) < self._observed
+        return torch.from_numpy(np.stack(uniform)) < observed
 
     def draw(self, count: int, generator: torch.Generator) -> View:
         """Fresh views, on the device of ``generator``."""
-        return _chosen(self._observed.expand(count, -1, -1, -1), generator)
+        return _chosen(self._observed, count, generator)
 
     def further(self, view: View, generator: torch.Generator) -> View:
         """``view`` with some of what was observed hidden, so that filling it in can be learned.
@@ -128,7 +154,7 @@ class Views:
         Reference:
             Daras et al. 2023, Ambient Diffusion (arXiv:2305.19256).
         """
-        return view & _chosen(self._kept.expand(len(view), -1, -1, -1), generator)
+        return view & _chosen(self._kept, len(view), generator)
 
     def draw_further(self, count: int, generator: torch.Generator) -> View:
         """Fresh views after further masking: what denoisers are trained to be given."""
@@ -145,10 +171,11 @@ class Views:
         return torch.stack([image.real, image.imag], dim=1)
 
 
-def _chosen(probability: Float[Tensor, " b 1 h w"], generator: torch.Generator) -> View:
+def _chosen(probability: _Constant, count: int, generator: torch.Generator) -> View:
     device = generator.device
-    uniform = torch.rand(probability.shape, generator=generator, device=device)
-    return uniform < probability.to(device)
+    shape = (count, *probability.values.shape)
+    uniform = torch.rand(shape, generator=generator, device=device)
+    return uniform < probability.on(device, probability.values.dtype)
 
 
 def observed_counts(view: View, shape: Shape) -> Float[Tensor, " b"]:

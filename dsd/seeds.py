@@ -1,19 +1,22 @@
 """Randomness as a function of names and numbers, so that a resumed run draws the same."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
+from types import TracebackType
 from typing import final
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "BatchOrder",
     "DropoutMasks",
-    "batch_indices",
     "current_masks",
     "derive_seed",
+    "recalled_masks",
     "seeded_dropout",
     "step_generator",
 ]
@@ -92,6 +95,37 @@ def current_masks() -> DropoutMasks | None:
     return _masks.get()
 
 
+@final
+class _Recalled(AbstractContextManager[None]):
+    """Gives dropout the rows that were current when this was made, as often as it is entered."""
+
+    def __init__(self) -> None:
+        self._then = copy.copy(_masks.get())
+        self._token: Token[DropoutMasks | None] | None = None
+
+    def __enter__(self) -> None:
+        self._token = _masks.set(self._then)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._token is not None
+        _masks.reset(self._token)
+
+
+def recalled_masks() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a computation now and of its repetition for the gradient.
+
+    By then the step has gone on to other rows of the batch, and for a GPU autograd repeats it in a
+    thread of its own, which knows of no step. To be given to ``torch.utils.checkpoint``, which
+    itself brings back the state of the randomness.
+    """
+    return nullcontext(), _Recalled()
+
+
 @contextmanager
 def seeded_dropout(
     seed: int, purpose: str, step: int, device: torch.device
@@ -107,17 +141,41 @@ def seeded_dropout(
             _masks.reset(token)
 
 
-def batch_indices(seed: int, step: int, *, batch_size: int, count: int) -> Tensor:
-    """Images of one step; every epoch visits each of ``count`` images once, in its own order."""
-    start = step * batch_size
-    stop = start + batch_size
-    chosen = []
-    for epoch in range(start // count, (stop - 1) // count + 1):
-        order = _epoch_order(seed, epoch, count)
-        chosen.append(order[max(start - epoch * count, 0) : stop - epoch * count])
-    return torch.cat(chosen)
+@final
+class BatchOrder:
+    """Which images each step takes: every epoch visits each once, in an order of its own.
 
+    The order of one epoch stays on the device, so that a step neither shuffles all images nor
+    sends anything there.
 
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
-    return torch.randperm(count, generator=generator)
+    Args:
+        seed: Of the orders.
+        count: Number of images.
+        device: Where their numbers are needed.
+    """
+
+    def __init__(self, seed: int, count: int, device: torch.device) -> None:
+        self._seed = seed
+        self._count = count
+        self._device = device
+        self._epoch = -1
+        self._order = torch.empty(0)
+
+    def batch(self, step: int, batch_size: int) -> Tensor:
+        """Numbers of the images of one step, a function of ``step``."""
+        start, count = step * batch_size, self._count
+        stop = start + batch_size
+        return torch.cat(
+            [
+                self._of(epoch)[max(start - epoch * count, 0) : stop - epoch * count]
+                for epoch in range(start // count, (stop - 1) // count + 1)
+            ]
+        )
+
+    def _of(self, epoch: int) -> Tensor:
+        """The order of an epoch: the one that is kept, or another one, to be kept from now on."""
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            order = torch.randperm(self._count, generator=generator)
+            self._epoch, self._order = epoch, order.to(self._device)
+        return self._order

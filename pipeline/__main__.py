@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dsd.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline import launch
 from pipeline.paths import Paths
-from pipeline.process import StopSignal, die_with_parent, exclusive
+from pipeline.process import StopSignal, die_with_parent, exclusive, use_large_pages
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _OTHERS = {
     "sync": "send to MLflow what it has missed while it was away",
 }
 _DISK_EXIT_CODE = 5
+_MEMORY_EXIT_CODE = 7
 _DISK_REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -54,11 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, or 2 for bad parameters, 3 for bad data, 4 for numbers that are not
-        finite, 5 for a disk that cannot be written, 6 if the stage runs already, 128 plus the
-        signal's number if it was stopped. Other errors are ours and leave a traceback.
+        finite, 5 for a disk that cannot be written, 6 if the stage runs already, 7 if memory is
+        short, 128 plus the signal's number if it was stopped. Other errors are ours and leave a
+        traceback.
     """
     parsed = _parser().parse_args(arguments)
     command = parsed.command
+    use_large_pages()
     paths, stop = Paths(Path.cwd()), StopSignal()
     try:
         _run(command, parsed.names, paths, stop)
@@ -73,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in _DISK_REMEDIES:
             raise
         return launch.tell(_disk_message(error, command), _DISK_EXIT_CODE)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return launch.tell(_memory_message(error, command), _MEMORY_EXIT_CODE)
     return 0
 
 
@@ -248,6 +255,25 @@ def _disk_message(error: OSError, command: str) -> str:
         f"cannot read or write{where}: {error.strerror}; {remedy} and run the same command again, "
         "it continues where it was"
     )
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a GPU or on the CPU, got no memory; told without torch."""
+    out = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return out or isinstance(error, MemoryError)
+
+
+def _memory_message(error: Exception, command: str) -> str:
+    remedies = {
+        "pretrain": "set compute.activation_checkpointing to true or lower "
+        "compute.batch_per_device (docs/memory.md)",
+        "distill": "set compute.activation_checkpointing to true or lower "
+        "compute.batch_per_device and compute.eval_batch_size (docs/memory.md)",
+        "evaluate": "lower compute.eval_batch_size",
+    }
+    remedy = remedies.get(command, "lower data.max_images")
+    reason = str(error).partition("\n")[0].rstrip(". ") or "out of memory"
+    return f"{command}: {reason}; {remedy}, or end other programs that take memory"
 
 
 if __name__ == "__main__":

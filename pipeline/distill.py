@@ -28,7 +28,7 @@ from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
-from pipeline.team import joined_team
+from pipeline.team import fit_into_memory, joined_team
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -116,6 +116,7 @@ class _Run:
             precision=resolve_precision(params.compute, device),
             operator=self._operator,
             team=team,
+            activation_checkpointing=params.compute.activation_checkpointing,
         )
         self._proximal = _proximal(params, heldout, device) if team.leads else None
         self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
@@ -127,6 +128,7 @@ class _Run:
         self.history = History()
         inputs = (train.fingerprint, heldout.fingerprint, teacher.weights_sha256)
         self._state = self._resumable(paths, ",".join(inputs))
+        log.say(fit_into_memory(self._training, team, params.compute, device))
 
     def _resumable(self, paths: Paths, inputs: str) -> Resumable:
         training = self._training

@@ -164,8 +164,12 @@ def _gpu_remedies(plans: Sequence[StagePlan]) -> list[str]:
 
 
 def _less_memory(stage: str) -> str:
-    key = "eval_batch_size" if stage == "evaluate" else "batch_per_device"
-    return f"lower compute.{key} or data.max_images"
+    if stage == "evaluate":
+        return "lower compute.eval_batch_size or data.max_images"
+    return (
+        "set compute.activation_checkpointing to true, or lower compute.batch_per_device or "
+        "data.max_images"
+    )
 
 
 def disk_needed(plans: Sequence[StagePlan]) -> float:

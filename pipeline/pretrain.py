@@ -25,7 +25,7 @@ from pipeline.resume import Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
-from pipeline.team import joined_team
+from pipeline.team import fit_into_memory, joined_team
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -98,10 +98,12 @@ class _Fit:
             precision=resolve_precision(params.compute, device),
             view=None if view is None else view.to(device),
             team=team,
+            activation_checkpointing=params.compute.activation_checkpointing,
         )
         self._meter = LevelMeter("the teacher's loss").to(device)
         self._history = History()
         self._state = self._resumable(paths, noisy)
+        log.say(fit_into_memory(self.training, team, params.compute, device))
 
     def _resumable(self, paths: Paths, noisy: ImageStore) -> Resumable:
         training = self.training

@@ -34,10 +34,11 @@ from dsd.samplers import sample_teacher
 from dsd.shapes import Pixels
 from dsd.sources import find_images
 from dsd.training.distill import Distillation
+from dsd.training.memory import largest_part
 from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
 from pipeline import corrupt, prepare, tracking  # noqa: F401 - stages import tracking too
-from pipeline.compute import resolve_device, resolve_precision
+from pipeline.compute import free_memory, resolve_device, resolve_precision
 from pipeline.forecast import Images, Line, Memory, SpaceRates, Steps
 from pipeline.gauge import Climb, climb, peak_memory, seconds_of, typical_seconds
 from pipeline.launch import FollowerLog
@@ -70,7 +71,7 @@ _COMPARED = 1000
 
 _STAND_IN_SIGMA = 0.5
 
-Make: TypeAlias = Callable[[int], Callable[[], object]]
+Build: TypeAlias = Callable[[int], TeacherTraining | Distillation]
 _Config = TypeVar("_Config")
 
 
@@ -201,8 +202,8 @@ def pretrain(params: Params, folder: Path) -> Training:
     denoiser = _denoiser(params, operator).to(device)
     images, sigma = noisy.all().to(device), noisy.sigma.to(device)
 
-    def make(size: int) -> Callable[[], object]:
-        steps = TeacherTraining(
+    def build(size: int) -> TeacherTraining:
+        return TeacherTraining(
             denoiser,
             images,
             sigma,
@@ -211,10 +212,10 @@ def pretrain(params: Params, folder: Path) -> Training:
             precision=resolve_precision(params.compute, device),
             view=None if view is None else view.to(device),
             team=Team(at_once=_at_once(params)),
-        ).steps()
-        return partial(next, steps)
+            activation_checkpointing=params.compute.activation_checkpointing,
+        )
 
-    return _training(params, make, params.pretrain.batch_size, denoiser, device)
+    return _training(params, build, params.pretrain.batch_size, denoiser, device)
 
 
 def distill(params: Params, folder: Path) -> Training:
@@ -227,8 +228,8 @@ def distill(params: Params, folder: Path) -> Training:
     teacher = _denoiser(params, operator).to(device).eval()
     sigma = noisy.sigma.to(device)
 
-    def make(size: int) -> Callable[[], object]:
-        steps = Distillation(
+    def build(size: int) -> Distillation:
+        return Distillation(
             teacher,
             sigma,
             operator.shape,
@@ -238,10 +239,10 @@ def distill(params: Params, folder: Path) -> Training:
             precision=resolve_precision(params.compute, device),
             operator=operator,
             team=Team(at_once=_at_once(params)),
-        ).steps()
-        return partial(next, steps)
+            activation_checkpointing=params.compute.activation_checkpointing,
+        )
 
-    return _training(params, make, params.distill.batch_size, teacher, device)
+    return _training(params, build, params.distill.batch_size, teacher, device)
 
 
 def _observations(params: Params, folder: Path) -> tuple[ImageStore, Operator, torch.device]:
@@ -272,8 +273,11 @@ def _pretrain_of(config: Pretrain, size: int) -> Pretrain:
 
 
 def _training(
-    params: Params, make: Make, batch: int, denoiser: Denoiser, device: torch.device
+    params: Params, build: Build, batch: int, denoiser: Denoiser, device: torch.device
 ) -> Training:
+    def make(size: int) -> Callable[[], object]:
+        return partial(next, build(size).steps())
+
     found = climb(make, batch, share=_TRAINING_SECONDS, device=device, at_once=_at_once(params))
     ordered = sorted(found.seconds)
     half = max(1, len(ordered) // 2)
@@ -281,7 +285,24 @@ def _training(
     weights = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
     trained = sum(tensor.nbytes for tensor in denoiser.parameters())
     timed = f"{len(ordered)} steps of {found.size} images"
-    return Training(Steps(low, high, found.memory), weights, trained, timed)
+    memory = _memory(params, found.memory, partial(build, batch), device)
+    return Training(Steps(low, high, memory), weights, trained, timed)
+
+
+def _memory(
+    params: Params,
+    whole: Memory,
+    build: Callable[[], TeacherTraining | Distillation],
+    device: torch.device,
+) -> Memory:
+    """The peak of whole batches or, where they do not fit, of the parts that the stage takes."""
+    free, on_gpu = free_memory(device), device.type == "cuda"
+    if params.compute.batch_per_device != "auto" or (whole.gpu if on_gpu else whole.host) <= free:
+        return whole
+    needed = largest_part(build(), Team(), free=free, device=device).needed
+    if on_gpu:
+        return whole._replace(gpu=torch.cuda.memory_allocated(device) + needed)
+    return whole._replace(host=psutil.Process().memory_info().rss + needed)
 
 
 def evaluate(params: Params, folder: Path) -> EvaluationRates:

@@ -1,4 +1,4 @@
-"""Joining the processes that were started together for one training."""
+"""Joining the processes that were started together for one training, and sharing its batches."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,18 @@ from torch import distributed as dist
 
 from dsd.config import Compute
 from dsd.errors import Interrupted, ParamsError
+from dsd.training.memory import Rehearsing, largest_part
 from dsd.training.team import Team
-from pipeline.compute import resolve_device
+from pipeline.compute import free_memory, resolve_device
 
-__all__ = ["joined_team"]
+__all__ = ["fit_into_memory", "joined_team"]
 
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for the one that measures; the end of one is noticed at once."""
+
+_NAMES = {"cuda": "GPU's memory", "cpu": "main memory"}
+_SPARE = "set compute.activation_checkpointing to true, "
+_SMALLER = "make the network smaller (network.width, network.num_blocks) or end other programs"
 
 
 @contextmanager
@@ -54,3 +59,39 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
         raise
     # Not after other errors: that would wait for processes that have ended.
     dist.destroy_process_group()
+
+
+def fit_into_memory(
+    training: Rehearsing, team: Team, compute: Compute, device: torch.device
+) -> str:
+    """Let all processes take as many images at once as fit, where that is left to us.
+
+    Args:
+        training: About to begin, or to go on; its weights are on the device.
+        team: Its processes.
+        compute: How many images a process takes at once, or ``auto``.
+        device: Where this process computes.
+
+    Returns:
+        How a step is computed, for people.
+
+    Raises:
+        ParamsError: Not even one image fits.
+    """
+    asked = compute.batch_per_device
+    if asked != "auto":
+        return f"takes at most {asked} images at once, as compute.batch_per_device says"
+    # All processes calculate with the same number, or with an error some would be left alone.
+    (least,) = team.largest(-free_memory(device))
+    found = largest_part(training, team, free=-least, device=device)
+    (images,) = (-value for value in team.largest(-found.images))
+    room = (
+        f"{found.needed / 1e9:.2f} GB more of the {_NAMES[device.type]}, of which "
+        f"{found.usable / 1e9:.2f} GB may be taken"
+    )
+    if images == 0:
+        spare = "" if compute.activation_checkpointing else _SPARE
+        msg = f"not even one image fits: a step needs {room}; {spare}{_SMALLER}"
+        raise ParamsError(msg)
+    team.take_at_once(int(images))
+    return f"takes {images:.0f} of {found.share} images of a step at once: {room}"

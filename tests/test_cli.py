@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from dsd.errors import DataError, Interrupted, NonFiniteError
@@ -137,6 +138,8 @@ def test_a_stage_gets_parameters_paths_and_the_folder_of_its_report(workspace, s
         (OSError(errno.ENOSPC, "No space left on device"), 5, "free some space and run the same"),
         (OSError(errno.EROFS, "Read-only file system", "a/b"), 5, "cannot read or write a/b:"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 5, "Permission denied"),
+        (MemoryError(), 7, "prepare: out of memory; lower data.max_images"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has"), 7, "CUDA out of memory; lower"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message_and_a_code(
@@ -156,6 +159,17 @@ def test_a_bug_leaves_its_traceback(workspace, stage):
     stage(raising(FileNotFoundError(errno.ENOENT, "No such file", "x")))
     with pytest.raises(FileNotFoundError):
         main(["prepare"])
+    stage(raising(RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError):
+        main(["prepare"])
+
+
+def test_more_than_the_machine_has_is_one_message_too(workspace, stage, capsys):
+    stage(lambda params, paths, log: torch.empty(2**60, dtype=torch.uint8))
+    assert main(["prepare"]) == 7
+    message = capsys.readouterr().err
+    assert "you tried to allocate 1152921504606846976 bytes" in message
+    assert len(message.splitlines()) == 1
 
 
 def test_a_second_process_of_a_stage_is_refused_and_told_who_runs(workspace, stage, capsys):

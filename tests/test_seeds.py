@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd.seeds import batch_indices, derive_seed, seeded_dropout, step_generator
+from dsd.seeds import BatchOrder, derive_seed, seeded_dropout, step_generator
 
 CPU = torch.device("cpu")
 
@@ -12,23 +12,47 @@ CPU = torch.device("cpu")
 @given(
     count=st.integers(1, 40),
     batch_size=st.integers(1, 50),
+    first=st.integers(0, 5),
     steps=st.integers(1, 12),
     seed=st.integers(0, 3),
 )
-def test_every_epoch_visits_each_image_once(count, batch_size, steps, seed):
-    order = torch.cat(
-        [batch_indices(seed, s, batch_size=batch_size, count=count) for s in range(steps)]
-    )
-    assert len(order) == steps * batch_size
-    for epoch in range(len(order) // count):
-        visited = order[epoch * count : (epoch + 1) * count]
-        assert sorted(visited.tolist()) == list(range(count))
+def test_batches_follow_the_orders_of_the_epochs_from_any_step_on(
+    count, batch_size, first, steps, seed
+):
+    """Also where a batch is longer than an epoch, training is resumed, or a step repeated."""
+    last = (first + steps) * batch_size // count
+    orders = [
+        torch.randperm(
+            count, generator=torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+        )
+        for epoch in range(last + 1)
+    ]
+    expected = torch.cat(orders)[first * batch_size : (first + steps) * batch_size]
+    order = BatchOrder(seed, count, CPU)
+    batches = [order.batch(step, batch_size) for step in range(first, first + steps)]
+    assert torch.equal(torch.cat(batches), expected)
+    assert torch.equal(order.batch(first, batch_size), batches[0])
+    assert all(sorted(visited.tolist()) == list(range(count)) for visited in orders)
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    first, second = (batch_indices(0, s, batch_size=50, count=50) for s in (0, 1))
+    first, second = (BatchOrder(0, 50, CPU).batch(step, 50) for step in (0, 1))
     assert first.tolist() != second.tolist()
-    assert first.tolist() != batch_indices(1, 0, batch_size=50, count=50).tolist()
+    assert first.tolist() != BatchOrder(1, 50, CPU).batch(0, 50).tolist()
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch):
+    shuffled, randperm = [], torch.randperm
+
+    def spy(*args, **kwargs):
+        shuffled.append(1)
+        return randperm(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    order = BatchOrder(0, 100, CPU)
+    for step in range(30):
+        order.batch(step, 10)
+    assert len(shuffled) == 3
 
 
 def test_steps_and_purposes_have_their_own_draws():

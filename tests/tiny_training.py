@@ -25,24 +25,29 @@ def tiny_params(**sections):
     )
 
 
-def teacher_training(params, seed=0, team=None):
+def teacher_training(params, seed=0, team=None, precision="float32", **more):
     denoiser = build_denoiser(params.network, SHAPE, seed=1)
     images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
     levels = torch.full((30,), SIGMA)
     return TeacherTraining(
-        denoiser, images, levels, params.pretrain, seed=seed, precision="float32", team=team
-    )
+        denoiser, images, levels, params.pretrain, seed=seed, precision=precision, team=team,
+        **more,
+    )  # fmt: skip
 
 
-def distillation(params, seed=0, team=None):
+def distillation(params, seed=0, team=None, precision="float32", teacher=None, **more):
+    return Distillation(
+        teacher or random_teacher(params), torch.full((30,), SIGMA), SHAPE, params.distill,
+        params.pretrain, seed=seed, precision=precision, team=team, **more,
+    )  # fmt: skip
+
+
+def random_teacher(params):
     teacher = build_denoiser(params.network, SHAPE, seed=1)
     random = torch.Generator().manual_seed(3)
     for parameter in teacher.parameters():  # fresh weights end in zeros
         torch.nn.init.normal_(parameter, std=0.05, generator=random)
-    return Distillation(
-        teacher, torch.full((30,), SIGMA), SHAPE, params.distill, params.pretrain, seed=seed,
-        precision="float32", team=team,
-    )  # fmt: skip
+    return teacher
 
 
 def fake_step(run, x_g, random):

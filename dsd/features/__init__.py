@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from dsd.arithmetic import float32_products
 from dsd.config import TORCHSCRIPT_SUFFIXES, FeatureSpace
 from dsd.shapes import Features, Pixels
 
@@ -96,9 +97,10 @@ def extract(extractor: Extractor, images: Pixels, *, batch_size: int) -> Float64
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 convolutions with fixed algorithms, whatever the training around them uses."""
+    """Real float32 and convolutions with fixed algorithms, whatever the training around uses."""
     with (
         torch.autocast(device.type, enabled=False),
+        float32_products(tf32=False),
         torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         ),

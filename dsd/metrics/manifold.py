@@ -73,8 +73,8 @@ class Manifold:
             # The nearest of all is the vector itself.
             count = min(max(k, _USUAL_K) + 1, len(self.features))
             self._distances = nearest(self.features, self.features, count).distances
-        size = (self.features - self.features.mean(dim=0)).norm(dim=1).max()
-        return self._distances[:, k] + _TIE * size
+        size = torch.linalg.vector_norm(self.features - self.features.mean(dim=0), dim=1).max()
+        return torch.add(self._distances[:, k], size, alpha=_TIE)
 
 
 def precision_recall(

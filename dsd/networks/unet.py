@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dsd.config import Network
-from dsd.seeds import current_masks
+from dsd.seeds import current_masks, recalled_masks
 from dsd.shapes import Level
 
 __all__ = ["UNet"]
@@ -118,7 +119,8 @@ class _Dropout(nn.Module):
         # In the memory layout that the whole batch would have: masks are drawn in its order.
         shape, strides = (masks.total, *h.shape[1:]), (h[0].numel(), *h.stride()[1:])
         ones = torch.empty_strided(shape, strides, dtype=h.dtype, device=h.device).fill_(1)
-        return h * functional.dropout(ones, self.probability)[masks.rows]
+        # A copy, or all rows would stay in memory until the gradient is computed.
+        return h * functional.dropout(ones, self.probability)[masks.rows].clone()
 
 
 @final
@@ -155,8 +157,13 @@ class _Block(nn.Module):
         return h
 
     def forward(
-        self, h: Float[Tensor, " b c y x"], embedding: Float[Tensor, " b e"]
+        self,
+        h: Float[Tensor, " b _ y x"],
+        embedding: Float[Tensor, " b e"],
+        skip: Float[Tensor, " b _ y x"] | None = None,
     ) -> Float[Tensor, " b d v u"]:
+        if skip is not None:
+            h = torch.cat([h, skip], dim=1)
         inner = self.conv_in(self._resampled(functional.silu(self.norm_in(h))))
         inner = inner + self.shift(embedding)[:, :, None, None].to(inner.dtype)
         inner = self.conv_out(self.dropout(functional.silu(self.norm_out(inner))))
@@ -175,6 +182,11 @@ class UNet(nn.Module):
         channels: Colour channels of the images.
         extra_channels: Channels of the input that tell about it and are not in the output.
         resolution: Height and width of the images, a multiple of ``patch * 2 ** (levels - 1)``.
+
+    Attributes:
+        recomputes: Whether blocks keep only their inputs for the gradient and are computed again
+            for the rest: activation checkpointing, which saves memory and changes no bit. No
+            part of a saved model.
 
     Raises:
         ValueError: The resolution cannot be halved as often as there are levels.
@@ -202,6 +214,7 @@ class UNet(nn.Module):
             return new_block(c_in, widths[level], attention=attends)
 
         folded = channels * config.patch**2
+        self.recomputes = False
         self.patch = config.patch
         self.embed = _NoiseEmbedding(config.width)
         self.stem = _conv(folded + extra_channels * config.patch**2, config.width, 3)
@@ -237,13 +250,20 @@ class UNet(nn.Module):
         h = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.encoder:
-            h = layer(h, embedding)
+            h = self._through(layer, h, embedding)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, embedding)
+            h = self._through(layer, h, embedding)
         for layer in self.decoder:
-            if layer.resample == 1:
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = layer(h, embedding)
+            skip = skips.pop() if layer.resample == 1 else None
+            h = self._through(layer, h, embedding, skip)
         out = self.conv_out(functional.silu(self.norm_out(h)))
         return functional.pixel_shuffle(out, self.patch)
+
+    def _through(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        out: Tensor
+        if self.recomputes and torch.is_grad_enabled():
+            out = checkpoint(block, *inputs, use_reentrant=False, context_fn=recalled_masks)
+        else:
+            out = block(*inputs)
+        return out

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import nn, optim
 
+from dsd.config import Precision
+
 __all__ = ["adam", "autocast", "learning_rate_factor", "set_learning_rate"]
 
 _COSINE_FLOOR = 0.05
@@ -41,8 +43,6 @@ def set_learning_rate(optimizer: optim.Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def autocast(
-    device: torch.device, precision: Literal["float32", "bfloat16"]
-) -> AbstractContextManager[None]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Arithmetic inside networks: float32, or bfloat16 with float32 weights."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,14 +1,16 @@
 """Distilling a teacher of noisy data into a one-step generator of clean images."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, optim
 
-from dsd.config import Distill, IdentityOperator, Pretrain
+from dsd.arithmetic import float32_products
+from dsd.config import Distill, IdentityOperator, Precision, Pretrain
 from dsd.generator import OneStepGenerator
 from dsd.losses.distill import (
     DenoiserPair,
@@ -25,6 +27,7 @@ from dsd.seeds import DropoutMasks, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.memory import recompute_activations
 from dsd.training.pretrain import DenoisingDraw, denoising_step_loss, draw_denoising
 from dsd.training.team import Rows, Team, gradients
 
@@ -96,6 +99,7 @@ class Distillation:
             fake denoiser learns from generated images observed likewise, through fresh views; what
             the generator's loss compares is A G(z), without noise and in all coefficients.
         team: The processes that share the work; None for this one alone.
+        activation_checkpointing: Whether to compute blocks of the networks twice, for less memory.
 
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the
@@ -118,15 +122,18 @@ class Distillation:
         objective: Pretrain,
         *,
         seed: int,
-        precision: Literal["float32", "bfloat16"],
+        precision: Precision,
         operator: Operator | None = None,
         team: Team | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.teacher = frozen_copy(teacher)
         self.fake = frozen_copy(teacher).requires_grad_(True).train()
         student = frozen_copy(teacher).requires_grad_(True).train()
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
         self.average = frozen_copy(self.generator)
+        for module in (self.teacher, self.fake, student):
+            recompute_activations(module, activation_checkpointing)
         betas = (config.betas[0], config.betas[1])
         self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
@@ -134,27 +141,71 @@ class Distillation:
         self._sigma_y = sigma_y
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._team = team or Team()
-        self._parts = self._team.parts(config.batch_size)
         self._config = config
         self._objective = objective
         self._seed = seed
-        self._precision: Literal["float32", "bfloat16"] = precision
+        self._precision: Precision = precision
 
     @property
     def num_steps(self) -> int:
         """Steps in the whole distillation."""
         return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return self._config.batch_size
+
+    @property
+    def least(self) -> int:
+        """Fewest images that need memory as many do, for each."""
+        return 1
+
+    @property
+    def optimizers(self) -> list[optim.Optimizer]:
+        """What moves the weights; with ``sds`` there is no fake to move."""
+        followed = self._config.divergence != "sds"
+        return [self.optimizer, *[self.optimizer_fake] * followed]
+
+    @property
+    def _parts(self) -> list[slice]:
+        """This process' rows of each batch."""
+        return self._team.parts(self._config.batch_size)
+
     def steps(self) -> Iterator[DistillStep]:
         """Distil from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
-            yield self._advance()
+            with float32_products(tf32=self._precision == "tf32"):
+                record = self._advance()
+            yield record
+
+    def rehearse(self, team: Team) -> None:
+        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
+
+        They are added to those that are there, which the next step forgets. All steps of the fake
+        denoiser need the same memory; only one is rehearsed.
+        """
+        trial = copy.copy(self)
+        trial._team = team
+        device = self._sigma_y.device
+        drawn, fakes = trial._draw(step_generator(self._seed, "distill", self.step, device))
+        with (
+            float32_products(tf32=self._precision == "tf32"),
+            seeded_dropout(self._seed, "distill", self.step, device) as masks,
+        ):
+            beginning = masks.now()
+            v = trial._generate_all(drawn.z, masks, keep=len(trial._parts) == 1)
+            for fake in fakes[:1]:
+                trial._fake_gradients(v, fake, masks)
+            _, pulls = trial._compare_all(v, drawn, masks)
+            trial._pull(v, pulls, drawn.z, masks.parts(trial._parts, len(drawn.z), beginning))
 
     def _advance(self) -> DistillStep:
         config, device = self._config, self._sigma_y.device
         batch = config.batch_size
         seen = self.step * batch
         self._set_learning_rates(seen)
+        self.optimizer.zero_grad(set_to_none=True)
         drawn, fakes = self._draw(step_generator(self._seed, "distill", self.step, device))
         with seeded_dropout(self._seed, "distill", self.step, device) as masks:
             beginning = masks.now()
@@ -253,16 +304,25 @@ class Distillation:
 
     def _train_fake(self, v: list[Tensor], drawn: _FakeDraw, masks: DropoutMasks) -> PerSample:
         """One step of the fake denoiser on generated images observed like the data."""
+        self.optimizer_fake.zero_grad(set_to_none=True)
+        found = self._fake_gradients(v, drawn, masks)
+        self._team.add_up([*gradients(self.fake), found])
+        self.optimizer_fake.step()
+        return found
+
+    def _fake_gradients(self, v: list[Tensor], drawn: _FakeDraw, masks: DropoutMasks) -> PerSample:
+        """Add this process' share to the gradients of the fake denoiser.
+
+        Returns:
+            The loss of each sample of the batch, zero for those of other processes.
+        """
         batch = self._config.batch_size
         found = torch.zeros_like(drawn.sigma_y)
         self.fake.requires_grad_(True)
-        self.optimizer_fake.zero_grad(set_to_none=True)
         for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
             loss = self._fake_loss(images.detach(), drawn[rows])
             (loss.sum() / batch).backward()
             found[rows] = loss.detach()
-        self._team.add_up([*gradients(self.fake), found])
-        self.optimizer_fake.step()
         return found
 
     def _fake_loss(self, v: Observations, drawn: _FakeDraw) -> PerSample:
@@ -314,7 +374,6 @@ class Distillation:
             z: Latents of the whole batch.
             parts: This process' rows, with the randomness with which ``v`` was generated.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         if len(v) == 1:
             v[0].backward(pulls[0])
             return

@@ -1,25 +1,28 @@
 """Fitting the teacher denoiser to noisy images."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
-from dsd.config import Objective, Pretrain, TeacherNoise, Weighting
+from dsd.arithmetic import float32_products
+from dsd.config import Objective, Precision, Pretrain, TeacherNoise, Weighting
 from dsd.losses.consistency import consistency_loss, reverse_steps
 from dsd.losses.pretrain import ambient_denoising_loss, projected_denoising_loss
 from dsd.noise import sample_teacher_levels
 from dsd.operators import View, Views
 from dsd.precond import Denoiser, per_sample
-from dsd.seeds import batch_indices, seeded_dropout, step_generator
+from dsd.seeds import BatchOrder, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.memory import recompute_activations
 from dsd.training.team import Rows, Team, gradients
 
 __all__ = [
@@ -229,6 +232,7 @@ class TeacherTraining:
         precision: Arithmetic inside the network.
         view: What was observed of each image, on their device; None where all was.
         team: The processes that share the work; None for this one alone.
+        activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
     """
 
     def __init__(
@@ -239,21 +243,24 @@ class TeacherTraining:
         config: Pretrain,
         *,
         seed: int,
-        precision: Literal["float32", "bfloat16"],
+        precision: Precision,
         view: View | None = None,
         team: Team | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
+        recompute_activations(denoiser, activation_checkpointing)
         self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
         self.step = 0
         self._images = images
+        self._order = BatchOrder(seed, len(images), images.device)
         self._sigma_y = sigma_y
         self._view = view
         self._team = team or Team()
         self._config = config
         self._seed = seed
-        self._precision: Literal["float32", "bfloat16"] = precision
+        self._precision: Precision = precision
 
     @property
     def num_steps(self) -> int:
@@ -263,7 +270,36 @@ class TeacherTraining:
     def steps(self) -> Iterator[TeacherStep]:
         """Train from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
-            yield self._advance()
+            with float32_products(tf32=self._precision == "tf32"):
+                record = self._advance()
+            yield record
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return self._config.batch_size
+
+    @property
+    def least(self) -> int:
+        """Images of a step for one of which the consistency term is computed, too."""
+        config = self._config.consistency
+        return 1 if config.weight == 0 else -(-self.batch_size // config.batch_size)
+
+    @property
+    def optimizers(self) -> list[optim.Optimizer]:
+        """What moves the weights."""
+        return [self.optimizer]
+
+    def rehearse(self, team: Team) -> None:
+        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
+
+        They are added to those that are there, which the next step forgets.
+        """
+        trial = copy.copy(self)
+        trial._team = team
+        random = step_generator(self._seed, "pretrain", self.step, self._images.device)
+        with float32_products(tf32=self._precision == "tf32"):
+            trial._backpropagate(*trial._draw(random))
 
     def _advance(self) -> TeacherStep:
         config, device = self._config, self._images.device
@@ -295,9 +331,8 @@ class TeacherTraining:
         self, generator: torch.Generator
     ) -> tuple[State, DenoisingDraw, ConsistencyDraw | None]:
         """The whole batch of this step, the same in every process of the team."""
-        config, count = self._config, len(self._images)
-        chosen = batch_indices(self._seed, self.step, batch_size=config.batch_size, count=count)
-        chosen = chosen.to(self._images.device)
+        config = self._config
+        chosen = self._order.batch(self.step, config.batch_size)
         y, sigma_y = self._images[chosen], self._sigma_y[chosen]
         view = None if self._view is None else self._view[chosen]
         drawn = draw_denoising(

@@ -48,6 +48,10 @@ class Team:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
 
+    def take_at_once(self, images: int) -> None:
+        """Compute on at most so many images at once from now on."""
+        self._at_once = images
+
     def parts(self, total: int, count: int | None = None) -> list[slice]:
         """This process' rows of a batch, in the parts on which it computes one after the other.
 

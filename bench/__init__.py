@@ -1,0 +1,1 @@
+"""Measurements that are run by hand; their results lie below docs/results."""

@@ -1,0 +1,214 @@
+"""Steps of the reference implementations, by their own networks and losses from a checkout.
+
+EDM (github.com/NVlabs/edm) and SiD (github.com/mingyuanzhou/SiD) both call their packages
+``training``, ``torch_utils`` and ``dnnlib``, so a process can use one of them. None of their code
+is here; what their training loops do in one step is done in the same order, for one process, so
+without DistributedDataParallel. Images are drawn from memory and not by their data loaders, they
+are not augmented, and float32 stays without TF32, as in their loops.
+"""
+
+import copy
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn, optim
+
+from bench.speed.settings import Setting
+
+__all__ = ["EdmTeacher", "RawNetwork", "SidDistillation", "reference_module", "reference_network"]
+
+_FEW_IMAGES = 2048
+_EMA_HALFLIFE, _EMA_RAMPUP = 500_000, 0.05
+_RAMPUP_IMAGES = 10_000_000
+_SCALE_G = 100
+"""Of SiD's generator loss."""
+
+
+def reference_module(checkout: Path, name: str) -> Any:  # noqa: ANN401 - their code is untyped
+    """A module of a checkout, which becomes the only source of its packages in this process."""
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    return importlib.import_module(name)
+
+
+def reference_network(checkout: Path, setting: Setting, device: torch.device) -> nn.Module:
+    """The reference's preconditioned DDPM++ of this size: what its command ``ddpmpp`` builds."""
+    network = setting.network
+    if network.patch != 1:
+        msg = f"{setting.name} folds pixels into channels, which the reference's network cannot"
+        raise ValueError(msg)
+    made: nn.Module = reference_module(checkout, "training.networks").EDMPrecond(
+        img_resolution=setting.shape[1],
+        img_channels=setting.shape[0],
+        model_type="SongUNet",
+        embedding_type="positional",
+        encoder_type="standard",
+        decoder_type="standard",
+        channel_mult_noise=1,
+        resample_filter=[1, 1],
+        model_channels=network.width,
+        channel_mult=network.channel_mult,
+        num_blocks=network.num_blocks,
+        attn_resolutions=network.attention_resolutions,
+        dropout=network.dropout,
+    )
+    return made.to(device)
+
+
+@final
+class RawNetwork(nn.Module):
+    """The reference's raw network, called as ours are: ``F(x, c_noise)``.
+
+    Args:
+        preconditioned: What :func:`reference_network` gives.
+    """
+
+    def __init__(self, preconditioned: nn.Module) -> None:
+        super().__init__()
+        self.model = preconditioned.get_submodule("model")
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """Raw output [b, C, H, W] for scaled images and noise conditioning [b]."""
+        out: Tensor = self.model(x, c_noise, None)
+        return out
+
+
+def _like_their_loops() -> None:
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def _step(optimizer: optim.Optimizer, network: nn.Module) -> None:
+    for weight in network.parameters():
+        if weight.grad is not None:
+            torch.nan_to_num(weight.grad, nan=0, posinf=1e5, neginf=-1e5, out=weight.grad)
+    optimizer.step()
+
+
+def _follow(average: nn.Module, network: nn.Module, seen: int, batch: int) -> None:
+    halflife = min(_EMA_HALFLIFE, seen * _EMA_RAMPUP)
+    decay = 0.5 ** (batch / max(halflife, 1e-8))
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.copy_(weight.detach().lerp(mean, decay))
+
+
+@final
+class _Images:
+    """Batches of 8-bit images, in memory."""
+
+    def __init__(self, shape: tuple[int, int, int], batch: int, device: torch.device) -> None:
+        random = torch.Generator().manual_seed(0)
+        self._images = torch.randint(
+            256, (_FEW_IMAGES, *shape), dtype=torch.uint8, generator=random
+        )
+        self._batch, self._device = batch, device
+
+    def draw(self) -> Tensor:
+        chosen = torch.randint(len(self._images), (self._batch,))
+        return self._images[chosen].to(self._device).to(torch.float32) / 127.5 - 1
+
+
+@final
+class EdmTeacher:
+    """EDM's training step.
+
+    Args:
+        checkout: Of its repository.
+        setting: Network, images and batch.
+        device: Where it computes.
+    """
+
+    def __init__(self, checkout: Path, setting: Setting, device: torch.device) -> None:
+        _like_their_loops()
+        self._stats = reference_module(checkout, "torch_utils.training_stats")
+        self.loss = reference_module(checkout, "training.loss").EDMLoss()
+        self.network = reference_network(checkout, setting, device).train().requires_grad_(True)
+        self._average = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._optimizer = optim.Adam(
+            self.network.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8
+        )
+        self._batch, self._seen = setting.batch_size, 0
+        self._images = _Images(setting.shape, self._batch, device)
+
+    def advance(self) -> None:
+        """Make a step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(net=self.network, images=self._images.draw(), labels=None)
+        self._stats.report("Loss/loss", loss)
+        loss.sum().mul(1 / self._batch).backward()
+        for group in self._optimizer.param_groups:
+            group["lr"] = 1e-3 * min(self._seen / _RAMPUP_IMAGES, 1)
+        _step(self._optimizer, self.network)
+        _follow(self._average, self.network, self._seen, self._batch)
+        self._seen += self._batch
+
+
+@final
+class SidDistillation:
+    """SiD's training step: the fake score network, then the generator, with its own defaults.
+
+    Args:
+        checkout: Of its repository.
+        setting: Network, images and batch.
+        device: Where it computes.
+    """
+
+    def __init__(self, checkout: Path, setting: Setting, device: torch.device) -> None:
+        _like_their_loops()
+        self._stats = reference_module(checkout, "torch_utils.training_stats")
+        self._loss = reference_module(checkout, "training.sid_loss").SID_EDMLoss()
+        self.teacher = reference_network(checkout, setting, device).eval().requires_grad_(False)
+        self._fake = copy.deepcopy(self.teacher).eval()
+        self._generator = copy.deepcopy(self.teacher).eval()
+        self._average = copy.deepcopy(self.teacher)
+        self._optimizer_fake, self._optimizer = (
+            optim.Adam(network.parameters(), lr=1e-5, betas=(0.0, 0.999), eps=1e-8)
+            for network in (self._fake, self._generator)
+        )
+        self._batch, self._seen, self._device = setting.batch_size_distill, 0, device
+        self._images = _Images(setting.shape, self._batch, device)
+
+    def advance(self) -> None:
+        """Make both halves of a step."""
+        self._train_fake()
+        self._train_generator()
+        _follow(self._average, self._generator, self._seen, self._batch)
+        self._seen += self._batch
+
+    def _generate(self) -> Tensor:
+        z = 2.5 * torch.randn_like(self._images.draw())
+        level = 2.5 * torch.ones(len(z), 1, 1, 1).to(self._device)
+        labels = torch.zeros(len(z), 9).to(self._device)
+        images: Tensor = self._generator(z, level, None, augment_labels=labels)
+        return images
+
+    def _train_fake(self) -> None:
+        self._fake.train().requires_grad_(True)
+        self._optimizer_fake.zero_grad(set_to_none=True)
+        loss = self._loss(fake_score=self._fake, images=self._generate())
+        loss = loss.sum().mul(1 / self._batch)
+        loss.backward()
+        self._stats.report("fake_score_Loss/loss", loss.item())
+        self._fake.eval().requires_grad_(False)
+        _step(self._optimizer_fake, self._fake)
+
+    def _train_generator(self) -> None:
+        self._generator.train().requires_grad_(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss.generator_loss(
+            true_score=self.teacher,
+            fake_score=self._fake,
+            images=self._generate(),
+            alpha=1.2,
+            tmax=800,
+        )
+        loss = loss.sum().mul(_SCALE_G / self._batch)
+        loss.backward()
+        self._stats.report("G_Loss/loss", loss.item())
+        self._generator.eval().requires_grad_(False)
+        _step(self._optimizer, self._generator)
