@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dsd.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline import launch
 from pipeline.paths import Paths
-from pipeline.process import StopSignal, die_with_parent, exclusive, use_large_pages
+from pipeline.process import StopSignal, die_with_parent, exclusive, set_up_cpu
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     command = parsed.command
-    use_large_pages()
+    set_up_cpu()
     paths, stop = Paths(Path.cwd()), StopSignal()
     try:
         _run(command, parsed.names, paths, stop)

@@ -171,7 +171,6 @@ def _by_name(drawn: TeacherSamples) -> dict[str, tuple[State, int]]:
 
 def _summary(params: Params, samples: Samples, data: Data, spaces: list[Space]) -> dict[str, Any]:
     """All distances; those in the first feature space stand at the top of each model."""
-    count = params.evaluate.num_samples
     summary: dict[str, Any] = {}
     for name in MODELS:
         images = samples.images[name]
@@ -183,7 +182,7 @@ def _summary(params: Params, samples: Samples, data: Data, spaces: list[Space]) 
             "evaluations": samples.evaluations[name],
             "by_features": by_features,
         }
-    noisy = {space.name: space.measures_to_clean(data.noisy[:count]) for space in spaces}
+    noisy = {space.name: space.measures_of_noisy() for space in spaces}
     summary["noisy_data"] = {**_main_distances(noisy[spaces[0].name]), "by_features": noisy}
     summary["protocol"] = _protocol(params, data, spaces)
     return summary

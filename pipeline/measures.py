@@ -100,7 +100,7 @@ class Space:
         """
         to_noisy = _frechet(self._observed(images, operator), self._moments_noisy, self._seed)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
-        return {**self.measures_to_clean(images), **near}
+        return {**self._measures_to_clean(images), **near}
 
     def to_clean(self, images: Pixels) -> float | None:
         """Frechet distance to the clean images, if there are any and of the size of ``images``."""
@@ -123,12 +123,17 @@ class Space:
             k=1,
         )
 
-    def measures_to_clean(self, images: Pixels) -> Measures:
+    def measures_of_noisy(self) -> Measures:
+        """What clean images are needed for, of as many noisy images as are sampled."""
+        return self._measures_to_clean(self._data.noisy, self._noisy[: self._num_samples])
+
+    def _measures_to_clean(self, images: Pixels, features: Features | None = None) -> Measures:
         """What clean images are needed for; None for each where there are none of this size."""
         some, whole = self._some_clean, self._moments_clean
         if some is None or whole is None or not self._comparable(images):
             return dict.fromkeys(_TO_CLEAN)
-        features = self._features(images)
+        if features is None:
+            features = self._features(images)
         kid = kernel_distance(features, some.features, seed=self._seed)
         generated = Manifold(features)
         measured: Measures = {

@@ -83,9 +83,16 @@ def test_without_clean_images_only_noisy_ones_are_compared(space, data, tmp_path
         assert value == both[name] if name.startswith("proximal") else value is None
 
 
+def test_noisy_images_are_measured_like_any(space, data):
+    again = space.measures(data.noisy[: len(data.clean)], None)
+    for name, value in space.measures_of_noisy().items():
+        assert value == pytest.approx(again[name])
+
+
 def test_images_of_another_size_are_not_compared_with_clean_ones(space):
     small = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8)
-    assert set(space.measures_to_clean(small).values()) == {None}
+    measured = space.measures(small, None)
+    assert {v for name, v in measured.items() if not name.startswith("proximal")} == {None}
     assert space.to_clean(small) is None
 
 

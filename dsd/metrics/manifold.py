@@ -124,7 +124,5 @@ def _checked(
 ) -> tuple[Manifold, Manifold]:
     """Both sets, as long as they can be compared."""
     a, b = (x if isinstance(x, Manifold) else Manifold(x) for x in (generated, reference))
-    a.features, b.features = checked_pair(
-        a.features, b.features, at_least=at_least, metric=metric
-    )
+    a.features, b.features = checked_pair(a.features, b.features, at_least=at_least, metric=metric)
     return a, b
