@@ -9,16 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Annotated, final
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn, optim
 
-from dsd.config import Network, OperatorChoice, Section
-from dsd.errors import DataError
+from dsd.config import Network, OperatorChoice, Positive, Section
+from dsd.errors import DataError, ParamsError, one_line
 from dsd.files import published
 from dsd.generator import OneStepGenerator
 from dsd.networks.unet import UNet
@@ -41,6 +41,22 @@ _REMEDY = "run `dvc repro` (or `dvc checkout`) to bring it back"
 _INFO = "info"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
+_UNFIT = (
+    SafetensorError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ParamsError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a description and tensors that do not go together raise somewhere in torch."""
+
+Length = Annotated[int, Field(ge=1, le=2**13)]
+"""Of one dimension of an image, far beyond any that a network here could take."""
+
 
 class ModelSpec(Section):
     """What is needed to build a model before its weights are loaded."""
@@ -49,11 +65,11 @@ class ModelSpec(Section):
     operator: OperatorChoice
     """Through which the training data were observed."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[Length, Length, Length]
     """Channels, height and width of the model's images: a teacher's are observations, or would be
     if these were whole; a generator's are clean images."""
 
-    sigma_init: float | None
+    sigma_init: Positive | None
     """Level at which a generator evaluates its denoiser; null for a teacher."""
 
     weights_sha256: str
@@ -137,7 +153,7 @@ def read_spec(folder: Path) -> ModelSpec:
     path = folder / _SPEC
     try:
         return ModelSpec.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         msg = f"{path} is missing: {_REMEDY}"
     except ValidationError as error:
         msg = f"{path} does not describe a model ({error.error_count()} problems): {_REMEDY}"
@@ -153,18 +169,57 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Den
     folder = Path(folder)
     spec = read_spec(folder)
     path = folder / _WEIGHTS
-    operator = spec.observed_through()
-    denoiser = build_denoiser(spec.network, operator.observed_shape, seed=0, views=operator.views)
     try:
-        weights = path.read_bytes()
-        if hashlib.sha256(weights).hexdigest() != spec.weights_sha256:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != spec.weights_sha256:
             msg = f"{path} is not the file that {_SPEC} describes: {_REMEDY}"
             raise DataError(msg)
-        denoiser.load_state_dict(load(weights))
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        msg = f"{path} cannot be loaded ({str(error).splitlines()[0]}): {_REMEDY}"
+        weights = load(content)
+        _check_numbers(weights)
+        _check_size(spec, weights)
+        operator = spec.observed_through()
+        shape, views = operator.observed_shape, operator.views
+        denoiser = build_denoiser(spec.network, shape, seed=0, views=views)
+        denoiser.load_state_dict(weights)
+    except (FileNotFoundError, IsADirectoryError, *_UNFIT) as error:
+        msg = f"{path} cannot be loaded ({_first_line(error)}): {_REMEDY}"
         raise DataError(msg) from error
     return denoiser.to(device).eval()
+
+
+def _check_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights with which every image would be nonsense, and say nothing.
+
+    Raises:
+        ValueError: One is complex, NaN or infinite.
+    """
+    for name, weight in weights.items():
+        if weight.is_complex() or not weight.isfinite().all():
+            msg = f"{name} holds NaN, infinite or complex numbers"
+            raise ValueError(msg)
+
+
+def _check_size(spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a description of a larger network than the weights are of, before it is built.
+
+    Raises:
+        ValueError: It is of one; other errors where there cannot be such a network.
+    """
+    blocks = spec.network.num_blocks * len(spec.network.channel_mult)
+    fits = blocks <= len(weights)
+    if fits:
+        with torch.device("meta"):
+            network = UNet(spec.network, channels=spec.shape[0], resolution=spec.shape[1])
+        size = sum(weight.numel() for weight in network.parameters())
+        fits = size <= sum(weight.numel() for weight in weights.values())
+    if not fits:
+        msg = f"{_SPEC} describes a larger network"
+        raise ValueError(msg)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, in short."""
+    return one_line(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def load_generator(folder: Path | str, device: torch.device | str = "cpu") -> OneStepGenerator:
@@ -217,14 +272,25 @@ class TrainingState:
 
         Raises:
             FileNotFoundError: There is no state.
-            DataError: The file is damaged or belongs to other modules.
+            DataError: The file is damaged or belongs to other modules, of which some may have
+                taken weights from it.
         """
         content = path.read_bytes()
         digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
             msg = f"{path} is damaged: delete it, and the stage starts anew"
             raise DataError(msg)
-        tensors = load(data)
+        try:
+            return self._restored(load(data))
+        except _UNFIT as error:
+            msg = (
+                f"{path} is the state of another training ({_first_line(error)}): delete it, and "
+                "the stage starts anew"
+            )
+            raise DataError(msg) from error
+
+    def _restored(self, tensors: Mapping[str, Tensor]) -> dict[str, JsonValue]:
+        """Give modules and optimisers their part; returns the ``info``."""
         for name, module in self._modules.items():
             module.load_state_dict(_under(name, tensors))
         for name, optimizer in self._optimizers.items():

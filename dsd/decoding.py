@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["Planes", "area_average", "decode"]
+__all__ = ["MAX_BYTES", "Planes", "area_average", "decode"]
 
 Planes: TypeAlias = UInt8[np.ndarray, " c h w"]
 """One picture: 8 bit, one channel (grey) or three (RGB)."""
@@ -19,13 +19,24 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 2**26
 """Larger pictures are taken for decompression bombs."""
 
+MAX_BYTES = 2**28
+"""Of an encoded picture: more than ``MAX_PIXELS`` of RGB need without any compression."""
+
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
+"""Tags of TIFF."""
+
 
 def decode(content: bytes) -> Planes:
     """The pixels of an encoded picture: 8-bit grey or RGB; palettes and 1 bit are converted.
 
+    A picture whose EXIF says that it lies on its side is turned upright, as viewers show it.
+
     Raises:
         ValueError: It is damaged, of another format, or not 8-bit grey or RGB; says which.
     """
+    if len(content) > MAX_BYTES:
+        msg = f"has {len(content)} bytes, more than {MAX_BYTES}"
+        raise ValueError(msg)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -34,6 +45,8 @@ def decode(content: bytes) -> Planes:
             objection = _objection(image)
             if objection is None:
                 image.load()
+                # Pillow does so for TIFF unasked; the same picture must not depend on its format.
+                ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         msg = "is no PNG, JPEG, BMP, WebP or TIFF picture"
         raise ValueError(msg) from error
@@ -53,25 +66,35 @@ def _objection(image: Image.Image) -> str | None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         return f"holds {frames} frames; save each as a file of its own"
-    # Pillow would cut 16-bit RGB down to 8 bits in silence.
-    if image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", "")):
+    if _is_deep(image):
         return "has more than 8 bits a channel; convert it to 8 bits"
     if image.mode not in {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}:
         return f"has colour mode {image.mode}; convert it to grey or RGB"
     return None
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a channel holds anything but whole numbers of 8 bits, which Pillow may not tell.
+
+    It would cut 16-bit RGB down to 8 bits, and take channel planes of 16 bits and signed numbers
+    for unsigned bytes, all in silence.
+    """
+    tags = getattr(image, "tag_v2", {})
+    deep = max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
+    unusual = set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}
+    return image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", "")) or deep or unusual
+
+
 def _planes(image: Image.Image) -> Planes:
     """Pixels of a loaded picture, channels first."""
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in {"P", "PA"}:
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode in {"LA", "RGBA"}:
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in {"1", "L", "LA"} else "RGBA")
         if image.getextrema()[-1] != (255, 255):
             msg = "is partly transparent; flatten it onto a background"
             raise ValueError(msg)
         image = image.convert(image.mode[:-1])
+    elif image.mode in {"1", "P"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

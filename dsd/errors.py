@@ -11,7 +11,16 @@ __all__ = [
     "LostProcessError",
     "NonFiniteError",
     "ParamsError",
+    "one_line",
 ]
+
+
+def one_line(text: object) -> str:
+    """Foreign text for a message: on one line, and without what a terminal would obey."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+        for sign in str(text)
+    )
 
 
 class DsdError(Exception):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,8 @@ def published(path: Path) -> Iterator[BinaryIO]:
     """A file that gets its name when complete; a failure leaves what was there before.
 
     Raises:
-        OSError: The disk refuses; nothing with the name ``path`` has changed then.
+        OSError: The disk refuses. ``path`` is what it was before or, if only its folder could not
+            be put on the disk, complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -25,7 +26,8 @@ def published(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that refuses to write may refuse this too
+            part.unlink()
         raise
     _sync_folder(path.parent)
 

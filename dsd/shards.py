@@ -12,6 +12,7 @@ serves tensors.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Layout(_Record):
     @property
     def itemsize(self) -> int:
         """Bytes of one image."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def in_units(self, raw: Shaped[np.ndarray, " n c h w"]) -> Float32[np.ndarray, " n c h w"]:
         """Stored numbers as data units; always a fresh array."""
@@ -222,7 +223,7 @@ def read_meta(folder: Path) -> StoreMeta:
     except FileNotFoundError as error:
         msg = f"{path} is missing, so {folder} holds no complete images: {REMEDY}"
         raise DataError(msg) from error
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         msg = f"{path} is no JSON ({error}): {REMEDY}"
         raise DataError(msg) from error
     version = document.get("version") if isinstance(document, dict) else None
@@ -253,17 +254,40 @@ def _map_shard(folder: Path, layout: Layout, shard: Shard, *, verify: bool) -> l
         if actual != shard.sha256:
             msg = f"{path} is damaged (meta.json has another SHA-256): delete it and {REMEDY}"
             raise DataError(msg)
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except FileNotFoundError as error:
+        table = _fitting_table(path, layout, shard.count)
+    except (FileNotFoundError, IsADirectoryError) as error:
         msg = f"{path} is missing: {REMEDY}"
         raise DataError(msg) from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, ValueError) as error:
         msg = f"{path} is no Arrow file ({error}): delete it and {REMEDY}"
         raise DataError(msg) from error
-    if not table.schema.equals(_schema(layout), check_metadata=True) or len(table) != shard.count:
+    if table is None:
         msg = f"{path} does not fit meta.json (columns, layout or count): delete both and {REMEDY}"
         raise DataError(msg)
     return [_view(layout, batch) for batch in table.to_batches()]
+
+
+def _fitting_table(path: Path, layout: Layout, count: int) -> pa.Table | None:
+    """A mapped file whose buffers are as long as it says; None if it holds something else.
+
+    Raises:
+        pa.ArrowException, ValueError: It is no such file.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        # First, because a column of impossible width cannot even be described.
+        too_short = path.stat().st_size < count * layout.itemsize
+        if too_short or not reader.schema.equals(_schema(layout), check_metadata=True):
+            return None
+        table = reader.read_all()
+    except OSError as error:
+        # Arrow tells of a file that ends too soon as of an error of the disk without a number.
+        if error.errno is not None:
+            raise
+        raise ValueError(*error.args) from error
+    table.validate(full=True)
+    whole = len(table) == count and not any(column.null_count for column in table.columns)
+    return table if whole else None
 
 
 def _view(layout: Layout, batch: pa.RecordBatch) -> Block:

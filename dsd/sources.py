@@ -5,6 +5,7 @@ or not 8-bit, and brings everything to one size. Only a block of images is in me
 """
 
 import hashlib
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from dsd.decoding import Planes, area_average, decode
-from dsd.errors import DataError
+from dsd.decoding import MAX_BYTES, Planes, area_average, decode
+from dsd.errors import DataError, one_line
 
 __all__ = ["Item", "Reader", "Refused", "Source", "find_images"]
 
@@ -48,11 +49,27 @@ class Item:
         if self.content is None:
             msg = "has no bytes"
             raise ValueError(msg)
-        try:
-            return self.content.read_bytes() if isinstance(self.content, Path) else self.content
-        except OSError as error:
-            msg = f"cannot be read: {error.strerror}"
-            raise ValueError(msg) from error
+        return _read(self.content) if isinstance(self.content, Path) else self.content
+
+
+def _read(path: Path) -> bytes:
+    """All bytes of a file on the disk; a device or a pipe might never end, or never begin.
+
+    Raises:
+        ValueError: It cannot be read, or is no file of a picture's size.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            msg = "cannot be read: it is no regular file"
+            raise ValueError(msg)
+        if status.st_size > MAX_BYTES:
+            msg = f"has {status.st_size} bytes, more than {MAX_BYTES}"
+            raise ValueError(msg)
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"cannot be read: {error.strerror}"
+        raise ValueError(msg) from error
 
 
 @final
@@ -97,6 +114,9 @@ def find_images(
     if not path.exists():
         msg = f"{path} does not exist: correct data.path in params.yaml"
         raise DataError(msg)
+    if not (path.is_dir() or path.is_file()):
+        msg = f"{path} is neither a file nor a folder: correct data.path in params.yaml"
+        raise DataError(msg)
     if path.is_dir() != (kind == "folder"):
         found, other = ("folder", "folder") if path.is_dir() else ("file", "parquet")
         msg = f"{path} is a {found}: correct data.path, or set data.source to {other}"
@@ -115,24 +135,30 @@ def _folder(folder: Path) -> Source:
         suffixes = " ".join(sorted(SUFFIXES))
         msg = f"{folder} holds no images ({suffixes}): correct data.path in params.yaml"
         raise DataError(msg)
-    return Source(len(found), [Item(str(found[name]), found[name]) for name in sorted(found)])
+    return Source(len(found), [Item(one_line(found[name]), found[name]) for name in sorted(found)])
 
 
 def _parquet(path: Path) -> Source:
     """The column ``image`` of a Parquet file: encoded, or a struct with a field ``bytes``."""
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        msg = f"{path} is no readable Parquet file ({error}): correct data.path in params.yaml"
+        schema = file.schema_arrow
+        columns = [one_line(name) for name in schema.names]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = one_line(error)
+        msg = f"{path} is no readable Parquet file ({reason}): correct data.path in params.yaml"
         raise DataError(msg) from error
-    _check_column(path, file.schema_arrow)
+    _check_column(path, schema, columns)
     return Source(file.metadata.num_rows, _rows(path, file))
 
 
-def _check_column(path: Path, schema: pa.Schema) -> None:
-    """Raise DataError unless there is a column ``image`` of bytes."""
-    if "image" not in schema.names:
-        msg = f"{path} has no column 'image', only {schema.names}: rename the column of images"
+def _check_column(path: Path, schema: pa.Schema, columns: list[str]) -> None:
+    """Raise DataError unless there is one column ``image`` of bytes."""
+    if "image" not in columns:
+        msg = f"{path} has no column 'image', only {columns}: rename the column of images"
+        raise DataError(msg)
+    if columns.count("image") > 1:
+        msg = f"{path} has several columns 'image': rename those that are not meant"
         raise DataError(msg)
     kind = schema.field("image").type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -143,26 +169,38 @@ def _check_column(path: Path, schema: pa.Schema) -> None:
 
 
 def _rows(path: Path, file: pq.ParquetFile) -> Iterator[Item]:
-    """The images of a Parquet file, a few rows in memory at a time."""
+    """The images of a Parquet file, one row in memory at a time.
+
+    A few hundred bytes can say that any number of rows repeat one large value, so more rows at a
+    time would let a small file fill the memory; they would not be faster either.
+    """
     number = 0
     try:
-        for batch in file.iter_batches(batch_size=64, columns=["image"]):
+        for batch in file.iter_batches(batch_size=1, columns=["image"]):
             for value in batch.column(0).to_pylist():
                 content = value["bytes"] if isinstance(value, dict) else value
                 yield Item(f"{path}, row {number}", content)
                 number += 1
-    except (pa.ArrowException, OSError) as error:
-        msg = f"{path} is damaged near row {number} ({error}): fetch the file again"
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = one_line(error)
+        msg = f"{path} is damaged near row {number} ({reason}): fetch the file again"
         raise DataError(msg) from error
 
 
 def _torchvision(path: Path, name: str) -> Source:
     """A set of torchvision, fetched into ``path`` unless it is there."""
+    pickled = path / "FashionMNIST" / "processed"
+    if name == "fashion-mnist" and pickled.exists():
+        msg = (
+            f"{pickled} is of an old torchvision, which pickled; it would be read instead "
+            "of the images beside it: delete that folder"
+        )
+        raise DataError(msg)
     try:
         dataset = _load_torchvision(path, name)
     # torchvision lets through whatever its download tools raise.
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(" ".join(str(error).split()))
         msg = (
             f"torchvision's {name} is not in {path} and cannot be downloaded ({reason}): "
             "connect to the network once, or copy torchvision's files there"
@@ -173,6 +211,9 @@ def _torchvision(path: Path, name: str) -> Source:
         items = [Item(str(folder / file), folder / file) for file in dataset.filename]
         return Source(len(items), items, square=True)
     pixels = np.asarray(dataset.data)
+    if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4}:
+        msg = f"torchvision's files of {name} in {path} hold no pictures: delete them"
+        raise DataError(msg)
     planes = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
     return Source(
         len(planes), (Item(f"{name}, image {i}", image) for i, image in enumerate(planes))

@@ -128,6 +128,7 @@ class _Run:
         self.history = History()
         inputs = (train.fingerprint, heldout.fingerprint, teacher.weights_sha256)
         self._state = self._resumable(paths, ",".join(inputs))
+        self._checkpoints = self._state.folder / "checkpoints"
         log.say(fit_into_memory(self._training, team, params.compute, device))
 
     def _resumable(self, paths: Paths, inputs: str) -> Resumable:
@@ -215,32 +216,42 @@ class _Run:
         save_grid(images[:GRID_IMAGES].cpu(), picture, columns=GRID_COLUMNS, zoom=zoom)
 
     def _keep_generator(self) -> None:
-        """Save the averaged generator, and remove one that is no longer among the best."""
-        folder = self._state.folder / "checkpoints"
+        """Save the averaged generator."""
         save_model(
-            folder / _moment(self.history.images_seen),
+            self._checkpoints / _moment(self.history.images_seen),
             self._training.average.denoiser,
             network=self._network,
             operator=self._operator.choice,
             shape=self._operator.shape,
             sigma_init=self._params.distill.sigma_init,
         )
+
+    def _remove_generators(self) -> None:
+        """Remove the generators that are no longer among the best.
+
+        Only once the state says so: a GPU that measures again after an interruption may find
+        other numbers, and then another one the best.
+        """
         best = self.history.ranked()[: self._params.distill.selection.keep]
         kept = {_moment(item.images_seen) for item in (*best, self.history.measurements[-1])}
-        for checkpoint in folder.iterdir():
+        for checkpoint in self._checkpoints.iterdir():
             if checkpoint.name not in kept:
                 shutil.rmtree(checkpoint)
 
     def _save(self) -> None:
         self._meter.check(self.history.images_seen)
         self._state.save(self.history.model_dump(mode="json"))
+        if self._team.leads:
+            self._remove_generators()
         self._state.stop_if_asked(self.history.images_seen)
 
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs and forget the resumable state."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
         folder = self._state.folder
-        chosen = folder / "checkpoints" / _moment(self.history.ranked()[0].images_seen)
+        self._state.save(self.history.model_dump(mode="json"))
+        self._remove_generators()
+        chosen = self._checkpoints / _moment(self.history.ranked()[0].images_seen)
         shutil.copytree(chosen, artifact / "generator", dirs_exist_ok=True)
         header = ["images", "gap", "proximal_frechet"]
         rows = [tuple(item.model_dump().values()) for item in self.history.measurements]

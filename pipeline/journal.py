@@ -1,6 +1,7 @@
 """Numbers of a stage on local disk, written before anything is sent to MLflow."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Entry:
 
 @final
 class Journal:
-    """Append-only JSON lines, each flushed to the operating system; survives the process.
+    """Append-only JSON lines, each on the disk before a state can be that is newer.
 
     A line that a crash cut short is removed on opening.
     """
@@ -62,6 +63,8 @@ class Journal:
         line = json.dumps({"images": images, "ms": milliseconds, "values": fresh})
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         self._remember(images, fresh)
 
     def append_sample(self, values: Mapping[str, float], milliseconds: int) -> None:

@@ -116,6 +116,8 @@ class Store:
         """Bring an abandoned session to its end; False if there was nothing left to do."""
         record = session.record
         if "end" in record.done:
+            if record.status == "FINISHED":  # its process was killed just before it did this
+                session.remove()
             return False
         if record.status == "RUNNING":  # its process was killed without a chance to say so
             session.end("KILLED", now_ms())

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from dsd.errors import DataError
 from dsd.files import published
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ __all__ = ["as_number", "embed", "inline", "write_page"]
 
 _LARGE_PICTURE = 300_000
 """Bytes above which a picture is embedded with loss; the file itself is kept as it is."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_page(path: Path, template: str, **content: object) -> None:
@@ -57,19 +60,30 @@ def embed(path: Path, text: str) -> Markup:
     """A picture's file inside the page.
 
     Args:
-        path: An image file.
+        path: A PNG file.
         text: What it shows, for those who cannot see it.
+
+    Raises:
+        DataError: It is no PNG picture: a page that is passed on must not carry other files, to
+            which a link may lead.
     """
-    raw, kind = path.read_bytes(), path.suffix.removeprefix(".")
-    if len(raw) > _LARGE_PICTURE:
-        raw, kind = _smaller(raw), "webp"
+    raw, kind = path.read_bytes(), "png"
+    try:
+        if not raw.startswith(_PNG):
+            raise UnidentifiedImageError
+        if len(raw) > _LARGE_PICTURE:
+            raw, kind = _smaller(raw), "webp"
+    # On damaged bytes, Pillow's decoders raise nearly anything.
+    except Exception as error:
+        msg = f"{path} is no PNG picture: remove it, or run `dvc repro` again"
+        raise DataError(msg) from error
     encoded = base64.b64encode(raw).decode()
     return Markup('<img src="data:image/{};base64,{}" alt="{}">').format(kind, encoded, text)
 
 
 def _smaller(raw: bytes) -> bytes:
     target = io.BytesIO()
-    with Image.open(io.BytesIO(raw)) as image:
+    with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
         image.convert("RGB").save(target, "WEBP", quality=85)
     return target.getvalue()
 

@@ -25,7 +25,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from dsd.config import Params
-from dsd.errors import ParamsError
+from dsd.errors import ParamsError, one_line
 from dsd.files import published
 from pipeline.params_schema import all_keys, describe_bounds, describe_value
 
@@ -149,7 +149,7 @@ def _validated(document: Mapping[Any, Any], name: str) -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        lines = [f"{name}: {line}" for line in _explain(error)]
+        lines = [one_line(f"{name}: {line}") for line in _explain(error)]
     raise ParamsError("\n".join(lines))
 
 
@@ -200,7 +200,7 @@ def _parse(text: str, name: str) -> dict[Any, Any]:
         _refuse_exotic(text, name)
         document = _yaml().load(text)
     except (YAMLError, ValueError, RecursionError, OverflowError) as error:
-        msg = f"{name}: {_where(error)}"
+        msg = one_line(f"{name}: {_where(error)}")
         raise ParamsError(msg) from error
     if not isinstance(document, dict):
         what = "is empty" if document is None else "is not a mapping of sections"

@@ -114,4 +114,6 @@ class Resumable:
 
     def clear(self) -> None:
         """Forget the run, which is complete."""
+        # First the state: killed in between, a run must not go on without the files it counts on.
+        (self.folder / "state").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

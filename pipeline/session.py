@@ -81,9 +81,13 @@ class Session:
     def save(self) -> None:
         """Write the record, whole or not at all."""
         with self._saving:
-            part = self.folder / f"{_RECORD}.part"
             text = json.dumps(dataclasses.asdict(self.record), indent=1)
-            part.write_text(text, encoding="utf-8")
+            part = self.folder / f"{_RECORD}.part"
+            # Not dsd.files.published, which would make a folder that was just removed anew.
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(self.folder / _RECORD)
 
     def end(self, status: str, milliseconds: int) -> None:

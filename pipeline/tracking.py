@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dsd.config import Params
 from dsd.errors import Interrupted
+from dsd.files import published
 from pipeline.machine import Machine
 from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
 from pipeline.params import flatten
@@ -226,11 +227,8 @@ class StageRun:
             "seconds": round(time.monotonic() - self._started, 1),
             "reason": None if record.run_id else self._trouble,
         }
-        target = self._paths.report(self._stage) / RUN_FILE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        part.replace(target)
+        with published(self._paths.report(self._stage) / RUN_FILE) as file:
+            file.write((json.dumps(found, indent=1) + "\n").encode())
 
 
 def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:

@@ -61,8 +61,9 @@ def load_inception(device: torch.device, weights: Path | None) -> Inception:
     try:
         network = InceptionV3W(str(path.parent), download=False)
     except (RuntimeError, AttributeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
         msg = (
-            f"{path}: is not clean-fid's Inception ({error}); "
+            f"{path}: is not clean-fid's Inception ({reason}); "
             f"delete it and take the file from {inception_url}"
         )
         raise DataError(msg) from error
