@@ -234,7 +234,8 @@ def _evaluate(params: Params, measured: Measured) -> StagePlan:
 
 def _space(space: SpaceRates, count: int, references: int, observe: float) -> float:
     """All measures of all models and of noisy data, in one feature space."""
-    extracted = references + (2 * _MODELS + 1) * count
+    # The noisy data's own features are there already, as a reference.
+    extracted = references + 2 * _MODELS * count
     distances = (2 * _MODELS + 1) * _frechet(space, count)
     pairs = (_MODELS + 1) * count**2 * space.pairs
     summed = references * space.moments + _MODELS * count * observe
