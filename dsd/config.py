@@ -538,6 +538,10 @@ class Compute(Section):
     checkpoint_minutes: Positive
     """Interval of resumable states, in minutes."""
 
+    strikes: Count
+    """How often one run of a training may meet a number that is NaN or infinite: it goes back to
+    the last good state, changes nothing and tries again, and the last time it stops."""
+
 
 class Params(Section):
     """All of ``params.yaml``, in the order of the stages."""

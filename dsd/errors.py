@@ -42,9 +42,18 @@ class DataError(DsdError):
 
 
 class NonFiniteError(DsdError):
-    """A loss, gradient or weight became NaN or infinite."""
+    """A loss, gradient, weight or pixel became NaN or infinite.
+
+    Args:
+        message: Which, and where.
+        images_seen: Of the training step in which it appeared, where it was one.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, images_seen: int | None = None) -> None:
+        super().__init__(message)
+        self.images_seen = images_seen
 
 
 class LostProcessError(DsdError):

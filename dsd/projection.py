@@ -23,7 +23,8 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x.clamp(-1, 1)
+        # The clamp alone would hide an infinite pixel.
+        return x.clamp(-1, 1).masked_fill(x.isinf(), float("nan"))
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class _Projection(torch.autograd.Function):
 
 
 def project_to_range(x: State) -> State:
-    """``x`` clamped to [-1, 1].
+    """``x`` clamped to [-1, 1]; an infinite pixel becomes NaN.
 
     Gradient:
         As of the identity, but zero where a step against it would move a pixel further outside.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO, final
 from uuid import UUID
 
 from flows.environment import ROOT
+from pipeline.locks import try_lock
 from pipeline.paths import home_of
-from pipeline.process import try_lock
 from pipeline.tether import end_with_parent
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Environment of all that a flow starts: no telemetry, this interpreter, files in the project."""
+"""Environment of all that a flow starts: no telemetry, no pickles, files in the project."""
 
 import os
 import sys
@@ -11,6 +11,8 @@ __all__ = ["ROOT", "set_defaults", "stage_environment"]
 ROOT = Path(__file__).resolve().parents[1]
 """The workspace: the folder of dvc.yaml."""
 
+_INDEX = home_of(ROOT) / ".dvc" / "tmp" / "site"
+
 # MLflow takes only the word "true" for DO_NOT_TRACK; Prefect and DVC take it too.
 DEFAULTS = {
     "DO_NOT_TRACK": "true",
@@ -19,6 +21,14 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    # Otherwise any page that this machine's browser shows may start runs through the API.
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1:4200,http://localhost:4200",
+    # Prefect and MLflow would write and read pickles; nothing here needs any.
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # DVC unpickles this index, and would keep it where every user of the machine may write.
+    "DVC_SITE_CACHE_DIR": str(_INDEX),
     # The default of 20 s is too short for a busy machine's first start, which makes a data base.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # Each project has its own Prefect data base, beside its MLflow store.
@@ -30,6 +40,9 @@ def set_defaults() -> None:
     """Set what the user has not set; to be called before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if _INDEX.parents[1].is_dir():
+        # DVC itself would make it writable for all.
+        _INDEX.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def stage_environment() -> dict[str, str]:

@@ -27,10 +27,11 @@ from dvc.repo.experiments.refs import ExpRefInfo
 
 from dsd.config import Params
 from dsd.errors import DataError, ParamsError
+from dsd.files import published
 from flows.dvc_runner import DvcError, OnLine, run_dvc
+from pipeline.locks import BusyError, exclusive
 from pipeline.params import flatten, load_params, update_params
 from pipeline.paths import Paths
-from pipeline.process import BusyError, exclusive
 
 __all__ = [
     "REPORTS",
@@ -166,13 +167,16 @@ def keep_report(home: Path, root: Path, name: str) -> Path:
         The folder, which ``python -m pipeline compare`` takes.
     """
     source, target = Paths(root).report(""), home / REPORTS / name
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Paths(root).params, target / "params.yaml")
+    _copy(Paths(root).params, target / "params.yaml")
     for file in _KEPT:
         if (source / file).is_file():
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, target / file)
+            _copy(source / file, target / file)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    with published(target) as file:
+        file.write(source.read_bytes())
 
 
 def _lock(home: Path, name: str) -> Path:

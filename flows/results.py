@@ -1,10 +1,10 @@
 """What a run found, as the rows and pages that Prefect shows."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from dsd.files import read_json
 from pipeline.paths import Paths
 from pipeline.summary import LABELS
 
@@ -39,7 +39,7 @@ def distance_rows(root: Path) -> list[Row]:
     file = Paths(root).summary
     if not file.is_file():
         return []
-    summary = json.loads(file.read_text(encoding="utf-8"))
+    summary = read_json(file)
     features = summary["protocol"]["features"]
     return [
         {"images of": LABELS.get(name, name), "features": features}
@@ -74,10 +74,9 @@ def result_page(root: Path, rows: list[Row], report: Path | None, experiment: st
 def _mlflow_record(root: Path, stage: str) -> dict[str, Any]:
     """What ``reports/<stage>/run.json`` says of the MLflow run; empty without one."""
     try:
-        text = (Paths(root).report(stage) / "run.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = read_json(Paths(root).report(stage) / "run.json")
     except OSError:
         return {}
-    found: dict[str, Any] = json.loads(text)
     return found
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dsd.config import Params
 from flows.dvc_runner import OnLine, PlannedStage
+from pipeline.locks import BusyError, exclusive
 from pipeline.params import leaves
-from pipeline.process import BusyError, exclusive
 
 __all__ = ["in_stage_turn"]
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from dsd.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline import launch
+from pipeline.locks import exclusive
 from pipeline.paths import Paths
-from pipeline.process import StopSignal, die_with_parent, exclusive, set_up_cpu
+from pipeline.process import StopSignal, die_with_parent, set_up_cpu
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         module = import_module(f"pipeline.{stage}")
         from pipeline import tracking
 
+        _forget_done_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
@@ -157,6 +159,18 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
             if stage == "evaluate":
                 # Here, and not in the stage: other words on a page must not repeat an evaluation.
                 _report(params, paths, seconds=time.monotonic() - started)
+
+
+def _forget_done_before(stage: str, paths: Paths) -> None:
+    """Delete the states of other stages' complete trainings.
+
+    That this stage begins shows that DVC has noted them.
+    """
+    from pipeline.resume import forget_done
+
+    for other in launch.TRAININGS:
+        if other != stage:
+            forget_done(paths.state(other), paths.root)
 
 
 def _report(params: "Params", paths: Paths, *, seconds: float) -> None:

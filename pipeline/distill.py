@@ -2,6 +2,9 @@
 
 import math
 import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
@@ -20,11 +23,19 @@ from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Pixels
 from dsd.training.distill import Distillation
+from dsd.training.health import HealthWatch
 from dsd.training.meter import LevelMeter
 from dsd.training.team import Team
 from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
-from pipeline.resume import Resumable, fingerprint
+from pipeline.resume import (
+    KEPT_BY_STATES,
+    Resumable,
+    fingerprint,
+    forget_done,
+    reserved,
+    within_strikes,
+)
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -59,16 +70,51 @@ class History(BaseModel):
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Distil ``data/pretrain`` and write ``data/distill`` and ``reports/distill``."""
-    with joined_team(params.compute, params.distill.batch_size) as (team, device):
-        distillation = _Run(params, paths, log, team, device)
-        distillation.distill()
-    if team.leads:
-        distillation.write(paths)
+    given = _Given(
+        open_images(paths, "corrupt/train", log),
+        open_images(paths, "corrupt/heldout", log),
+        paths.artifact("pretrain"),
+    )
+    states, name = paths.state("distill"), _name(params, given)
+    forget_done(states, paths.root, but=name)
+    with ExitStack() as held:
+        with joined_team(params.compute, params.distill.batch_size) as (team, device):
+            folder = held.enter_context(reserved(states / name, team))
+
+            def attempt() -> _Run:
+                distillation = _Run(params, folder, given, log, team, device)
+                distillation.distill()
+                return distillation
+
+            distillation = within_strikes(attempt, params.compute.strikes, log)
+        if team.leads:
+            distillation.write(paths)
     best = distillation.history.ranked()[0]
     log.say(
         f"chose the generator after {best.images_seen:,} images, Proximal Frechet distance "
         f"{best.proximal_frechet:.4g} ({params.distill.selection.features})"
     )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the stage reads."""
+
+    train: ImageStore
+    heldout: ImageStore
+    teacher: Path
+
+
+def _name(params: Params, given: _Given) -> str:
+    """Of the run, by all that its result depends on."""
+    wanted = params.model_dump(
+        mode="json",
+        include={"seed", "pretrain", "distill", "compute"},
+        exclude={"compute": KEPT_BY_STATES},
+    )
+    teacher = read_spec(given.teacher).weights_sha256
+    inputs = ",".join((given.train.fingerprint, given.heldout.fingerprint, teacher))
+    return fingerprint({**wanted, "inputs": inputs})
 
 
 def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> ProximalReference:
@@ -96,19 +142,22 @@ class _Run:
     """
 
     def __init__(
-        self, params: Params, paths: Paths, log: StageLog, team: Team, device: torch.device
+        self,
+        params: Params,
+        folder: Path,
+        given: _Given,
+        log: StageLog,
+        team: Team,
+        device: torch.device,
     ) -> None:
-        train = open_images(paths, "corrupt/train", log)
-        heldout = open_images(paths, "corrupt/heldout", log)
         self._params = params
         self._log = log
         self._team = team
-        self._operator = Operator.of_store(train.meta.info)
-        teacher = read_spec(paths.artifact("pretrain"))
-        self._network = teacher.network
+        self._operator = Operator.of_store(given.train.meta.info)
+        self._network = read_spec(given.teacher).network
         self._training = Distillation(
-            load_denoiser(paths.artifact("pretrain"), device),
-            train.sigma.to(device),
+            load_denoiser(given.teacher, device),
+            given.train.sigma.to(device),
             self._operator.shape,
             params.distill,
             params.pretrain,
@@ -118,20 +167,20 @@ class _Run:
             team=team,
             activation_checkpointing=params.compute.activation_checkpointing,
         )
-        self._proximal = _proximal(params, heldout, device) if team.leads else None
-        self._meter = LevelMeter("the gap between teacher and fake denoiser").to(device)
+        self._proximal = _proximal(params, given.heldout, device) if team.leads else None
+        self._watch = HealthWatch(team)
+        self._meter = LevelMeter().to(device)
         self._latents = make_latents(
             params.distill.selection.num_samples,
             self._operator.shape,
             seed=derive_seed(params.seed, "selection latents"),
         ).to(device)
         self.history = History()
-        inputs = (train.fingerprint, heldout.fingerprint, teacher.weights_sha256)
-        self._state = self._resumable(paths, ",".join(inputs))
+        self._state = self._resumable(folder)
         self._checkpoints = self._state.folder / "checkpoints"
         log.say(fit_into_memory(self._training, team, params.compute, device))
 
-    def _resumable(self, paths: Paths, inputs: str) -> Resumable:
+    def _resumable(self, folder: Path) -> Resumable:
         training = self._training
         modules = {
             "net": training.generator,
@@ -140,12 +189,8 @@ class _Run:
             "meter": self._meter,
         }
         optimizers = {"adam": training.optimizer, "adam_fake": training.optimizer_fake}
-        wanted = self._params.model_dump(
-            mode="json", include={"seed", "pretrain", "distill", "compute"}
-        )
         state = Resumable(
-            paths.state("distill"),
-            fingerprint({**wanted, "inputs": inputs}),
+            folder,
             TrainingState(modules, optimizers),
             minutes=self._params.compute.checkpoint_minutes,
             log=self._log,
@@ -155,6 +200,8 @@ class _Run:
         if saved is not None:
             self.history = History.model_validate(saved)
             training.step = self.history.images_seen // self._params.distill.batch_size
+            for measurement in self.history.measurements:
+                self._tell(measurement)  # a run that began anew has not heard of it
         return state
 
     def distill(self) -> None:
@@ -165,6 +212,7 @@ class _Run:
             if not self.history.measurements:
                 self._measure()
             for record in training.steps():
+                self._watch.see(record)
                 self._meter.add(record.gap, record.sigma)
                 self.history.images_seen = record.images_seen
                 if training.step % measuring == 0 or training.step == training.num_steps:
@@ -176,6 +224,7 @@ class _Run:
 
     def _measure(self) -> None:
         """Measure the averaged generator, and keep it for as long as it is one of the best."""
+        self._watch.settle()
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
         (proximal,) = self._team.largest(self._judge() if self._team.leads else -math.inf)
@@ -183,8 +232,11 @@ class _Run:
         self.history.measurements.append(measurement)
         if self._team.leads:
             self._keep_generator()
+        self._tell(measurement)
+
+    def _tell(self, measurement: Measurement) -> None:
         values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)
-        self._log.metrics(seen, values)
+        self._log.metrics(measurement.images_seen, values)
 
     def _judge(self) -> float:
         """Proximal Frechet distance of the averaged generator's images, which are kept."""
@@ -195,7 +247,7 @@ class _Run:
 
     def _read_gap(self) -> float:
         seen = self.history.images_seen
-        reading = self._meter.read(seen)
+        reading = self._meter.read()
         self.history.gap_by_level += [(seen, *item) for item in reading.by_level.items()]
         return reading.mean
 
@@ -239,14 +291,14 @@ class _Run:
                 shutil.rmtree(checkpoint)
 
     def _save(self) -> None:
-        self._meter.check(self.history.images_seen)
+        self._watch.settle()
         self._state.save(self.history.model_dump(mode="json"))
         if self._team.leads:
             self._remove_generators()
         self._state.stop_if_asked(self.history.images_seen)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs and forget the resumable state."""
+        """Write the stage's outputs; until DVC has noted them, the state stays."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
         folder = self._state.folder
         self._state.save(self.history.model_dump(mode="json"))
@@ -263,7 +315,7 @@ class _Run:
         for kept in ("checkpoints", "trajectory"):
             shutil.copytree(folder / kept, artifact / kept, dirs_exist_ok=True)
         shutil.copytree(folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.clear()
+        self._state.done(paths.root)
 
 
 def _moment(images_seen: int) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -35,7 +36,8 @@ class Entry:
 class Journal:
     """Append-only JSON lines, each on the disk before a state can be that is newer.
 
-    A line that a crash cut short is removed on opening.
+    A line that a crash cut short is removed on opening. What the disk refuses is kept in memory
+    and written with the next line, or by :meth:`write`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -43,7 +45,8 @@ class Journal:
         self._seen: dict[str, int] = {}
         self.first_images: int | None = None
         self._samples = 0
-        self._keep_whole_lines()
+        self._waiting = b""
+        self._size = self._keep_whole_lines()
         for entry in self.entries():
             self._remember(entry.images, entry.values)
 
@@ -52,7 +55,11 @@ class Journal:
         self._file = folder / self._file.name
 
     def append(self, images: int, values: Mapping[str, float], milliseconds: int) -> None:
-        """Write numbers, without those of steps that a resumed stage goes through again."""
+        """Write numbers, without those of steps that a resumed stage goes through again.
+
+        Raises:
+            OSError: The disk refuses; the numbers are written with the next ones.
+        """
         fresh = {
             name: float(value)
             for name, value in values.items()
@@ -61,29 +68,41 @@ class Journal:
         if not fresh:
             return
         line = json.dumps({"images": images, "ms": milliseconds, "values": fresh})
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        self._waiting += f"{line}\n".encode()
+        self._remember(images, fresh)
+        self.write()
+
+    def write(self) -> None:
+        """Put on the disk what it refused before.
+
+        Raises:
+            OSError: It still does.
+        """
+        if not self._waiting:
+            return
+        with self._file.open("ab") as stream:
+            stream.truncate(self._size)  # what an attempt that failed has left
+            stream.write(self._waiting)
             stream.flush()
             os.fsync(stream.fileno())
-        self._remember(images, fresh)
+        self._size += len(self._waiting)
+        self._waiting = b""
 
     def append_sample(self, values: Mapping[str, float], milliseconds: int) -> None:
         """Write what was measured of the machine, with the next number of a sample."""
         self.append(self._samples, values, milliseconds)
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
-        """Complete entries from byte ``start`` on."""
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as stream:
+        """Entries from byte ``start`` on, as far as the disk has them for certain."""
+        with suppress(FileNotFoundError), self._file.open("rb") as stream:
             stream.seek(start)
             for line in stream:
-                if not line.endswith(b"\n"):
-                    return
                 start += len(line)
+                if start > self._size:
+                    return
                 try:
                     raw = json.loads(line)
-                except ValueError:  # half a line from a full disk, with the next one behind it
+                except ValueError:  # the disk has spoiled it
                     continue
                 yield Entry(raw["images"], raw["ms"], raw["values"], start)
 
@@ -94,10 +113,12 @@ class Journal:
             self.first_images = images
         self._seen |= dict.fromkeys(values, images)
 
-    def _keep_whole_lines(self) -> None:
+    def _keep_whole_lines(self) -> int:
+        """Cut off the beginning of a line; how many bytes are left."""
         if not self._file.exists():
-            return
-        whole = self._file.read_bytes().rpartition(b"\n")
-        if whole[2]:
-            with self._file.open("r+b") as stream:
-                stream.truncate(len(whole[0]) + len(whole[1]))
+            return 0
+        lines, end, rest = self._file.read_bytes().rpartition(b"\n")
+        size = len(lines) + len(end)
+        if rest:
+            os.truncate(self._file, size)
+        return size

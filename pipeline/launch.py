@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROCESSES",
+    "TRAININGS",
     "FollowerLog",
     "WorkerError",
     "become_worker",
@@ -49,7 +50,9 @@ __all__ = [
 PROCESSES = "DSD_PROCESSES"
 """Environment variable with the number of processes of a training; unset: one for each GPU."""
 
-_TRAININGS = ("pretrain", "distill")
+TRAININGS = ("pretrain", "distill")
+"""Stages that several processes may share."""
+
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _END_SECONDS = 60
 
@@ -129,7 +132,7 @@ def become_worker(stage: str) -> None:
     """
     end_with_parent(os.getppid())
     sys.excepthook = _tell_all
-    if stage not in _TRAININGS:
+    if stage not in TRAININGS:
         msg = f"{stage} runs in one process: start `python -m pipeline {stage}` without torchrun"
         raise ParamsError(msg)
 
@@ -140,7 +143,7 @@ def num_processes(stage: str, params: "Params") -> int:
     Raises:
         ParamsError: ``DSD_PROCESSES`` is no count, or more than there is work or are GPUs for.
     """
-    if stage not in _TRAININGS:
+    if stage not in TRAININGS:
         return 1
     batch: int = getattr(params, stage).batch_size
     asked = os.environ.get(PROCESSES, "")

@@ -13,8 +13,8 @@ from typing import Any, final
 from urllib.parse import urlsplit
 
 from pipeline.champion import consider
+from pipeline.locks import in_turn
 from pipeline.paths import Paths
-from pipeline.process import in_turn
 from pipeline.session import Record, Session
 
 # MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
@@ -51,6 +51,7 @@ RUN_FILE = "run.json"
 _BATCH = 1000
 _PARAM_BATCH = 100
 _DIGEST_LENGTH = 32
+_TOKEN_TAG = "token"
 # Otherwise MLflow opens the experiment on pages about language models.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _AS_INPUT = InputTag("mlflow.data.context", "input")
@@ -109,14 +110,14 @@ class Store:
                     self._once(session, "pictures", lambda: self._show_samples(session, report))
                     self._once(session, "champion", lambda: self._consider(session))
         self._once(session, "end", lambda: self._end(session))
-        if record.status == "FINISHED":
+        if session.is_over():
             session.remove()
 
     def settle(self, session: Session) -> bool:
         """Bring an abandoned session to its end; False if there was nothing left to do."""
         record = session.record
         if "end" in record.done:
-            if record.status == "FINISHED":  # its process was killed just before it did this
+            if session.is_over():  # its process was killed just before it did this
                 session.remove()
             return False
         if record.status == "RUNNING":  # its process was killed without a chance to say so
@@ -141,8 +142,13 @@ class Store:
             record.run_id, record.sent = None, 0
         if record.run_id is None:
             experiment = _experiment_id(client, record.experiment, self._artifact_location())
+            record.run_id = _created_before(client, experiment, record.token)
+        if record.run_id is None:
             created = client.create_run(
-                experiment, start_time=record.started_ms, run_name=record.name
+                experiment,
+                start_time=record.started_ms,
+                run_name=record.name,
+                tags={_TOKEN_TAG: record.token},
             )
             record.run_id = created.info.run_id
         else:
@@ -181,7 +187,7 @@ class Store:
         client, run_id = self._connect(session)
         ended = session.record.ended_ms
         for file in sorted((report / "samples").glob("*.png")):
-            with Image.open(file) as image:
+            with Image.open(file, formats=("PNG",)) as image:
                 picture = image.convert("RGB")
             client.log_image(run_id, picture, key=file.stem, timestamp=ended, synchronous=True)
 
@@ -319,6 +325,12 @@ def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str
         client.restore_experiment(found.experiment_id)
     experiment: str = found.experiment_id
     return experiment
+
+
+def _created_before(client: MlflowClient, experiment_id: str, token: str) -> str | None:
+    """The run of a process that was killed before it could note the run's id."""
+    found = client.search_runs([experiment_id], f"tags.{_TOKEN_TAG} = '{token}'")
+    return found[0].info.run_id if found else None
 
 
 def _is_there(client: MlflowClient, run_id: str) -> bool:

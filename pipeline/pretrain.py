@@ -1,6 +1,8 @@
 """Stage ``pretrain``: fit the teacher denoiser to the noisy images, which are all it reads."""
 
 import shutil
+from contextlib import ExitStack
+from pathlib import Path
 from typing import final
 
 import torch
@@ -16,12 +18,20 @@ from dsd.operators import Operator
 from dsd.precond import Denoiser
 from dsd.samplers import sample_teacher
 from dsd.seeds import derive_seed
+from dsd.training.health import HealthWatch
 from dsd.training.meter import LevelMeter
 from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
 from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
-from pipeline.resume import Resumable, fingerprint
+from pipeline.resume import (
+    KEPT_BY_STATES,
+    Resumable,
+    fingerprint,
+    forget_done,
+    reserved,
+    within_strikes,
+)
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -58,11 +68,30 @@ class History(BaseModel):
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Fit the teacher on ``data/corrupt/train``; write ``data/`` and ``reports/pretrain``."""
     noisy = open_images(paths, "corrupt/train", log)
-    with joined_team(params.compute, params.pretrain.batch_size) as (team, device):
-        fit = _Fit(params, paths, noisy, log, team, device)
-        fit.train()
-    if team.leads:
-        fit.write(paths)
+    states, name = paths.state("pretrain"), _name(params, noisy)
+    forget_done(states, paths.root, but=name)
+    with ExitStack() as held:
+        with joined_team(params.compute, params.pretrain.batch_size) as (team, device):
+            folder = held.enter_context(reserved(states / name, team))
+
+            def attempt() -> _Fit:
+                fit = _Fit(params, folder, noisy, log, team, device)
+                fit.train()
+                return fit
+
+            fit = within_strikes(attempt, params.compute.strikes, log)
+        if team.leads:
+            fit.write(paths)
+
+
+def _name(params: Params, noisy: ImageStore) -> str:
+    """Of the run, by all that its result depends on."""
+    wanted = params.model_dump(
+        mode="json",
+        include={"seed", "network", "pretrain", "compute"},
+        exclude={"compute": KEPT_BY_STATES},
+    )
+    return fingerprint({**wanted, "images": noisy.fingerprint})
 
 
 @final
@@ -75,7 +104,7 @@ class _Fit:
     def __init__(
         self,
         params: Params,
-        paths: Paths,
+        folder: Path,
         noisy: ImageStore,
         log: StageLog,
         team: Team,
@@ -100,20 +129,17 @@ class _Fit:
             team=team,
             activation_checkpointing=params.compute.activation_checkpointing,
         )
-        self._meter = LevelMeter("the teacher's loss").to(device)
+        self._watch = HealthWatch(team)
+        self._meter = LevelMeter().to(device)
         self._history = History()
-        self._state = self._resumable(paths, noisy)
+        self._state = self._resumable(folder)
         log.say(fit_into_memory(self.training, team, params.compute, device))
 
-    def _resumable(self, paths: Paths, noisy: ImageStore) -> Resumable:
+    def _resumable(self, folder: Path) -> Resumable:
         training = self.training
         modules = {"net": training.denoiser, "ema": training.average, "meter": self._meter}
-        wanted = self._params.model_dump(
-            mode="json", include={"seed", "network", "pretrain", "compute"}
-        )
         state = Resumable(
-            paths.state("pretrain"),
-            fingerprint({**wanted, "images": noisy.fingerprint}),
+            folder,
             TrainingState(modules, {"adam": training.optimizer}),
             minutes=self._params.compute.checkpoint_minutes,
             log=self._log,
@@ -123,6 +149,8 @@ class _Fit:
         if saved is not None:
             self._history = History.model_validate(saved)
             training.step = self._history.images_seen // self._params.pretrain.batch_size
+            for seen, loss in self._history.loss:  # a run that began anew has not heard of them
+                self._log.metrics(seen, {"loss": loss})
         return state
 
     def train(self) -> None:
@@ -132,26 +160,29 @@ class _Fit:
         drawing = max(1, round(config.sample_every_kimg * 1000 / config.batch_size))
         with self._log.progress(training.num_steps * config.batch_size) as progress:
             for record in training.steps():
+                self._watch.see(record)
                 self._meter.add(record.loss, record.sigma)
                 self._history.images_seen = record.images_seen
                 if training.step % reading == 0 or training.step == training.num_steps:
                     progress.update(record.images_seen, loss=self._read())
-                drawn = training.step % drawing == 0 or training.step == training.num_steps
-                if drawn and self._team.leads:
-                    self._draw()
+                if training.step % drawing == 0 or training.step == training.num_steps:
+                    self._watch.settle()
+                    if self._team.leads:
+                        self._draw()
                 if self._state.due():
                     self._save()
 
     def _read(self) -> float:
+        self._watch.settle()
         seen = self._history.images_seen
-        reading = self._meter.read(seen)
+        reading = self._meter.read()
         self._history.loss.append((seen, reading.mean))
         self._history.loss_by_level += [(seen, *item) for item in reading.by_level.items()]
         self._log.metrics(seen, {"loss": reading.mean})
         return reading.mean
 
     def _save(self) -> None:
-        self._meter.check(self._history.images_seen)
+        self._watch.settle()
         self._state.save(self._history.model_dump(mode="json"))
         self._state.stop_if_asked(self._history.images_seen)
 
@@ -173,7 +204,8 @@ class _Fit:
         save_grid(to_uint8(samples.truncated), target, columns=GRID_COLUMNS, zoom=zoom)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs and forget the resumable state."""
+        """Write the stage's outputs; until DVC has noted them, the state stays."""
+        self._state.save(self._history.model_dump(mode="json"))
         save_model(
             paths.artifact("pretrain"),
             self.training.average,
@@ -188,7 +220,7 @@ class _Fit:
             report / "loss_by_level.csv", ["images", "sigma", "loss"], self._history.loss_by_level
         )
         shutil.copytree(self._state.folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.clear()
+        self._state.done(paths.root)
 
 
 def _build(params: Params, operator: Operator) -> Denoiser:

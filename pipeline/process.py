@@ -1,37 +1,18 @@
-"""The process around a stage: signals, exclusive use of its folders, and not outliving DVC."""
+"""The process around a stage: signals, how it uses the CPU, and not outliving DVC."""
 
-import fcntl
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import TextIO, final
+from typing import final
 
-from dsd.errors import DsdError
 from pipeline.tether import end_with_parent
 
-__all__ = [
-    "BusyError",
-    "StopSignal",
-    "die_with_parent",
-    "exclusive",
-    "in_turn",
-    "set_up_cpu",
-    "try_lock",
-    "unlock",
-]
+__all__ = ["StopSignal", "die_with_parent", "set_up_cpu"]
 
 _SAME_KEYPRESS_SECONDS = 1.0
-
-
-@final
-class BusyError(DsdError):
-    """Another process is running the same stage in the same workspace."""
-
-    exit_code = 6
+_STOP_SECONDS = 20.0
 
 
 @final
@@ -40,11 +21,15 @@ class StopSignal:
 
     While ``polite`` a signal is only remembered, for a stage that asks between its steps and saves
     its state; a second Ctrl-C then aborts at once. Otherwise every signal interrupts at once.
+
+    Who sends another signal than Ctrl-C, kills after half a minute as a rule. If the process has
+    not ended by itself in ``seconds`` then, it ends in the middle of its step, as if killed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _STOP_SECONDS) -> None:
         self.number: int | None = None
         self.polite = False
+        self._seconds = seconds
         self._first_at = 0.0
 
     def install(self) -> None:
@@ -64,6 +49,19 @@ class StopSignal:
         if first:
             # Not print: a handler must not enter a buffered stream that it may have interrupted.
             os.write(2, b"\nstopping: saving the state first (Ctrl-C again aborts at once)\n")
+            if number != signal.SIGINT:
+                deadline = threading.Timer(self._seconds, self._give_up)
+                deadline.daemon = True
+                deadline.start()
+
+    def _give_up(self) -> None:
+        """End from a thread of its own: within an operation of torch no signal is heard."""
+        text = (
+            f"error: stopped in the middle of a step that took longer than {self._seconds:g} s; "
+            "the same command goes on from the last saved state\n"
+        )
+        os.write(2, text.encode())
+        os._exit(128 + (self.number or signal.SIGTERM))
 
 
 def die_with_parent() -> None:
@@ -86,55 +84,3 @@ def set_up_cpu() -> None:
     # Threads that wait for each other sleep after some microseconds instead of turning for ever,
     # which on a busy machine keeps the very thread that they wait for from running.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-@contextmanager
-def exclusive(lock: Path, purpose: str) -> Iterator[None]:
-    """Hold the file ``lock`` for the length of the block; it frees itself if the process dies.
-
-    Raises:
-        BusyError: Another process holds it; the message says which.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+", encoding="ascii") as handle:
-        if not try_lock(handle):
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            msg = (
-                f"{purpose} is already running here in process {holder}; wait until it ends or "
-                f"stop it with `kill {holder}`, then run the same command again"
-            )
-            raise BusyError(msg)
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        try:
-            yield
-        finally:
-            unlock(handle)
-
-
-def try_lock(handle: TextIO) -> bool:
-    """Take the lock of an open file unless another process has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def unlock(handle: TextIO) -> None:
-    """Give the lock back, also for child processes that inherited the open file."""
-    fcntl.flock(handle, fcntl.LOCK_UN)
-
-
-@contextmanager
-def in_turn(lock: Path) -> Iterator[None]:
-    """Hold the file ``lock`` for the length of the block; wait for it if need be."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a", encoding="ascii") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            unlock(handle)

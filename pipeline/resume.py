@@ -1,29 +1,51 @@
-"""Training stages that an interruption does not set back.
+"""Training stages that neither an interruption nor a number that is not finite sets back far.
 
 The state lies outside DVC's outputs (DVC deletes those before each run), in a folder named by a
-fingerprint of
-everything the result depends on: parameters, inputs and code. The same command therefore continues
-exactly the run that was interrupted and never one with other parameters. The folder goes when the
-stage is done.
+fingerprint of everything the result depends on: parameters, inputs and code. The same command
+therefore continues exactly the run that was interrupted and never one with other parameters. The
+folder goes when a later stage begins: only then has DVC noted that this one is done.
 """
 
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 from pydantic import JsonValue
 
 import dsd
 from dsd.checkpoint import TrainingState
-from dsd.errors import DataError, Interrupted
+from dsd.errors import DataError, Interrupted, NonFiniteError
+from dsd.files import published
 from dsd.training.team import Team
+from pipeline.locks import BusyError, exclusive
 from pipeline.stagelog import StageLog
 
-__all__ = ["Resumable", "fingerprint"]
+__all__ = [
+    "KEPT_BY_STATES",
+    "Resumable",
+    "fingerprint",
+    "forget_done",
+    "reserved",
+    "within_strikes",
+]
+
+T = TypeVar("T")
+
+KEPT_BY_STATES = {"checkpoint_minutes", "strikes"}
+"""Keys of ``compute`` that may change without a training beginning anew: no result depends on
+them."""
+
+_NEWEST, _LAST, _BEFORE = "newest", "state", "state-before"
+_STATES = (_NEWEST, _LAST, _BEFORE)
+"""Of one run, newest first; the first is there only between two renamings."""
+
+_DONE = "done"
+"""File in a run's folder that names the workspace which has its results."""
 
 
 def fingerprint(values: Mapping[str, JsonValue]) -> str:
@@ -36,13 +58,97 @@ def fingerprint(values: Mapping[str, JsonValue]) -> str:
     return digest.hexdigest()[:16]
 
 
-@final
-class Resumable:
-    """The saved state of one training run.
+@contextmanager
+def reserved(folder: Path, team: Team) -> Iterator[Path]:
+    """Keep the folder of a run for the processes of ``team`` as long as the block lasts.
+
+    Yields:
+        ``folder``.
+
+    Raises:
+        BusyError: Another process computes the same; the message says which.
+    """
+    if not team.leads:
+        yield folder
+        return
+    purpose = f"a training with the same parameters and images (its state is {folder})"
+    with exclusive(_lock_of(folder), purpose):
+        yield folder
+
+
+def forget_done(states: Path, root: Path, *, but: str = "") -> None:
+    """Delete the states of trainings that are done, once DVC has noted that they are.
 
     Args:
-        folder: Where the states of this stage are.
-        name: Fingerprint of the run.
+        states: Folder of a stage's states.
+        root: The workspace whose trainings are meant; those of workspaces that are gone, too.
+        but: Name of a run whose state stays.
+    """
+    for note in states.glob(f"*/{_DONE}"):
+        folder, owner = note.parent, Path(note.read_text(encoding="utf-8"))
+        if folder.name != but and (owner == root.resolve() or not owner.exists()):
+            with suppress(BusyError), exclusive(_lock_of(folder), "a training"):
+                _remove(folder)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _remove(folder: Path) -> None:
+    # First the states: killed in between, a run must not go on without the files it counts on.
+    for name in _STATES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def within_strikes(attempt: Callable[[], T], strikes: int, log: StageLog) -> T:
+    """What ``attempt`` returns; it goes on from the last good state when numbers are not finite.
+
+    Nothing is changed from one attempt to the next. What was a fault of the machine does not come
+    again, and leaves no trace in the result.
+
+    Args:
+        attempt: Trains from the last state that was saved, which no bad number precedes.
+        strikes: At most so many attempts may end with such a number.
+        log: Where to say so.
+
+    Raises:
+        NonFiniteError: All attempts ended so; the message is a diagnosis.
+    """
+    moments: list[int | None] = []
+    while True:
+        try:
+            return attempt()
+        except NonFiniteError as error:
+            moments.append(error.images_seen)
+            if len(moments) == strikes:
+                raise NonFiniteError(_verdict(error, moments), error.images_seen) from error
+            log.say(
+                f"{error}; strike {len(moments)} of {strikes}: going back to the last good state"
+            )
+            log.metrics(error.images_seen or 0, {"strikes": len(moments)})
+
+
+def _verdict(error: NonFiniteError, moments: list[int | None]) -> str:
+    """What to make of the last of several strikes."""
+    again = ""
+    if len(moments) > 1:
+        place = "the same step" if len(set(moments)) == 1 else "different steps"
+        cause = "the numbers" if len(set(moments)) == 1 else "perhaps the machine"
+        again = f"; {len(moments)} attempts ended so, at {place}, which points to {cause}"
+    return (
+        f"{error}{again}. The last good state is kept: lower the learning rate or set "
+        "compute.precision to float32, and run the same command"
+    )
+
+
+@final
+class Resumable:
+    """The saved states of one training run: the last one and, in case it breaks, the one before.
+
+    Args:
+        folder: Of this run.
         state: Modules and optimisers to save.
         minutes: Time between two saves.
         log: Where to say that the run was resumed or stopped.
@@ -52,19 +158,18 @@ class Resumable:
     def __init__(
         self,
         folder: Path,
-        name: str,
         state: TrainingState,
         *,
         minutes: float,
         log: StageLog,
         team: Team,
     ) -> None:
-        self.folder = folder / name
+        self.folder = folder
         self._state = state
         self._team = team
         self._signal = 0
         self._seconds = minutes * 60
-        self._saved_at = time.monotonic()
+        self._saved_at = self._asked_at = time.monotonic()
         self._log = log
 
     def restore(self) -> dict[str, JsonValue] | None:
@@ -88,20 +193,40 @@ class Resumable:
         return info
 
     def _load(self) -> dict[str, JsonValue] | None:
-        try:
-            return self._state.load(self.folder / "state")
-        except FileNotFoundError:
-            return None
+        damage: list[str] = []
+        for name in _STATES:
+            try:
+                info = self._state.load(self.folder / name)
+            except FileNotFoundError:
+                continue
+            except DataError as error:
+                damage.append(str(error))
+                continue
+            if damage:
+                self._log.say(f"{self.folder / _LAST} is damaged; going on from the one before")
+            return info
+        if damage:
+            raise DataError("; ".join(damage))
+        return None
 
     def save(self, info: Mapping[str, JsonValue]) -> None:
         """Save now, in the process that leads."""
         if self._team.leads:
-            self._state.save(self.folder / "state", info)
+            last = self.folder / _LAST
+            self._state.save(self.folder / _NEWEST, info)
+            with suppress(FileNotFoundError):
+                last.replace(self.folder / _BEFORE)
+            (self.folder / _NEWEST).replace(last)
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
-        """Whether it is time to save, or one process was asked to stop; all hear the same."""
-        waited = time.monotonic() - self._saved_at > self._seconds
+        """Whether it is time to save, or one process was asked to stop; all hear the same.
+
+        It is time when another step as long as the last one would be too much to lose.
+        """
+        now = time.monotonic()
+        step, self._asked_at = now - self._asked_at, now
+        waited = now + step - self._saved_at > self._seconds
         late, number = self._team.largest(waited, self._log.stop_signal() or 0)
         self._signal = int(number)
         return bool(late or number)
@@ -112,8 +237,11 @@ class Resumable:
             msg = f"stopped after {images_seen:,} images; the same command continues from there"
             raise Interrupted(msg, self._signal)
 
-    def clear(self) -> None:
-        """Forget the run, which is complete."""
-        # First the state: killed in between, a run must not go on without the files it counts on.
-        (self.folder / "state").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def done(self, root: Path) -> None:
+        """Note that the run is complete; the state stays until :func:`forget_done`.
+
+        Args:
+            root: The workspace that has the results.
+        """
+        with published(self.folder / _DONE) as note:
+            note.write(bytes(root.resolve()))

@@ -13,16 +13,17 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, final
 
 from pipeline.journal import Journal
-from pipeline.process import try_lock, unlock
+from pipeline.locks import try_lock, unlock
 
 __all__ = ["Record", "Session", "abandoned_sessions", "open_session"]
 
-_RECORD = "record.json"
+_RECORD, _JOURNAL = "record.json", "journal.jsonl"
 
 
 @final
@@ -74,7 +75,7 @@ class Session:
 
     def __init__(self, folder: Path, lock: TextIO, record: Record) -> None:
         self.folder, self.record = folder, record
-        self.journal = Journal(folder / "journal.jsonl")
+        self.journal = Journal(folder / _JOURNAL)
         self._lock = lock
         self._saving = threading.Lock()
 
@@ -93,18 +94,26 @@ class Session:
     def end(self, status: str, milliseconds: int) -> None:
         """Note how the stage ended."""
         self.record.status, self.record.ended_ms = status, milliseconds
+        self.journal.write()
         self.save()
 
+    def is_over(self) -> bool:
+        """Whether no stage can go on with this run, which has ended."""
+        return self.record.status == "FINISHED" or self.folder.name != self.record.key()
+
     def set_aside(self) -> None:
-        """Give the folder's name free; what was not sent waits under another one."""
+        """Give the folder's name free; what was not sent waits under another one, still locked."""
         target = self.folder.with_name(f"{self.record.key()}-{self.record.token}")
-        self.folder.rename(target)
-        self.folder = target
-        self.journal.moved_to(target)
-        self.release()
+        with self._saving:
+            self.folder.rename(target)
+            self.folder = target
+            self.journal.moved_to(target)
 
     def remove(self) -> None:
         """Delete the folder."""
+        # First the numbers: killed in between, the next run must not find them without a record.
+        with suppress(OSError):
+            (self.folder / _JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
@@ -126,6 +135,7 @@ def open_session(parent: Path, record: Record) -> Session:
     old = session.record
     if old.status == "FINISHED":
         session.set_aside()
+        session.release()
         session = _find(parent, record)
     elif old is not record:
         same_store = old.uri == record.uri
@@ -176,13 +186,23 @@ def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
         if make is None:
             return None
         raise
-    # The folder may have gone, with the run that used it, between opening and locking.
-    if try_lock(lock) and folder.exists():
+    if try_lock(lock) and _is_at(lock, folder / "lock"):
         record = _read(folder / _RECORD) or (make() if make is not None else None)
         if record is not None:
             return Session(folder, lock, record)
     lock.close()
     return None
+
+
+def _is_at(handle: TextIO, file: Path) -> bool:
+    """Whether it is the file that lies there now.
+
+    The folder may have gone, with the run that used it, between opening and locking; and another
+    process may have made a new one.
+    """
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    return False
 
 
 def _read(file: Path) -> Record | None:

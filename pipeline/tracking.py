@@ -27,7 +27,7 @@ from pipeline.paths import Paths
 from pipeline.process import StopSignal
 from pipeline.progress import make_progress, say
 from pipeline.provenance import commit_of, is_dirty
-from pipeline.session import Record, abandoned_sessions, open_session
+from pipeline.session import Record, Session, abandoned_sessions, open_session
 from pipeline.stagelog import Progress
 
 __all__ = ["StageRun", "evaluations", "run", "sync"]
@@ -98,6 +98,7 @@ class StageRun:
         self._record = _make_record(stage, params, paths, self._store.uri)
         self._session = open_session(paths.tracking_state(stage), self._record)
         self._resumed = self._session.journal.first_images is not None
+        self._earlier: Session | None = None
         self._guard = threading.Lock()
         self._warned = False
         self._trouble: str | None = None
@@ -146,7 +147,8 @@ class StageRun:
     def close(self, status: str) -> None:
         """End the run with MLflow's ``status``; bounded in time, and never raises for a store."""
         try:
-            self._session.end(status, now_ms())
+            with self._guard:
+                self._session.end(status, now_ms())
         except OSError as error:
             self._troubled(error)
         self._closing.set()
@@ -161,9 +163,12 @@ class StageRun:
         first, resumed = self._session.journal.first_images, self._resumed
         self._resumed = False
         if resumed and first is not None and images <= first:
-            self._session.end("KILLED", now_ms())
-            self._session.set_aside()
+            earlier = self._session
+            earlier.end("KILLED", now_ms())
+            earlier.set_aside()
             self._session = open_session(self._paths.tracking_state(self._stage), self._record)
+            # Still locked, as the thread may be sending it: two at once would make two runs.
+            self._earlier = earlier
 
     def _work(self) -> None:
         """Thread: send what there is at intervals, look after earlier runs once, and close."""
@@ -172,6 +177,7 @@ class StageRun:
             last = self._closing.is_set()
             try:
                 self._send(last)
+                self._settle_earlier()
                 tidied = tidied or last or self._tidy()
             except Exception as error:
                 self._troubled(error)
@@ -194,6 +200,12 @@ class StageRun:
         if last:
             self._store.complete(session, self._paths.report(self._stage))
             self._trouble = None
+
+    def _settle_earlier(self) -> None:
+        if self._earlier is not None:
+            self._store.settle(self._earlier)
+            self._earlier.release()
+            self._earlier = None
 
     def _tidy(self) -> bool:
         for session in abandoned_sessions(self._paths.tracking_state(self._stage)):

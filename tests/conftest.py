@@ -1,6 +1,7 @@
 """What all tests share: reproducible hypothesis, one thread, no telemetry, no user's settings."""
 
 import os
+import shutil
 import signal
 import tempfile
 
@@ -60,3 +61,31 @@ def workspace(tmp_path_factory):
     offline = can_cut_the_network()
     clone_of_this = clone(tmp_path_factory.mktemp("clone"))
     return FirstRun(clone_of_this.root, offline=offline)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A workspace in which every stage has run once."""
+    from stage_helpers import png, random_images, write_parquet
+    from tiny_stages import run, tiny
+
+    from pipeline import corrupt, distill, evaluate, prepare, pretrain
+    from pipeline.paths import Paths
+
+    root = tmp_path_factory.mktemp("trained")
+    write_parquet(root / "images.parquet", [png(image) for image in random_images(150, 8, 8)])
+    paths = Paths(root)
+    for stage in (prepare, corrupt, pretrain, distill, evaluate):
+        run(stage, tiny(), paths)
+    return paths
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of that workspace, to change; its trainings are forgotten."""
+    from pipeline.paths import Paths
+
+    shutil.copytree(trained.root, tmp_path / "copy")
+    paths = Paths(tmp_path / "copy")
+    shutil.rmtree(paths.state("pretrain").parent)
+    return paths

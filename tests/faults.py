@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-CALLS = ("open", "fsync", "close", "replace", "rename", "unlink", "mkdir")
+CALLS = ("open", "fsync", "close", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
 class Boundaries:
@@ -51,8 +51,7 @@ class Boundaries:
 
         def call(name: str) -> Callable[..., object]:
             def watched(*args: object, **options: object) -> object:
-                named = args[0] if args and not isinstance(args[0], int) else None
-                self.reached(name, named)
+                self.reached(name, _named(*args, **options))
                 return originals[name](*args, **options)
 
             return watched
@@ -62,6 +61,14 @@ class Boundaries:
             for each in (patch.object(io, "open", open_file), *patches):
                 stack.enter_context(each)
             yield self
+
+
+def _named(path: object = None, *_: object, dir_fd: int | None = None, **__: object) -> object:
+    """The path that a call is about, if it is about one."""
+    if path is None or isinstance(path, int):
+        return None
+    # As shutil.rmtree removes files: named from an open folder.
+    return path if dir_fd is None else Path(f"/proc/self/fd/{dir_fd}").readlink() / str(path)
 
 
 class _File:

@@ -15,9 +15,9 @@ from dsd.errors import DataError, ParamsError
 from flows.dvc_runner import DvcError, planned_stages, run_stage
 from flows.experiment import default_name, keep_report, save_experiment, workspace_copy
 from flows.turns import in_stage_turn
+from pipeline.locks import BusyError, exclusive
 from pipeline.params import load_params, preview_params
 from pipeline.paths import home_of
-from pipeline.process import BusyError, exclusive
 
 SIGMA = {"corrupt.sigma": 0.3}
 

@@ -11,19 +11,16 @@ from pathlib import Path
 import pytest
 from faults import Boundaries
 from stage_helpers import Recorder, files_of, png, random_images, write_parquet
-from test_stage_training import run, tiny
 from test_training import KINDS
+from tiny_stages import run, tiny
 from tiny_training import run_steps, tiny_params
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for bench, which is not installed
 
 from bench import kills  # noqa: E402
-from dsd.checkpoint import TrainingState  # noqa: E402
-from dsd.training.team import Team  # noqa: E402
 from pipeline import corrupt, distill, prepare, pretrain, tracking  # noqa: E402
 from pipeline.paths import Paths  # noqa: E402
-from pipeline.resume import Resumable  # noqa: E402
 from pipeline.session import Record, open_session  # noqa: E402
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
@@ -148,26 +145,6 @@ def test_other_numbers_after_a_kill_choose_among_generators_that_are_there(tmp_p
     assert files_of(chosen / "generator") == files_of(chosen / "checkpoints" / "000000000")
 
 
-def test_a_kill_while_a_done_training_is_forgotten_leaves_no_state_without_its_files(
-    tmp_path, monkeypatch
-):
-    done = Resumable(
-        tmp_path, "run", TrainingState({}, {}), minutes=1, log=Recorder(), team=Team()
-    )
-    done.save({"images_seen": 1})
-    pictures = tmp_path / "run" / "pictures"
-    pictures.mkdir()
-
-    def die_half_way(folder, **_):
-        pictures.rmdir()
-        raise EOFError
-
-    monkeypatch.setattr("shutil.rmtree", die_half_way)
-    with pytest.raises(EOFError):
-        done.clear()
-    assert done.restore() is None
-
-
 def test_a_kill_before_a_run_that_was_sent_is_forgotten_leaves_nothing_for_ever(tmp_path):
     paths = Paths(tmp_path)
     record = Record("corrupt", "name", "dsd", "sqlite:///none.db", {}, {}, started_ms=0)
@@ -208,7 +185,7 @@ for at in (2, 4, 6, 8):
 def bench(tmp_path_factory):
     """A clone whose stages have run once."""
     made = kills.Bench(tmp_path_factory.mktemp("clone"))
-    made.run_whole(["prepare", "corrupt", "pretrain", "distill"])
+    made.run_whole()
     return made
 
 
@@ -240,6 +217,7 @@ def test_a_stage_whose_states_cannot_be_saved_says_so_and_goes_on_later(bench):
         ("corrupt", [signal.SIGKILL]),
         ("pretrain", [signal.SIGKILL, signal.SIGTERM]),
         ("distill", [signal.SIGKILL, signal.SIGINT, signal.SIGKILL]),
+        ("evaluate", [signal.SIGKILL]),
     ],
 )
 def test_a_killed_stage_ends_with_the_same_bytes_and_numbers(stage, numbers, bench):

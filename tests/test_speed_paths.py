@@ -92,7 +92,7 @@ CASES = {
 def test_a_step_neither_reads_from_the_device_nor_sends_to_it(name, stand_in):
     """With dropout, the consistency term, parts, two steps of the fake, and the meter."""
     training = stand_in(CASES[name]())
-    meter = LevelMeter("loss").to(META)
+    meter = LevelMeter().to(META)
     trained = [group["params"] for o in training.optimizers for group in o.param_groups]
     assert all(weight.device == META for weights in trained for weight in weights)
     next(training.steps())  # brings the order of the epoch and the operator's constants

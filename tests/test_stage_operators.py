@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from stage_helpers import Recorder, files_of, png, random_images, write_parquet
-from test_stage_training import NETWORK, SCHEDULE, SELECTION, Stopper, run, tiny
+from tiny_stages import NETWORK, SCHEDULE, SELECTION, Stopper, run, tiny
 
 from dsd.checkpoint import load_denoiser, load_generator
 from dsd.errors import Interrupted, ParamsError

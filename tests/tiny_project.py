@@ -37,7 +37,8 @@ WORK = '''
 """A stage that saves its state when it is asked to stop, and goes on from there."""
 import sys, time
 from pathlib import Path
-from pipeline.process import StopSignal, die_with_parent, exclusive
+from pipeline.locks import exclusive
+from pipeline.process import StopSignal, die_with_parent
 
 name, seconds = sys.argv[1], float(sys.argv[2])
 stop = StopSignal()
@@ -159,12 +160,11 @@ class Project:
                 time.sleep(pause)
         raise AssertionError(f"{self.api} does not answer")
 
-    def submit(self, deployment: str = "train/train") -> str:
-        """Ask for a run of a deployment; its id."""
+    def submit(self, deployment: str = "train/train", **parameters: object) -> str:
+        """Ask for a run of a deployment with these parameters; its id."""
         found = self.ask(f"deployments/name/{deployment}")
-        run = self.ask(
-            f"deployments/{found['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}}
-        )
+        body = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        run = self.ask(f"deployments/{found['id']}/create_flow_run", body)
         return str(run["id"])
 
     def state(self, run_id: str) -> str:

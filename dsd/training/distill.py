@@ -27,6 +27,7 @@ from dsd.seeds import DropoutMasks, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.health import Vital, weight_norms
 from dsd.training.memory import recompute_activations
 from dsd.training.pretrain import DenoisingDraw, denoising_step_loss, draw_denoising
 from dsd.training.team import Rows, Team, gradients
@@ -47,6 +48,8 @@ class DistillStep:
     and generated image."""
 
     sigma: Level
+    vitals: tuple[Vital, ...]
+    """What must be finite."""
 
 
 @final
@@ -225,7 +228,23 @@ class Distillation:
             rampup=config.ema_rampup,
         )
         update_ema(self.average, self.generator, decay)
-        return DistillStep(seen + batch, loss_fake, gaps, drawn.sigma)
+        vitals = (
+            *self._fake_vitals(loss_fake, fakes),
+            Vital("the gap between teacher and fake denoiser", gaps, sigma=drawn.sigma),
+            Vital(
+                "the generator's gradients or weights",
+                weight_norms(self.generator),
+                module=self.generator,
+            ),
+        )
+        return DistillStep(seen + batch, loss_fake, gaps, drawn.sigma, vitals)
+
+    def _fake_vitals(self, loss: PerSample | None, fakes: list[_FakeDraw]) -> Iterator[Vital]:
+        """What must be finite of the fake denoiser, where there is one."""
+        if loss is not None:
+            yield Vital("the fake denoiser's loss", loss, sigma=fakes[-1].denoising.sigma)
+            norms = weight_norms(self.fake)
+            yield Vital("the fake denoiser's gradients or weights", norms, module=self.fake)
 
     def _set_learning_rates(self, seen: int) -> None:
         config = self._config

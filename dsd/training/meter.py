@@ -5,7 +5,6 @@ from typing import final
 import torch
 from torch import nn
 
-from dsd.errors import NonFiniteError
 from dsd.shapes import Level, PerSample
 
 __all__ = ["LevelMeter", "Reading"]
@@ -31,19 +30,14 @@ class Reading:
 
 @final
 class LevelMeter(nn.Module):
-    """Running means of a value, in all and by noise level; a module so that states save it.
-
-    Args:
-        term: What is averaged, for messages.
-    """
+    """Running means of a value, in all and by noise level; a module so that states save it."""
 
     edges: torch.Tensor
     totals: torch.Tensor
     counts: torch.Tensor
 
-    def __init__(self, term: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._term = term
         bins = len(_EDGES) + 1
         self.register_buffer("edges", torch.tensor(_EDGES), persistent=False)
         self.register_buffer("totals", torch.zeros(bins, dtype=torch.float64))
@@ -55,13 +49,8 @@ class LevelMeter(nn.Module):
         self.totals.index_add_(0, bins, values.double())
         self.counts.index_add_(0, bins, torch.ones_like(values, dtype=torch.float64))
 
-    def read(self, images_seen: int) -> Reading:
-        """The means since the last reading, which start anew.
-
-        Raises:
-            NonFiniteError: A value was NaN or infinite; the message names the noise levels.
-        """
-        self.check(images_seen)
+    def read(self) -> Reading:
+        """The means since the last reading, which start anew."""
         totals, counts = self.totals.tolist(), self.counts.tolist()
         by_level = {
             name: total / count
@@ -72,22 +61,6 @@ class LevelMeter(nn.Module):
         self.totals.zero_()
         self.counts.zero_()
         return Reading(mean, by_level)
-
-    def check(self, images_seen: int) -> None:
-        """Raise :class:`NonFiniteError` if a value since the last reading was NaN or infinite."""
-        totals = self.totals.tolist()
-        bad = [
-            name
-            for name, total in zip(_bin_names(), totals, strict=True)
-            if not torch.isfinite(torch.tensor(total))
-        ]
-        if bad:
-            msg = (
-                f"{self._term} became NaN or infinite before {images_seen:,} images, at levels "
-                f"{', '.join(bad)}. The last saved state is from before: lower the learning rate, "
-                "or set compute.precision to float32, and run the same command again"
-            )
-            raise NonFiniteError(msg)
 
 
 def _bin_names() -> list[str]:

@@ -22,6 +22,7 @@ from dsd.seeds import BatchOrder, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.health import Vital, weight_norms
 from dsd.training.memory import recompute_activations
 from dsd.training.team import Rows, Team, gradients
 
@@ -44,6 +45,8 @@ class TeacherStep:
     images_seen: int
     loss: PerSample
     sigma: Level
+    vitals: tuple[Vital, ...]
+    """What must be finite."""
 
 
 @final
@@ -325,7 +328,15 @@ class TeacherTraining:
             rampup=config.ema_rampup,
         )
         update_ema(self.average, self.denoiser, decay)
-        return TeacherStep(seen + batch, loss, drawn.sigma)
+        vitals = (
+            Vital("the teacher's loss", loss, sigma=drawn.sigma),
+            Vital(
+                "the teacher's gradients or weights",
+                weight_norms(self.denoiser),
+                module=self.denoiser,
+            ),
+        )
+        return TeacherStep(seen + batch, loss, drawn.sigma, vitals)
 
     def _draw(
         self, generator: torch.Generator

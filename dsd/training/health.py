@@ -1,0 +1,153 @@
+"""Whether what a training computes is finite, told in the step in which it no longer is.
+
+Nothing is masked, clamped or left out: one number that is NaN or infinite ends the attempt, and
+no state is saved before all steps up to it were found well.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsd.errors import NonFiniteError
+from dsd.shapes import Level
+from dsd.training.team import Team
+
+__all__ = ["Health", "HealthWatch", "Vital", "weight_norms"]
+
+_NAMED = 4
+"""Noise levels or weights that a message names."""
+
+_LAG = 2
+"""Steps that a GPU may have in hand before one of them is looked at."""
+
+
+@final
+@dataclass(frozen=True)
+class Vital:
+    """Numbers of one step that are all finite while all is well; on the device until read.
+
+    Args:
+        term: What they are, for people, such as "the teacher's loss".
+        values: The numbers.
+        sigma: Noise level of each, where each is of one sample.
+        module: Whose weights they are norms of, where they are.
+    """
+
+    term: str
+    values: Float[Tensor, " n"]
+    sigma: Level | None = None
+    module: nn.Module | None = None
+
+
+@runtime_checkable
+class Health(Protocol):
+    """What a step says of itself."""
+
+    @property
+    def images_seen(self) -> int:
+        """Images that the training has seen after it."""
+        ...
+
+    @property
+    def vitals(self) -> Sequence[Vital]:
+        """What must be finite, causes before effects."""
+        ...
+
+
+def weight_norms(module: nn.Module) -> Float[Tensor, " n"]:
+    """The norm of each weight, which is not finite if one number in it is not.
+
+    That tells of gradients, too: one that is NaN or infinite makes its weight NaN in the same
+    step, since Adam divides by its root mean square.
+    """
+    return torch.stack(torch._foreach_norm([w.detach() for w in module.parameters()], 2))
+
+
+@final
+class HealthWatch:
+    """Looks at the vitals of every step.
+
+    On a GPU it looks at a step when two more have been asked for, so that nobody waits.
+
+    Args:
+        team: The processes of the training, which all hear what one finds, at the same step.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._waiting: deque[tuple[Health, _Answer]] = deque()
+
+    def see(self, step: Health) -> None:
+        """Look at a step, or at an earlier one.
+
+        Raises:
+            NonFiniteError: A number of it is NaN or infinite; the message names the step's images,
+                the terms, and their noise levels or weights.
+        """
+        numbers = torch.cat([vital.values.detach().float() for vital in step.vitals])
+        answer = _Answer(numbers.isfinite().all())
+        self._waiting.append((step, answer))
+        self._judge(_LAG if answer.late else 0)
+
+    def settle(self) -> None:
+        """Look at all steps that were not looked at yet; to be called before a state is saved.
+
+        Raises:
+            NonFiniteError: As :meth:`see`.
+        """
+        self._judge(0)
+
+    def _judge(self, left: int) -> None:
+        while len(self._waiting) > left:
+            step, answer = self._waiting.popleft()
+            (bad,) = self._team.largest(not answer.read())
+            if bad:
+                raise NonFiniteError(_diagnosis(step), step.images_seen)
+
+
+@final
+class _Answer:
+    """A truth value on its way from a device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.late = value.is_cuda
+        self._value = value
+        if self.late:
+            self._value = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> bool:
+        if self.late:
+            self._arrived.synchronize()
+        return bool(self._value)
+
+
+def _diagnosis(step: Health) -> str:
+    """What of a step is not finite."""
+    found = [part for vital in step.vitals if (part := _findings(vital))]
+    terms = "; ".join(found) or "a number in another process of the training"
+    return f"NaN or infinite after {step.images_seen:,} images: {terms}"
+
+
+def _findings(vital: Vital) -> str:
+    """Which numbers are not finite, or nothing."""
+    bad = (~vital.values.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return ""
+    share = f"{vital.term} ({len(bad)} of {len(vital.values)})"
+    if vital.sigma is not None:
+        levels = sorted(
+            {f"{vital.sigma[number].item():.3g}" for number in bad[:_NAMED]}, key=float
+        )
+        return f"{share} at sigma {', '.join(levels)}"
+    if vital.module is not None:
+        named = [name for name, _ in vital.module.named_parameters()]
+        return f"{share}, {', '.join(named[number] for number in bad[:_NAMED])}"
+    return share

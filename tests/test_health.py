@@ -1,0 +1,114 @@
+"""A number that is not finite is told in the step in which it appears, with its place."""
+
+import math
+
+import pytest
+import torch
+from tiny_training import SHAPE, distillation, run_steps, teacher_training, tiny_params
+
+from dsd.errors import NonFiniteError
+from dsd.projection import project_to_range
+from dsd.training.health import HealthWatch
+from dsd.training.team import Team
+
+MAKE = {"pretrain": teacher_training, "distill": distillation}
+
+
+def networks(training):
+    """The trained networks by the name that messages give them."""
+    if hasattr(training, "denoiser"):
+        return {"teacher": training.denoiser}
+    return {"generator": training.generator.denoiser, "fake denoiser": training.fake}
+
+
+def layer(training, whose):
+    """A weight in the middle of a network, and its name."""
+    found = list(networks(training)[whose].named_parameters())
+    return found[len(found) // 2]
+
+
+def told_after(training, steps):
+    """What a watch says of the next step, which is the first that is not well."""
+    watch = HealthWatch(Team())
+    records = training.steps()
+    for _ in range(steps):
+        watch.see(next(records))
+    with pytest.raises(NonFiniteError) as told:
+        watch.see(next(records))
+    assert told.value.images_seen == training.step * 8
+    return str(told.value)
+
+
+PLACES = [("pretrain", "teacher"), ("distill", "generator"), ("distill", "fake denoiser")]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("kind", "whose"), PLACES)
+def test_a_gradient_is_told_in_its_step_with_its_layer(kind, whose, bad):
+    training = MAKE[kind](tiny_params())
+    run_steps(training, 2)
+    name, weight = layer(training, whose)
+    weight.requires_grad_(True).register_hook(
+        lambda gradient: gradient.index_fill(0, torch.tensor(0), bad)
+    )
+    found = told_after(training, 0)
+    assert f"after 24 images: the {whose}'s gradients or weights (1 of " in found
+    assert name in found
+
+
+@pytest.mark.parametrize(("kind", "whose"), PLACES)
+def test_a_weight_is_told_in_the_step_that_finds_it(kind, whose):
+    training = MAKE[kind](tiny_params())
+    run_steps(training, 2)
+    _, weight = layer(training, whose)
+    with torch.no_grad():
+        weight.flatten()[0] = math.nan
+    assert f"the {whose}'s gradients or weights" in told_after(training, 0)
+
+
+def test_a_pixel_of_an_observation_is_told_with_the_level_of_its_loss():
+    training = teacher_training(tiny_params())
+    training._images[7, 0, 3, 3] = math.nan
+    training._sigma_y[7] = 5.0  # by which it is recognised
+    steps = next(number for number in range(9) if 7 in training._order.batch(number, 8))
+    found = told_after(training, steps)
+    assert "the teacher's loss (1 of 8) at sigma " in found
+    level = float(found.split("at sigma ")[1].split(";")[0])
+    assert level >= 5
+
+
+def test_an_infinite_pixel_of_the_generator_is_not_hidden_by_the_range():
+    assert project_to_range(torch.tensor([[[[math.inf, -math.inf, 2.0]]]])).isnan().sum() == 2
+    training = distillation(tiny_params(distill={"pixel_range": "clamped"}))
+    run_steps(training, 1)
+    generate = training.generator.forward
+    spot = torch.zeros(8, *SHAPE)
+    spot[3, 0, 0, 0] = math.inf
+    training.generator.forward = lambda z: generate(z) + spot
+    found = told_after(training, 0)
+    assert "the fake denoiser's loss (1 of 8) at sigma" in found
+    assert "the gap between teacher and fake denoiser (8 of 8) at sigma" in found  # by its weights
+
+
+class Told(Team):
+    """Another process of the team found something."""
+
+    def largest(self, *values):
+        return [1.0 for _ in values]
+
+
+def test_all_processes_hear_what_one_finds():
+    training = teacher_training(tiny_params())
+    with pytest.raises(NonFiniteError, match="in another process of the training"):
+        HealthWatch(Told()).see(next(training.steps()))
+
+
+def test_large_numbers_are_well():
+    training = distillation(tiny_params())
+    with torch.no_grad():
+        for network in networks(training).values():
+            next(network.parameters()).mul_(1e6)
+    watch = HealthWatch(Team())
+    for record in training.steps():
+        watch.see(record)
+    watch.settle()
