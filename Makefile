@@ -17,6 +17,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 export DVC_STUDIO_OFFLINE := true
 export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT := false
@@ -37,6 +38,9 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock \
 	    | sed -n -E '/^ *(Downloading|Using cached|Installing|Successfully)/p' | cut -c 1-110
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@# DVC unpickles its index, and would keep it where every user of the machine may write.
+	@mkdir -p -m 700 .dvc/tmp/site
+	@$(BIN)/dvc config --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
 	@touch $@
 
 run: setup ## Run the whole pipeline on the embedded images and show the result

@@ -4,8 +4,8 @@
 project with a small problem, once without interruption. Then, trial by trial, it takes a stage,
 kills its process once or several times at random moments, runs the same command until it ends,
 and compares every file of the artifact and the report, and every number in MLflow, with those of
-the uninterrupted run. At last it runs all five once more with other numbers of workers.
-``--write`` puts the trials into ``docs/results/kills/``. About 10 minutes for 20 trials.
+the uninterrupted run. At last it runs all five once more with other numbers of workers and
+threads. ``--write`` makes a page of it, ``docs/results/kills/``. About 15 minutes for 20 trials.
 """
 
 import argparse
@@ -23,24 +23,35 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from tiny_params import TINY, set_params  # noqa: E402
 from workspace import STAGES, clone  # noqa: E402
 
+from bench.speed import machine  # noqa: E402
+from pipeline.journal import SYSTEM  # noqa: E402
+from pipeline.provenance import commit_of, is_dirty  # noqa: E402
+
 RESULTS = ROOT / "docs" / "results" / "kills"
+PAGE = Path(__file__).with_suffix(".md")
+"""Template of the page."""
 
 DIFFERS = {
     "run.json": "names the run in MLflow, whose id is new each time, and the seconds it took",
     "report.html": "shows the same",
 }
 """Files that are not the same bytes after a kill, by name, and why; all others are."""
+
+SPEEDS = "_per_second"
+"""Ends the names of numbers in MLflow that are times: there once, but never the same again."""
 
 PARAMS = {
     **TINY,
@@ -58,7 +69,7 @@ PARAMS = {
 """Long enough that most kills hit a training between two states, with dropout."""
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-KILLS = (2, 4)
+KILLS = (3, 5)
 """Least and most of one trial."""
 
 MAX_STOP_SECONDS = 30.0
@@ -122,12 +133,20 @@ class Whole:
     Args:
         seconds: How long it took, and how long after its first written file.
         files: SHA-256 by path.
-        numbers: Name, step and value of all that MLflow has of it.
+        numbers: All that MLflow has of it.
     """
 
     seconds: tuple[float, float]
     files: dict[str, str]
-    numbers: list[tuple[str, int, float]]
+    numbers: list["Number"]
+
+
+class Number(NamedTuple):
+    """A number in MLflow; one that is a speed has no value."""
+
+    name: str
+    step: int
+    value: float | None
 
 
 class Bench:
@@ -162,23 +181,34 @@ class Bench:
             self.whole[stage] = Whole(seconds, self.files(stage), self.numbers(stage))
 
     def attempt(self, stage: str, plans: Sequence[Plan]) -> Trial:
-        """Kill a stage as planned, run it to its end and compare."""
+        """Kill a stage as planned, run it to its end and compare.
+
+        It begins anew, unless the last attempt came to no end.
+        """
         trial = Trial(stage)
         self.delete_outputs(stage)
         shutil.rmtree(self.root / ".dsd" / "features", ignore_errors=True)
+        self._forget_done(stage)
         for plan in plans:
-            trial.kills.append(self._kill(stage, plan, trial.findings))
+            kill = self._kill(stage, plan, trial.findings)
+            trial.kills.append(kill)
+            if kill.code == 0:
+                self._forget_done(stage)
             if plan.as_dvc:
                 self.delete_outputs(stage)
-        self._finish(stage, trial.findings)
-        trial.findings += [*self._changes(stage), *self._left_behind(stage)]
-        return trial
-
-    def _finish(self, stage: str, findings: list[str]) -> None:
         process = self._start(stage)
         printed, _ = process.communicate()
         if process.returncode:
-            findings.append(f"the next run: exit code {process.returncode}: {printed[-2000:]}")
+            code = process.returncode
+            trial.findings.append(f"the next run: exit code {code}: {self._end_of(printed)}")
+        else:
+            trial.findings += [*self._changes(stage), *self._left_behind(stage)]
+        return trial
+
+    def _forget_done(self, stage: str) -> None:
+        """Forget a training that is done, as other stages do, so that the next one trains."""
+        for note in self._states(stage).glob("*/done"):
+            shutil.rmtree(note.parent)
 
     def files(self, stage: str) -> dict[str, str]:
         """SHA-256 of all that a stage leaves and that must not differ, by path."""
@@ -188,16 +218,23 @@ class Bench:
             if path.name not in DIFFERS
         }
 
-    def numbers(self, stage: str) -> list[tuple[str, int, float]]:
-        """Name, step and value of all numbers of the run that made a stage's outputs, sorted."""
+    def numbers(self, stage: str) -> list[Number]:
+        """All numbers of the run that made a stage's outputs, sorted, but those of the machine."""
         run_file = self.root / "reports" / stage / "run.json"
         run_id = json.loads(run_file.read_text())["run_id"]
         query = "select key, step, value from metrics where run_uuid = ? and key not like ?"
         with closing(sqlite3.connect(self.root / "mlflow.db")) as store:
-            return sorted(store.execute(query, (run_id, "system/%")).fetchall())
+            found = store.execute(query, (run_id, f"{SYSTEM}%")).fetchall()
+        return sorted(
+            Number(name, step, None if name.endswith(SPEEDS) else value)
+            for name, step, value in found
+        )
 
     def unfinished_runs(self) -> list[str]:
-        """Runs that MLflow shows as running, after what was missed has been sent."""
+        """Runs that MLflow shows as running, after what was missed has been sent; and records.
+
+        Only that of a killed run may be left under the name that the same command looks for.
+        """
         subprocess.run(
             [sys.executable, "-m", "pipeline", "sync"],
             cwd=self.root,
@@ -209,8 +246,11 @@ class Bench:
         with closing(sqlite3.connect(self.root / "mlflow.db")) as store:
             found = [f"MLflow: {name} never ended" for (name,) in store.execute(query)]
         records = sorted((self.root / ".dsd" / "tracking").glob("*/*/record.json"))
-        statuses = [json.loads(record.read_text())["status"] for record in records]
-        return found + [f"left behind: record of a {s} run" for s in statuses if s != "KILLED"]
+        for record in records:
+            status, name = json.loads(record.read_text())["status"], record.parent.name
+            if status != "KILLED" or "-" in name:
+                found.append(f"left behind: record {name} of a {status} run")
+        return found
 
     def _start(self, stage: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -247,11 +287,14 @@ class Bench:
         # Python's own answers count where a signal comes before the command has begun.
         stopped = (0, 128 + plan.signal, -plan.signal)
         if code not in stopped:
-            findings.append(f"signal {plan.signal}: exit code {code}: {printed[-2000:]}")
+            findings.append(f"signal {plan.signal}: exit code {code}: {self._end_of(printed)}")
         if seconds > MAX_STOP_SECONDS:
             findings.append(f"signal {plan.signal}: the process lived on for {seconds:.0f} s")
         findings += self._survivors(process.pid)
         return Kill(plan, sent - started, seconds, code)
+
+    def _end_of(self, printed: str) -> str:
+        return printed[-2000:].replace(str(self.root), ".")
 
     def _signal(self, process: "subprocess.Popen[str]", number: int) -> None:
         """Ctrl-C goes to all processes of a terminal's job, other signals to one."""
@@ -279,10 +322,13 @@ class Bench:
 
     def _traces(self, stage: str) -> set[tuple[str, int]]:
         found = set[tuple[str, int]]()
-        for path in (*self._outputs(stage), *_files(self.root / ".dsd" / "state" / stage)):
+        for path in (*self._outputs(stage), *_files(self._states(stage))):
             with suppress(FileNotFoundError):
                 found.add((str(path), path.stat().st_mtime_ns))
         return found
+
+    def _states(self, stage: str) -> Path:
+        return self.root / ".dsd" / "state" / stage
 
     def _outputs(self, stage: str) -> list[Path]:
         found = [*_files(self.root / "data" / stage), *_files(self.root / "reports" / stage)]
@@ -312,8 +358,8 @@ class Bench:
         return sorted(found)
 
     def _left_behind(self, stage: str) -> list[str]:
-        """States of a stage that is done, and half-written files."""
-        states = _files(self.root / ".dsd" / "state" / stage)
+        """States that will never be forgotten, and half-written files."""
+        states = [run for run in self._states(stage).glob("*") if not (run / "done").is_file()]
         parts = [p for kind in ("data", "reports", ".dsd") for p in _files(self.root / kind)]
         left = [*states, *(path for path in parts if path.name.endswith(".part"))]
         return [f"left behind: {path.relative_to(self.root)}" for path in left]
@@ -364,8 +410,7 @@ def differences_of_other_workers(bench: Bench) -> list[str]:
     found = []
     for stage in STAGES:
         bench.env["OMP_NUM_THREADS"] = "2" if stage in ("prepare", "corrupt") else "1"
-        found += bench.attempt(stage, []).findings
-    set_params(bench.root, {"corrupt.workers": PARAMS["corrupt.workers"]})
+        found += [f"{stage}: {finding}" for finding in bench.attempt(stage, []).findings]
     return found
 
 
@@ -402,7 +447,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     parsed = parser.parse_args(arguments)
-    trials = []
+    command = f"python bench/kills.py --trials {parsed.trials} --seed {parsed.seed}"
+    trials, begun = [], origin(command)
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         bench = Bench(Path(folder))
         bench.run_whole()
@@ -413,22 +459,53 @@ def main(arguments: Sequence[str]) -> int:
         general = bench.unfinished_runs() + differences_of_other_workers(bench)
     print(table(trials), *general, sep="\n")
     if parsed.write:
-        write(trials, general, parsed.seed)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        result = {**begun, "trials": [asdict(trial) for trial in trials], "general": general}
+        (RESULTS / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "README.md").write_text(page(begun, trials, general))
     return int(bool(general) or any(trial.findings for trial in trials))
 
 
-def write(trials: Sequence[Trial], general: Sequence[str], seed: int) -> None:
-    """Keep the table and all trials."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "table.md").write_text(table(trials))
-    document = {
-        "seed": seed,
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "trials": [asdict(trial) for trial in trials],
-        "general": list(general),
+def origin(command: str) -> dict[str, Any]:
+    """Where results come from that begin now."""
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit_of(ROOT),
+        "dirty": is_dirty(ROOT),
+        "machine": machine.description(torch.device("cpu")),
     }
-    (RESULTS / "trials.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def page(begun: Mapping[str, Any], trials: Sequence[Trial], general: Sequence[str]) -> str:
+    """The whole result as Markdown.
+
+    Args:
+        begun: What :func:`origin` said.
+        trials: All of them.
+        general: Findings that belong to no trial.
+    """
+    where = begun["machine"]
+    hits = sum(kill.code != 0 for trial in trials for kill in trial.kills)
+    found = [f"trial {n}, {t.stage}: {f}" for n, t in enumerate(trials, 1) for f in t.findings]
+    lines = [f"* {finding.splitlines()[0]}" for finding in (*found, *general)]
+    text = PAGE.read_text().format(
+        command=begun["command"],
+        date=begun["date"],
+        commit=(begun["commit"] or "none")[:12] + (", changed" if begun["dirty"] else ""),
+        processor=where["processor"],
+        instructions=where["instructions"],
+        cores=where["cores"],
+        python=where["python"],
+        torch=where["versions"]["torch"],
+        hits=hits,
+        count=len(trials),
+        table=table(trials),
+        limit=MAX_STOP_SECONDS,
+        number=len(lines),
+        findings="\n".join(lines),
+    )
+    return f"{text.rstrip()}\n"
 
 
 if __name__ == "__main__":

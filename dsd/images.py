@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid, save_image
 
+from dsd.errors import NonFiniteError
+from dsd.files import published
 from dsd.shapes import Pixels
 
 __all__ = ["enlarged", "from_uint8", "magnitude", "save_grid", "save_rows", "to_uint8"]
@@ -24,11 +26,29 @@ _LABEL_WIDTH = 150
 def to_uint8(x: Float[Tensor, " b c h w"]) -> Pixels:
     """Images as they are saved: clamped to [-1, 1] and quantised.
 
+    Raises:
+        NonFiniteError: A pixel is NaN or infinite. As a saved image it would look like any other.
+
     Reference:
         The convention of Karras et al. 2022 (arXiv:2206.00364), which FID values of this field
         assume.
     """
+    # One number to wait for; it is not finite if any pixel is not, or if the sum is too large.
+    if not x.sum(dtype=torch.float32).isfinite():
+        _refuse_non_finite(x)
     return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def _refuse_non_finite(x: Float[Tensor, " b c h w"]) -> None:
+    """Raise an error that counts the images with such pixels, if there are any."""
+    broken = (~x.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        msg = (
+            f"{len(broken)} of {len(x)} images hold NaN or infinite pixels, the first of them is "
+            f"number {broken[0]}: the network that made them has diverged; train it again with a "
+            "lower learning rate"
+        )
+        raise NonFiniteError(msg)
 
 
 def from_uint8(pixels: Pixels) -> Float[Tensor, " b c h w"]:
@@ -57,13 +77,14 @@ def _shown(pixels: Pixels, zoom: int) -> Float[Tensor, " b _ v u"]:
 
 
 def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> None:
-    """Save images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(make_grid(_shown(pixels, zoom), nrow=columns, padding=2, pad_value=0.5), path)
+    """Publish images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
+    grid = make_grid(_shown(pixels, zoom), nrow=columns, padding=2, pad_value=0.5)
+    with published(path) as file:
+        save_image(grid, file, format="png")
 
 
 def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
-    """Save a picture with one labelled row of images for each entry, to judge by eye.
+    """Publish a picture with one labelled row of images for each entry, to judge by eye.
 
     Smaller images are shown as large as the largest, whose size theirs must divide.
     """
@@ -77,5 +98,5 @@ def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
     font = ImageFont.load_default(size=15)
     for number, label in enumerate(rows):
         draw.text((6, number * height + height // 2), label, "black", font=font, anchor="lm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    strip.save(path)
+    with published(path) as file:
+        strip.save(file, format="png")

@@ -110,6 +110,10 @@ def folder_run(folder: Path) -> Run:
         raise DataError(msg)
     # Not checked: runs of earlier versions have other keys, and compare all the same.
     params = _as_text(leaves(read_mapping(folder / "params.yaml")))
+    for key in ("seed", "corrupt.sigma"):
+        if key not in params:
+            msg = f"{folder / 'params.yaml'} has no {key}; put the run's params.yaml there"
+            raise DataError(msg)
     picture = reports / _PICTURE
     return Run(str(folder), params, summary, picture if picture.is_file() else None)
 

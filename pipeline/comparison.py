@@ -216,7 +216,7 @@ def _protocol(run: Run, spaces: Sequence[str]) -> dict[str, object]:
     """All that must be equal."""
     protocol = run.summary["protocol"]
     fixed = {name: value for name, value in protocol.items() if name not in _FREE}
-    return {**leaves(fixed), **{name: protocol["extractors"][name] for name in spaces}}
+    return {**leaves(fixed), **{name: protocol["extractors"].get(name) for name in spaces}}
 
 
 def _protocol_id(run: Run, spaces: Sequence[str]) -> str:

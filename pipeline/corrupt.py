@@ -1,6 +1,5 @@
 """Stage ``corrupt``: make one fixed noisy observation of each image, and hold some out."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +8,7 @@ import torch
 from dsd.config import Params
 from dsd.corruption import Noise, Residual, split_heldout, write_noisy_store
 from dsd.errors import ParamsError
+from dsd.files import write_json
 from dsd.images import enlarged, save_grid, to_uint8
 from dsd.imagestore import ImageStore
 from pipeline.noise import settle_noise
@@ -95,7 +95,7 @@ def _report(
     levels = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
     summary = {"train": count - heldout, "heldout": heldout, **levels}
     target = paths.report("corrupt") / "summary.json"
-    target.write_text(json.dumps({**summary, **measured}, indent=2) + "\n")
+    write_json(target, {**summary, **measured})
     log.metrics(count, measured)
     parts = [f"{count - heldout} noisy images and {heldout} held out"]
     parts += [f"{name} {value:.4g}" for name, value in measured.items()]

@@ -1,6 +1,5 @@
 """Stage ``evaluate``: measure the generator and three ways to sample its teacher."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from dsd.checkpoint import load_denoiser, load_generator, read_spec
 from dsd.config import FeatureSpace, Params
 from dsd.features import Extractor, load_extractor
 from dsd.features.cache import FeatureCache, fingerprint
+from dsd.files import write_json
 from dsd.generator import make_latents
 from dsd.images import save_grid, save_rows, to_uint8
 from dsd.metrics.memorisation import Memorisation
@@ -84,7 +84,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     summary["memorisation"] = {
         name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
     }
-    paths.summary.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(paths.summary, summary)
     _draw(paths, samples, data)
     _draw_progress(paths)
     _draw_neighbours(paths, samples.images["generator"], copies, data)

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.forecast import Memory
 
-__all__ = ["Climb", "climb", "peak_memory", "seconds_of", "typical_seconds"]
+__all__ = ["Climb", "climb", "library_memory", "peak_memory", "seconds_of", "typical_seconds"]
 
 Work: TypeAlias = Callable[[], object]
 
@@ -22,7 +22,7 @@ _FACTOR = 4
 """From one number of images to the next; the first two are 1 and 2, for the slope of memory."""
 
 _PATIENCE = 2
-"""Shares of time that climbing itself may take."""
+"""Shares of time that climbing itself may take, because few images say little about many."""
 
 _FEW_TIMES = 6
 
@@ -76,7 +76,7 @@ def climb(
         # The first time is slower, and has no optimiser's moments in memory yet; a straight line
         # from 1 to 2 images needs both as they are later.
         seconds = [seconds_of(work, device) for _ in range(2 if size <= 2 else 1)][-1:]
-        times[size], peaks[size] = seconds[0], peak_memory(device)
+        times[size], peaks[size] = seconds[0], _own_peak(device)
         bigger = min(most, 2 if size == 1 else _FACTOR * size)
         late = time.monotonic() + _on_line(times, bigger) > begun + _PATIENCE * share
         if size == most or (size > 1 and (late or not _fits(peaks, bigger, device))):
@@ -87,6 +87,7 @@ def climb(
         seconds.append(seconds_of(work, device))
     further = _on_line(times, most) / times[size]
     memory = _memory_at(peaks, min(most, at_once or most))
+    memory = memory._replace(host=memory.host + library_memory())
     later = seconds[1:] or seconds
     return Climb(size, most, [further * second for second in later], memory)
 
@@ -107,9 +108,9 @@ def seconds_of(work: Work, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def typical_seconds(work: Work, device: torch.device) -> float:
-    """The median of a few times within a second, without the first; or the only one."""
-    end = time.monotonic() + 1.0
+def typical_seconds(work: Work, device: torch.device, share: float = 1.0) -> float:
+    """The median of a few times within a share of time, without the first; or the only one."""
+    end = time.monotonic() + share
     seconds = [seconds_of(work, device)]
     while time.monotonic() + seconds[-1] < end and len(seconds) < _FEW_TIMES:
         seconds.append(seconds_of(work, device))
@@ -122,15 +123,34 @@ def peak_memory(device: torch.device) -> Memory:
     return Memory(_peak_host_memory(), gpu)
 
 
+def library_memory() -> float:
+    """Bytes of files, which are mostly libraries, in the resident memory; 0 if not known."""
+    return _of_status("RssFile") or 0.0
+
+
+def _of_status(name: str) -> float | None:
+    """Bytes that Linux tells of this process; None elsewhere."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return 1024.0 * int(lines[name].split()[0]) if name in lines else None
+
+
 def _peak_host_memory() -> float:
     """Peak of the resident memory, in bytes."""
     # Linux counts in ru_maxrss what the parent had when it forked, even after an exec.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return 1024.0 * int(lines["VmHWM"].split()[0])
+    found = _of_status("VmHWM")
+    if found is not None:
+        return found
     unit = 1 if sys.platform == "darwin" else 1024
     return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def _own_peak(device: torch.device) -> Memory:
+    """The peak without libraries: they come into memory little by little, whatever the images."""
+    memory = peak_memory(device)
+    return memory._replace(host=memory.host - library_memory())
 
 
 def _memory_at(peaks: dict[int, Memory], size: int) -> Memory:
@@ -143,7 +163,7 @@ def _memory_at(peaks: dict[int, Memory], size: int) -> Memory:
 
 def _fits(peaks: dict[int, Memory], size: int, device: torch.device) -> bool:
     """Whether there is memory for work on more images."""
-    needed, now = _memory_at(peaks, size), peak_memory(device)
+    needed, now = _memory_at(peaks, size), _own_peak(device)
     free = Memory(psutil.virtual_memory().available, math.inf)
     if device.type == "cuda":
         free = free._replace(gpu=torch.cuda.mem_get_info(device)[0])

@@ -36,17 +36,20 @@ class Entry:
 class Journal:
     """Append-only JSON lines, each on the disk before a state can be that is newer.
 
-    A line that a crash cut short is removed on opening. What the disk refuses is kept in memory
+    A line that a crash cut short does not count. What the disk refuses is kept in memory
     and written with the next line, or by :meth:`write`.
+
+    Attributes:
+        first: Images seen and value of the first number of each name, but those of the machine.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen: dict[str, int] = {}
-        self.first_images: int | None = None
+        self.first: dict[str, tuple[int, float]] = {}
         self._samples = 0
         self._waiting = b""
-        self._size = self._keep_whole_lines()
+        self._size = self._size_of_whole_lines()
         for entry in self.entries():
             self._remember(entry.images, entry.values)
 
@@ -81,7 +84,7 @@ class Journal:
         if not self._waiting:
             return
         with self._file.open("ab") as stream:
-            stream.truncate(self._size)  # what an attempt that failed has left
+            stream.truncate(self._size)  # what a crash or an attempt that failed has left
             stream.write(self._waiting)
             stream.flush()
             os.fsync(stream.fileno())
@@ -109,16 +112,12 @@ class Journal:
     def _remember(self, images: int, values: Mapping[str, float]) -> None:
         if any(name.startswith(SYSTEM) for name in values):
             self._samples = images + 1
-        elif self.first_images is None:
-            self.first_images = images
+        else:
+            self.first = {name: (images, value) for name, value in values.items()} | self.first
         self._seen |= dict.fromkeys(values, images)
 
-    def _keep_whole_lines(self) -> int:
-        """Cut off the beginning of a line; how many bytes are left."""
+    def _size_of_whole_lines(self) -> int:
         if not self._file.exists():
             return 0
-        lines, end, rest = self._file.read_bytes().rpartition(b"\n")
-        size = len(lines) + len(end)
-        if rest:
-            os.truncate(self._file, size)
-        return size
+        lines, end, _ = self._file.read_bytes().rpartition(b"\n")
+        return len(lines) + len(end)

@@ -1,11 +1,11 @@
 """How noisy the observations are: what ``corrupt`` settles, and ``python -m pipeline noise``."""
 
-import json
 from dataclasses import replace
 
 from dsd.config import PARTIAL_OPERATORS, Corrupt, Params
 from dsd.corruption import Noise, split_heldout, write_noisy_store
 from dsd.errors import DataError
+from dsd.files import write_json
 from dsd.imagestore import ImageStore
 from dsd.noise_level import NoiseEstimate, choose_sample, estimate_noise, take_sample
 from dsd.shards import clear_store
@@ -86,12 +86,11 @@ def _report(
     """Write, log and say what was found and what is assumed."""
     report = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
     target = paths.report("corrupt") / "noise.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(estimate, DataError):
-        target.write_text(json.dumps({**report, "problem": str(estimate)}, indent=2) + "\n")
+        write_json(target, {**report, "problem": str(estimate)})
         log.say(f"{estimate} (assumed: {noise.assumed:.4g}, as given)")
         return
-    target.write_text(json.dumps({**report, "estimate": estimate.as_json()}, indent=2) + "\n")
+    write_json(target, {**report, "estimate": estimate.as_json()})
     log.metrics(
         count,
         {

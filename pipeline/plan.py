@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -30,6 +32,15 @@ __all__ = ["disk_needed", "duration", "probe", "remedies", "show_plan", "size"]
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
+_PROBE_SECONDS = 27.0
+"""For all probes; what is started and printed besides makes it half a minute."""
+
+_LEAST_SECONDS = 18.0
+"""For the trainings and evaluation, even where a busy machine or a slow disk took more before."""
+
+_SHARES = {"pretrain": 0.35, "distill": 0.35, "evaluate": 0.3}
+"""Of the time that is left when the data are there."""
+
 
 @final
 class Probe(NamedTuple):
@@ -40,7 +51,9 @@ class Probe(NamedTuple):
 
 
 def show_plan(params: Params, paths: Paths, console: Console | None = None) -> None:
-    """Measure for less than a minute and print what each stage will take.
+    """Measure for half a minute and print what each stage will take.
+
+    It takes longer where once is too long: each thing is measured at least once.
 
     Raises:
         DataError: The images of ``params.data`` are not there or not usable.
@@ -69,12 +82,15 @@ def probe(params: Params, paths: Paths) -> Probe:
         DataError: As for :func:`show_plan`.
         ParamsError: As for :func:`show_plan`.
     """
+    end = time.monotonic() + _PROBE_SECONDS
     with TemporaryDirectory(prefix="dsd-plan-") as temporary:
         folder = Path(temporary)
         data: DataRates = _apart("data", params, paths, folder)
-        teacher: Training = _apart("pretrain", params, folder)
-        distillation: Training = _apart("distill", params, folder)
-        rest: EvaluationRates = _apart("evaluate", params, folder)
+        left = max(_LEAST_SECONDS, end - time.monotonic())
+        shares = {name: share * left for name, share in _SHARES.items()}
+        teacher: Training = _apart("pretrain", params, folder, shares["pretrain"])
+        distillation: Training = _apart("distill", params, folder, shares["distill"])
+        rest: EvaluationRates = _apart("evaluate", params, folder, shares["evaluate"])
     measured = Measured(
         start_up=data.start_up,
         images=data.images,
@@ -98,8 +114,17 @@ def probe(params: Params, paths: Paths) -> Probe:
 
 
 def _apart(name: str, *arguments: object) -> Any:  # noqa: ANN401 - each probe has its own type
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_be_a_probe) as pool:
+    with ProcessPoolExecutor(1, _context(), initializer=_be_a_probe) as pool:
         return pool.submit(_measure, name, *arguments).result()
+
+
+def _context() -> BaseContext:
+    """Where processes can begin with all that probes import, which takes seconds, they do."""
+    if not sys.platform.startswith("linux"):
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.probes"])
+    return context
 
 
 def _be_a_probe() -> None:

@@ -1,6 +1,5 @@
 """Stage ``prepare``: bring the images of a source to one layout."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from pydantic import JsonValue
 
 from dsd.config import Data, Params
 from dsd.errors import ParamsError
+from dsd.files import write_json
 from dsd.imagestore import Block, StoreMeta, write_store
 from dsd.phase import to_complex
 from dsd.sources import Reader, find_images
@@ -89,14 +89,13 @@ def _origin(data: Data, reader: Reader) -> Mapping[str, JsonValue]:
 
 
 def _report(folder: Path, meta: StoreMeta, reader: Reader) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     summary = {
         "count": meta.count,
         "shape": meta.layout.shape,
         "dtype": meta.layout.dtype,
         "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
 
 
 def _summary_line(meta: StoreMeta, reader: Reader) -> str:

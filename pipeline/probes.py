@@ -1,7 +1,8 @@
 """Short measurements of what the stages do, with params.yaml's networks, batches and precision.
 
-Each function is for a process of its own, so that the peak of its memory is that of one stage. The
-first writes a few images as the stages ``prepare`` and ``corrupt`` do, with which the others work.
+Each function is for a process of its own, so that the peak of its memory is that of one stage; it
+may be forked from one that has imported this module. The first writes a few images as the stages
+``prepare`` and ``corrupt`` do, with which the others work.
 """
 
 import time
@@ -40,7 +41,14 @@ from dsd.training.team import Team
 from pipeline import corrupt, prepare, tracking  # noqa: F401 - stages import tracking too
 from pipeline.compute import free_memory, resolve_device, resolve_precision
 from pipeline.forecast import Images, Line, Memory, SpaceRates, Steps
-from pipeline.gauge import Climb, climb, peak_memory, seconds_of, typical_seconds
+from pipeline.gauge import (
+    Climb,
+    climb,
+    library_memory,
+    peak_memory,
+    seconds_of,
+    typical_seconds,
+)
 from pipeline.launch import FollowerLog
 from pipeline.paths import Paths
 from pipeline.process import StopSignal
@@ -49,6 +57,9 @@ __all__ = ["DataRates", "EvaluationRates", "Training", "data", "distill", "evalu
 
 _START_UP = time.time() - psutil.Process().create_time()
 """Seconds that a stage needs to begin, too: until all is imported that stages import."""
+
+_LIBRARIES = library_memory()
+"""Bytes of libraries in the memory of a process that has imported all itself."""
 
 _TORCHVISION = {
     "cifar10": (50_000, (32, 32, 3)),
@@ -63,9 +74,9 @@ _FEW, _MANY = 64, 4096
 _STAND_INS = 512
 """Random images in the place of those that a plan does not download."""
 
-_DATA_SECONDS = 2.0
-_TRAINING_SECONDS = 5.0
-_SHORT_SECONDS = 1.0
+_DATA_SECONDS = 1.5
+"""For the second measurement of ``prepare`` and ``corrupt``, about."""
+
 _COMPARED = 1000
 """Vectors that are compared in pairs, at most."""
 
@@ -141,7 +152,8 @@ def data(params: Params, paths: Paths, folder: Path) -> DataRates:
     clean = ImageStore.open(work.artifact("prepare"))
     noisy = ImageStore.open(work.artifact("corrupt") / "train")
     images = Images(count, clean.shape, noisy.shape, clean.meta.layout.itemsize)
-    return DataRates(_START_UP, images, prepared, corrupted, peak_memory(torch.device("cpu")))
+    memory = _with_libraries(peak_memory(torch.device("cpu")))
+    return DataRates(_START_UP, images, prepared, corrupted, memory)
 
 
 def _source(data: Data, paths: Paths, folder: Path) -> tuple[int, Data]:
@@ -183,6 +195,14 @@ def _write(params: Params, sampled: Data, work: Paths, count: int) -> tuple[floa
     return prepared, seconds_of(partial(corrupt.run, small, work, log), device)
 
 
+def _with_libraries(memory: Memory) -> Memory:
+    """The peak of a process that has all libraries in memory, as stages have.
+
+    A forked process has them only as far as it has used them.
+    """
+    return memory._replace(host=memory.host + max(0.0, _LIBRARIES - library_memory()))
+
+
 def _line(few: int, first: float, many: int, second: float) -> Line:
     """The line through two measurements, which does not fall; through 0 if there is one."""
     if many == few:
@@ -191,8 +211,8 @@ def _line(few: int, first: float, many: int, second: float) -> Line:
     return Line(max(0.0, second - each * many), each)
 
 
-def pretrain(params: Params, folder: Path) -> Training:
-    """Train teachers with fresh weights for a few steps.
+def pretrain(params: Params, folder: Path, seconds: float) -> Training:
+    """Train teachers with fresh weights for a few steps, within so many seconds if possible.
 
     Raises:
         ParamsError: The images do not fit the network, or there is no such device.
@@ -215,11 +235,11 @@ def pretrain(params: Params, folder: Path) -> Training:
             activation_checkpointing=params.compute.activation_checkpointing,
         )
 
-    return _training(params, build, params.pretrain.batch_size, denoiser, device)
+    return _training(params, build, params.pretrain.batch_size, denoiser, device, seconds)
 
 
-def distill(params: Params, folder: Path) -> Training:
-    """Distil a teacher with fresh weights for a few steps.
+def distill(params: Params, folder: Path, seconds: float) -> Training:
+    """Distil a teacher with fresh weights for a few steps, within so many seconds if possible.
 
     Raises:
         ParamsError: As for :func:`pretrain`.
@@ -242,7 +262,7 @@ def distill(params: Params, folder: Path) -> Training:
             activation_checkpointing=params.compute.activation_checkpointing,
         )
 
-    return _training(params, build, params.distill.batch_size, teacher, device)
+    return _training(params, build, params.distill.batch_size, teacher, device, seconds)
 
 
 def _observations(params: Params, folder: Path) -> tuple[ImageStore, Operator, torch.device]:
@@ -273,19 +293,25 @@ def _pretrain_of(config: Pretrain, size: int) -> Pretrain:
 
 
 def _training(
-    params: Params, build: Build, batch: int, denoiser: Denoiser, device: torch.device
+    params: Params,
+    build: Build,
+    batch: int,
+    denoiser: Denoiser,
+    device: torch.device,
+    seconds: float,
 ) -> Training:
     def make(size: int) -> Callable[[], object]:
         return partial(next, build(size).steps())
 
-    found = climb(make, batch, share=_TRAINING_SECONDS, device=device, at_once=_at_once(params))
+    found = climb(make, batch, share=seconds, device=device, at_once=_at_once(params))
     ordered = sorted(found.seconds)
     half = max(1, len(ordered) // 2)
     low, high = (sum(part) / len(part) for part in (ordered[:half], ordered[-half:]))
     weights = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
     trained = sum(tensor.nbytes for tensor in denoiser.parameters())
     timed = f"{len(ordered)} steps of {found.size} images"
-    memory = _memory(params, found.memory, partial(build, batch), device)
+    whole = _with_libraries(found.memory)
+    memory = _memory(params, whole, partial(build, batch), device)
     return Training(Steps(low, high, memory), weights, trained, timed)
 
 
@@ -302,26 +328,33 @@ def _memory(
     needed = largest_part(build(), Team(), free=free, device=device).needed
     if on_gpu:
         return whole._replace(gpu=torch.cuda.memory_allocated(device) + needed)
-    return whole._replace(host=psutil.Process().memory_info().rss + needed)
+    now = _with_libraries(Memory(psutil.Process().memory_info().rss))
+    return whole._replace(host=now.host + needed)
 
 
-def evaluate(params: Params, folder: Path) -> EvaluationRates:
-    """Sample, make features and compare them, with fresh weights and random features."""
+def evaluate(params: Params, folder: Path, seconds: float) -> EvaluationRates:
+    """Sample, make features and compare them, with fresh weights and random features.
+
+    That takes so many seconds, if they are enough to do everything once.
+    """
     noisy, operator, device = _observations(params, folder)
     clean = ImageStore.open(Paths(folder).artifact("prepare"))
     denoiser = _denoiser(params, operator).to(device).eval()
     most = params.compute.eval_batch_size
-    timed = partial(climb, most=most, share=_SHORT_SECONDS, device=device)
+    names = {*params.evaluate.features, params.distill.selection.features}
+    # The network, the sampler, the observation, and four things in each space.
+    share = seconds / (3 + 4 * len(names))
+    timed = partial(climb, most=most, share=share, device=device)
     with torch.inference_mode():
         forward = timed(partial(_generate, params, denoiser, operator))
-        sampler = _sampler(params, denoiser, operator, forward)
+        sampler = _sampler(params, denoiser, operator, forward, share)
     pixels = to_uint8(clean.take(torch.arange(min(len(clean), most))))
     observing = partial(observe_like, pixels, noisy.sigma, seed=0, operator=operator)
-    observe = typical_seconds(observing, torch.device("cpu")) / len(pixels)
+    observe = typical_seconds(observing, torch.device("cpu"), share) / len(pixels)
     spaces: dict[str, SpaceRates] = {}
     missing: dict[str, str] = {}
     peaks = [forward.memory]
-    for name in {*params.evaluate.features, params.distill.selection.features}:
+    for name in names:
         try:
             extractor = load_extractor(
                 name, device=device, inception_weights=params.evaluate.inception_weights_path
@@ -331,9 +364,10 @@ def evaluate(params: Params, folder: Path) -> EvaluationRates:
             missing[name] = str(error)
             continue
         features = extract(extractor, pixels[:1], batch_size=1)
-        spaces[name] = _compare(features.shape[1], extracting.each, params)
+        spaces[name] = _compare(features.shape[1], extracting.each, params, share)
         peaks.append(extracting.memory)
     highest = Memory(*map(max, zip(*peaks, peak_memory(device), strict=True)))
+    highest = _with_libraries(highest)
     return EvaluationRates(forward.each, sampler, observe, spaces, missing, MAX_BYTES, highest)
 
 
@@ -347,11 +381,13 @@ def _generate(
     return partial(generator, make_latents(size, operator.shape, seed=0).to(device))
 
 
-def _sampler(params: Params, denoiser: Denoiser, operator: Operator, forward: Climb) -> float:
+def _sampler(
+    params: Params, denoiser: Denoiser, operator: Operator, forward: Climb, share: float
+) -> float:
     """Seconds for an image of the teacher: a batch through the sampler, or what its calls take."""
     config = params.evaluate.sampler
     calls = config.num_steps * (2 if config.method == "heun" else 1) + 2
-    size = min(forward.size, int(2 * _SHORT_SECONDS / (calls * forward.each)))
+    size = min(forward.size, int(share / (calls * forward.each)))
     if size == 0:
         return calls * forward.each
     device = next(denoiser.parameters()).device
@@ -367,7 +403,7 @@ def _extract(extractor: Extractor, pixels: Pixels, size: int) -> Callable[[], ob
     return partial(extract, extractor, images, batch_size=size)
 
 
-def _compare(dim: int, extracting: float, params: Params) -> SpaceRates:
+def _compare(dim: int, extracting: float, params: Params, share: float) -> SpaceRates:
     """Rates of the measures, on random features of which there are more than one for each number.
 
     With fewer a distance is cheaper, because covariances have a lower rank.
@@ -375,9 +411,9 @@ def _compare(dim: int, extracting: float, params: Params) -> SpaceRates:
     count = max(_COMPARED, 2 * dim)
     random = torch.Generator().manual_seed(0)
     a, b = (torch.randn(count, dim, generator=random, dtype=torch.float64) for _ in range(2))
-    cpu = torch.device("cpu")
-    summing = typical_seconds(partial(moments, a), cpu) / count
-    distance = typical_seconds(partial(frechet_distance, moments(a), moments(b)), cpu)
+    timed = partial(typical_seconds, device=torch.device("cpu"), share=share)
+    summing = timed(partial(moments, a)) / count
+    distance = timed(partial(frechet_distance, moments(a), moments(b)))
     few = min(_COMPARED, params.evaluate.num_samples)
     reference = Manifold(b[:few])  # found once for all models, so not timed but at first
 
@@ -387,5 +423,5 @@ def _compare(dim: int, extracting: float, params: Params) -> SpaceRates:
         precision_recall(generated, reference)
         density_coverage(generated, reference)
 
-    pairs = typical_seconds(in_pairs, cpu)
+    pairs = timed(in_pairs)
     return SpaceRates(dim, extracting, summing, distance, pairs / few**2)

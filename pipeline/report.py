@@ -4,7 +4,6 @@
 a better sentence must not repeat an evaluation.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from markupsafe import Markup
 
 from dsd.config import Params
+from dsd.files import read_json
 from pipeline.compute import resolve_device
 from pipeline.metric_table import make_table
 from pipeline.page import embed, inline, write_page
@@ -243,5 +243,5 @@ def _column(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(file)
     return found

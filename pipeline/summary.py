@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final
 
-from dsd.errors import DataError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dsd.errors import DataError, one_line
 
 __all__ = ["LABELS", "distances", "feature_spaces", "read_summary", "title_of"]
 
@@ -30,6 +32,50 @@ _TITLES = {
 _TITLES_INCEPTION = {name: title.replace("Frechet", "FID") for name, title in _TITLES.items()}
 
 
+class _Part(BaseModel):
+    """Base of all parts: numbers are finite numbers, not text."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Distances(_Part):
+    """What is read of one model's numbers in one feature space."""
+
+    frechet: float | None = None
+    proximal_frechet: float | None = None
+
+
+class _Measured(_Distances):
+    """What is read of one model's entry."""
+
+    by_features: dict[str, _Distances]
+
+
+_ABSENT = _Measured(by_features={})
+
+
+class _Protocol(_Part):
+    """What is read of the protocol."""
+
+    features: str
+    extractors: dict[str, str]
+    seed: int
+    sigma: float | Literal["auto"]
+    sigma_hat: float
+
+
+@final
+class _Summary(_Part):
+    """What is read of a summary; there may be more in it."""
+
+    generator: _Measured
+    noisy_data: _Measured = _ABSENT
+    teacher_full: _Measured = _ABSENT
+    teacher_truncated: _Measured = _ABSENT
+    teacher_truncated_exact: _Measured = _ABSENT
+    protocol: _Protocol
+
+
 def title_of(measure: str, features: str) -> str:
     """The name of a measure in a feature space, for people."""
     titles = _TITLES_INCEPTION if features == "inception" else _TITLES
@@ -48,16 +94,20 @@ def read_summary(file: Path, shown: str) -> dict[str, Any]:
     """
     remedy = "run `dvc repro` to make it"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(summary["generator"]["by_features"], dict):
-            raise TypeError
+        content = file.read_bytes()
+        _Summary.model_validate_json(content)
+        found: dict[str, Any] = json.loads(content)
     except FileNotFoundError as error:
         msg = f"{shown} does not exist yet; {remedy}"
         raise DataError(msg) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{shown} is not a summary of results; {remedy} again"
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        msg = f"{shown} is not a summary of results ({one_line(reason)}); {remedy} again"
         raise DataError(msg) from error
-    found: dict[str, Any] = summary
+    except OSError as error:
+        msg = f"{shown} cannot be read ({error.strerror}); {remedy} again"
+        raise DataError(msg) from error
     return found
 
 

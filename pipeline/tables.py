@@ -1,19 +1,27 @@
 """Small tables as CSV, for DVC's plots and for people."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from dsd.files import published
 
 __all__ = ["read_csv", "write_csv"]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write ``rows`` under ``header``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    """Publish ``rows`` under ``header``.
+
+    Raises:
+        OSError: As :func:`dsd.files.published`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with published(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -97,7 +97,7 @@ class StageRun:
         self._store = Store(_tracking_uri(paths), paths)
         self._record = _make_record(stage, params, paths, self._store.uri)
         self._session = open_session(paths.tracking_state(stage), self._record)
-        self._resumed = self._session.journal.first_images is not None
+        self._resumed = bool(self._session.journal.first)
         self._earlier: Session | None = None
         self._guard = threading.Lock()
         self._warned = False
@@ -112,7 +112,7 @@ class StageRun:
         """See :meth:`pipeline.stagelog.StageLog.metrics`."""
         try:
             with self._guard:
-                self._restart_if_from_the_beginning(images)
+                self._restart_if_from_the_beginning(images, values)
                 self._session.journal.append(images, values, now_ms())
         except OSError as error:
             self._troubled(error)
@@ -158,17 +158,25 @@ class StageRun:
         else:
             self._session.release()
 
-    def _restart_if_from_the_beginning(self, images: int) -> None:
-        """A stage that could not resume starts at its first step again: that is a new run."""
-        first, resumed = self._session.journal.first_images, self._resumed
-        self._resumed = False
-        if resumed and first is not None and images <= first:
-            earlier = self._session
-            earlier.end("KILLED", now_ms())
-            earlier.set_aside()
-            self._session = open_session(self._paths.tracking_state(self._stage), self._record)
-            # Still locked, as the thread may be sending it: two at once would make two runs.
-            self._earlier = earlier
+    def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
+        """A stage that could not resume and begins with other numbers than before is a new run.
+
+        One that resumed may repeat all its numbers: the same ones.
+        """
+        first = self._session.journal.first
+        known = first.keys() & values.keys()
+        if self._resumed and known:
+            self._resumed = False
+            if any(_contradicts(images, values[name], *first[name]) for name in known):
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        earlier = self._session
+        earlier.end("KILLED", now_ms())
+        earlier.set_aside()
+        self._session = open_session(self._paths.tracking_state(self._stage), self._record)
+        # Still locked, as the thread may be sending it: two at once would make two runs.
+        self._earlier = earlier
 
     def _work(self) -> None:
         """Thread: send what there is at intervals, look after earlier runs once, and close."""
@@ -241,6 +249,11 @@ class StageRun:
         }
         with published(self._paths.report(self._stage) / RUN_FILE) as file:
             file.write((json.dumps(found, indent=1) + "\n").encode())
+
+
+def _contradicts(images: int, value: float, first_images: int, first_value: float) -> bool:
+    """Whether a number cannot be one of those that begin with the first one."""
+    return images < first_images or (images == first_images and float(value) != first_value)
 
 
 def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:

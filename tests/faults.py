@@ -64,9 +64,10 @@ class Boundaries:
 
 
 def _named(path: object = None, *_: object, dir_fd: int | None = None, **__: object) -> object:
-    """The path that a call is about, if it is about one."""
-    if path is None or isinstance(path, int):
-        return None
+    """The path that a call is about, if that can be known."""
+    if isinstance(path, int):  # or else the calls of other threads would count too
+        opened = Path(f"/proc/self/fd/{path}")
+        return opened.readlink() if opened.is_symlink() else None
     # As shutil.rmtree removes files: named from an open folder.
     return path if dir_fd is None else Path(f"/proc/self/fd/{dir_fd}").readlink() / str(path)
 

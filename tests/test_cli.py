@@ -323,7 +323,8 @@ def summary(frechet=12.3):
     }
     teachers = ["teacher_full", "teacher_truncated", "teacher_truncated_exact"]
     rows = dict.fromkeys(["noisy_data", *teachers, "generator"], row)
-    return rows | {"protocol": {"features": "fashion-classifier", "num_samples": 5000}}
+    protocol = {"features": "fashion-classifier", "extractors": {}, "num_samples": 5000}
+    return rows | {"protocol": protocol | {"seed": 0, "sigma": 0.5, "sigma_hat": 0.5}}
 
 
 def shown(workspace, content):

@@ -5,6 +5,7 @@ import json
 import shutil
 import statistics
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.compare import compare, folder_run
 from pipeline.comparison import differing, lines_of, one_protocol
 from pipeline.params import load_params
 from pipeline.paths import Paths
+from pipeline.summary import read_summary
 
 ROOT = Path(__file__).parents[1]
 MAIN, OTHER = "fashion-classifier", "efficientnet-lite0"
@@ -220,6 +222,47 @@ def test_folders_without_results_or_parameters_are_refused(make, tmp_path):
         folder_run(a)
     with pytest.raises(DataError, match=r"b has a summary but no params\.yaml.*put"):
         folder_run(b)
+
+
+ODD = [None, True, -1e308, float("nan"), 10**400, "1", [[]], {"a": 1}]
+
+
+def with_each_odd_value(document):
+    """Copies of a document, each with another part replaced or missing."""
+    for key in document:
+        yield {name: value for name, value in document.items() if name != key}
+        for odd in ODD:
+            yield {**document, key: odd}
+        if isinstance(document[key], dict):
+            yield from ({**document, key: inner} for inner in with_each_odd_value(document[key]))
+
+
+def test_a_summary_by_a_stranger_is_refused_or_compared(make, tmp_path):
+    good, odd = folder_run(make("good", 1.0)), make("odd", 2.0, features=(MAIN,))
+    paths, messages, compared = Paths(tmp_path / "home"), list[str](), 0
+    for document in with_each_odd_value(json.loads((odd / "summary.json").read_text())):
+        (odd / "summary.json").write_text(json.dumps(document))
+        try:
+            summary = read_summary(odd / "summary.json", "odd")
+            runs = one_protocol([good, replace(good, name="odd", summary=summary)], None)
+        except DataError as error:
+            messages.append(str(error))
+            continue
+        assert lines_of(runs, MAIN, "frechet")
+        compare([str(odd)], paths) if compared % 40 == 0 else differing(runs)
+        compared += 1
+    assert all("odd" in message and message.isprintable() for message in messages)
+    assert min(len(messages), compared) > 40
+
+
+def test_parameters_without_seed_or_level_are_refused(make):
+    for key in ("seed", "sigma"):
+        folder = make(f"without {key}", 1.0)
+        lines = (folder / "params.yaml").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not line.strip().startswith(f"{key}:")]
+        (folder / "params.yaml").write_text("".join(kept))
+        with pytest.raises(DataError, match=rf"params\.yaml has no (corrupt\.)?{key}; put"):
+            folder_run(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ opened to be written). ``docs/safety.md`` says what is read and where the promis
 """
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.error
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision.datasets
+import torchvision.datasets.utils
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from stage_helpers import Recorder, params_with, png, random_images
@@ -39,6 +42,7 @@ from dsd.imagestore import Block, ImageStore, write_store
 from dsd.metrics.statistics_file import load_statistics
 from dsd.sources import find_images
 from pipeline import prepare
+from pipeline.compare import folder_run
 from pipeline.page import embed
 from pipeline.params import load_params
 from pipeline.paths import Paths
@@ -181,6 +185,7 @@ def corpus(canary):
             lambda file: torch.save(evil, file, _use_new_zipfile_serialization=False)
         ),
         "tar": saved(archive_leading_out),
+        "tar.gz": gzip.compress(saved(archive_leading_out)),
         "zip": saved(zip_leading_out),
         "safetensors, long header": struct.pack("<Q", 2**63) + b"{}",
         "safetensors, nested": raw_safetensors(b'{"a":' * 50_000),
@@ -307,6 +312,32 @@ def read_cifar10(folder, content):
     return lambda: find_images("torchvision", folder, "cifar10")
 
 
+def read_cifar10_archive(folder, content):
+    _file(folder, torchvision.datasets.CIFAR10.filename, content)
+    return lambda: find_images("torchvision", folder, "cifar10")
+
+
+def read_fashion_mnist_archive(folder, content):
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            _file(folder, f"FashionMNIST/raw/{part}-{kind}-ubyte.gz", content)
+    return lambda: find_images("torchvision", folder, "fashion-mnist")
+
+
+def read_celeba_archive(folder, content):
+    """All of its files, the pictures' archive among them."""
+    for _, _, name in torchvision.datasets.CelebA.file_list:
+        _file(folder, f"celeba/{name}", content)
+    return lambda: find_images("torchvision", folder, "celeba")
+
+
+def read_summary(folder, content):
+    """A folder that somebody gives away to be compared."""
+    (folder / "params.yaml").write_text("seed: 0\n")
+    _file(folder, "summary.json", content)
+    return lambda: folder_run(folder)
+
+
 READERS = {
     name.removeprefix("read_"): reader
     for name, reader in globals().items()
@@ -347,13 +378,13 @@ def give_shard(folder, content):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No reader may help itself with a download."""
+    """No reader may help itself with a download; all before and after one is torchvision's."""
 
     def no_network(*_, **__):
-        raise OSError("there is no network here")
+        raise urllib.error.URLError("there is no network here")
 
-    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
-        monkeypatch.setattr(module, "download_and_extract_archive", no_network)
+    for name in ("_get_redirect_url", "_urlretrieve"):
+        monkeypatch.setattr(torchvision.datasets.utils, name, no_network)
 
 
 def files_below(folder):

@@ -1,8 +1,10 @@
 """Between saved images and data units."""
 
+import pytest
 import torch
 from PIL import Image
 
+from dsd.errors import NonFiniteError
 from dsd.images import from_uint8, magnitude, save_grid, save_rows, to_uint8
 
 
@@ -14,6 +16,23 @@ def test_every_grey_level_survives_the_way_there_and_back():
 def test_saving_clamps_and_rounds_to_the_nearest_level():
     x = torch.tensor([-3.0, -1.0, 0.0, 0.6 / 127.5 - 1, 0.4 / 127.5 - 1, 1.0, 3.0])
     assert to_uint8(x.reshape(1, 1, 1, 7)).flatten().tolist() == [0, 0, 128, 1, 0, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_pixels_that_are_not_finite_are_never_saved_as_if_they_were(value, dtype):
+    x = torch.zeros(5, 1, 4, 4, dtype=dtype)
+    x[3, 0, 2, 1] = value
+    x[4, 0, 0, 0] = -value  # their sum may be anything
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), pytest.raises(NonFiniteError, match=r"2 of 5 images hold NaN .* number 3"):
+            to_uint8(x)
+
+
+def test_large_pixels_that_are_finite_are_clamped_though_their_sum_is_not():
+    assert (to_uint8(torch.full((2, 1, 4, 4), 3e38)) == 255).all()
+    assert (to_uint8(torch.full((2, 1, 40, 40), 6e4, dtype=torch.float16)) == 255).all()
+    assert to_uint8(torch.zeros(0, 1, 4, 4)).shape == (0, 1, 4, 4)
 
 
 def test_pictures_have_a_row_for_each_kind(tmp_path):

@@ -156,6 +156,17 @@ def test_a_kill_before_a_run_that_was_sent_is_forgotten_leaves_nothing_for_ever(
     assert list(paths.tracking_state("corrupt").iterdir()) == []
 
 
+def test_the_page_of_the_kills_says_what_hit_and_what_was_found():
+    plan = kills.Plan(signal.SIGTERM, at_work=True, fraction=0.5, as_dvc=False)
+    hit, late = kills.Kill(plan, 2.0, 0.5, 143), kills.Kill(plan, 9.0, 0.0, 0)
+    trial = kills.Trial("corrupt", [hit, hit, late], ["differs: a\nb"])
+    page = kills.page(kills.origin("python x"), [trial], ["left behind: c"])
+    assert "Written by `python x --write`" in page
+    assert "**2 kills in 1 trials; 2 findings.**" in page
+    assert "| corrupt | 1 | 0 | 2 | 0 | 2 | 1 | 0.5 s | 1 |" in page
+    assert page.endswith("* trial 1, corrupt: differs: a\n* left behind: c\n")
+
+
 FAILING_STAGE = """
 import errno, os, sys
 from pathlib import Path

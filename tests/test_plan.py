@@ -141,6 +141,7 @@ def test_artifacts_are_as_large_as_real_ones(stage, ran, measured):
 def test_states_are_as_large_as_real_ones(stage, ran, measured, tmp_path):
     shutil.copytree(ran.paths.root, tmp_path / "copy")
     paths, name = Paths(tmp_path / "copy"), stage.__name__.split(".")[-1]
+    shutil.rmtree(paths.state(name))  # of the run that is done
     with pytest.raises(Interrupted):
         stage.run(tiny(), paths, Stopping())
     (state,) = paths.state(name).glob("*/state")
@@ -207,11 +208,21 @@ def test_a_climb_ends_at_all_images_or_when_time_is_over():
 
 
 def test_memory_beyond_the_last_climb_is_on_a_line(monkeypatch):
-    peaks = iter([Memory(100.0), Memory(110.0), Memory(110.0), Memory(110.0)])
+    peaks = iter([Memory(100.0), Memory(117.0), Memory(117.0), Memory(117.0)])
     monkeypatch.setattr(gauge, "peak_memory", lambda device: next(peaks))
+    # Libraries are no part of the line.
+    libraries = iter([0.0, 7.0, 7.0, 7.0])
+    monkeypatch.setattr(gauge, "library_memory", lambda: next(libraries))
     make = lambda size: lambda: None  # noqa: E731
     cpu = torch.device("cpu")
-    assert climb(make, 50, share=0.0, device=cpu, at_once=32).memory.host == 110 + 30 * 10
+    assert climb(make, 50, share=0.0, device=cpu, at_once=32).memory.host == 117 + 30 * 10
+
+
+def test_a_forked_process_counts_the_libraries_that_it_has_not_used_yet(monkeypatch):
+    monkeypatch.setattr(probes, "_LIBRARIES", 500.0)
+    for here, expected in ((200.0, 1300.0), (600.0, 1000.0)):
+        monkeypatch.setattr(probes, "library_memory", lambda here=here: here)
+        assert probes._with_libraries(Memory(1000.0, 7.0)) == Memory(expected, 7.0)
 
 
 def test_a_full_disk_and_a_full_memory_are_told_with_the_remedy(tmp_path, monkeypatch):
@@ -279,6 +290,6 @@ def test_the_command_plans_all_stages_from_real_probes(tmp_path, monkeypatch, ca
     plan.show_plan(load_params(tmp_path), Paths(tmp_path), console)
     text = console.export_text()
     for stage in ("prepare", "corrupt", "pretrain", "distill", "evaluate", "total"):
-        assert re.search(rf"{stage} .*\d:\d\d min to .* MB", text), text
+        assert re.search(rf"{stage} .*\d:\d\d min to .*\d [MG]B", text), text
     assert "steps of 32 images" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "params.yaml"]

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +21,7 @@ from ports import free_port
 from tiny_project import PATTERNS, Project, until
 
 from flows.alive import ended_runs, living_runs
+from flows.environment import DEFAULTS
 from flows.services import gpus_of_workers, main, require_free_port, require_same_version
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.tether import tether
@@ -217,12 +221,59 @@ def test_help_waits_for_nothing_heavy(module):
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
 
 
+PICKLES = """
+from pathlib import Path
+import flows  # sets what is tested
+import mlflow
+from mlflow.exceptions import MlflowException
+from prefect.results import ResultStore
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("canary"),)
+
+class Model(mlflow.pyfunc.PythonModel):
+    evil = None
+    def predict(self, model_input): return model_input
+
+model = Model()
+model.evil = Evil()
+mlflow.pyfunc.save_model("model", python_model=model, pip_requirements=[])
+try:
+    mlflow.pyfunc.load_model("model")
+except MlflowException as error:
+    print("refused" if "pickle is disallowed" in str(error) else error)
+print(Path("canary").exists(), ResultStore().serializer.type)
+"""
+
+
+@pytest.mark.slow
+def test_neither_mlflow_nor_prefect_deals_in_pickles(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name not in DEFAULTS}
+    env["PYTHONPATH"] = str(Path(__file__).parents[1])
+
+    def said(**more):
+        command = [sys.executable, "-c", PICKLES]
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**env, **more}, text=True, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        shutil.rmtree(tmp_path / "model")
+        return done.stdout.splitlines()
+
+    assert said() == ["refused", "False json"]
+    # The model is such that it would, and who sets something else gets it.
+    allowed = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "true"}
+    assert said(**allowed, PREFECT_RESULTS_DEFAULT_SERIALIZER="pickle") == ["True pickle"]
+
+
 @pytest.mark.slow
 def test_cancel_kill_and_reboot_leave_nothing_and_the_next_run_goes_on(tmp_path):
     project = Project(tmp_path / "project", free_port())
     project.make()
     services = project.start_services()
     try:
+        strangers_are_kept_out(project)
         cancelled_run_frees_the_stage(project)
         killed_worker_ends_its_run(project)
         services = reboot_is_noticed(project, services)
@@ -241,6 +292,47 @@ def test_cancel_kill_and_reboot_leave_nothing_and_the_next_run_goes_on(tmp_path)
         services.wait(60)
     assert services.returncode == 0
     assert project.processes(PATTERNS["all"]) == []
+
+
+def strangers_are_kept_out(project):
+    """Other machines do not get in, nor do pages of strangers in a browser of this one."""
+    listening = [
+        connection.laddr.ip
+        for process in project.processes(PATTERNS["all"])
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 2
+    assert set(listening) == {"127.0.0.1"}
+    stranger, own = "https://stranger.example", "http://localhost:4200"
+    assert allowed_origin(project.api, stranger) is None
+    assert allowed_origin(project.api, own) == own
+    create = f"{project.mlflow}/api/2.0/mlflow/experiments/create"
+    for headers in ({"Origin": stranger}, {"Host": "stranger.example"}):
+        request = urllib.request.Request(create, data=b'{"name": "x"}', headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code == 403
+    (worker,) = project.processes(PATTERNS["worker"])
+    index = project.root / ".dvc" / "tmp" / "site"
+    expected = {
+        "DVC_NO_ANALYTICS": "true",
+        "DVC_SITE_CACHE_DIR": str(index),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    assert expected.items() <= worker.environ().items()
+    assert index.stat().st_mode & 0o077 == 0
+
+
+def allowed_origin(api, origin):
+    """What Prefect's server tells a browser that asks on behalf of a page of ``origin``."""
+    request = urllib.request.Request(f"{api}/health", headers={"Origin": origin})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.headers.get("access-control-allow-origin")
 
 
 def cancelled_run_frees_the_stage(project):

@@ -80,7 +80,8 @@ class Project:
             "PREFECT_HOME": str(root / ".prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "2",
         }
-        self.env.pop("CUDA_VISIBLE_DEVICES", None)
+        for inherited in ("CUDA_VISIBLE_DEVICES", "DVC_SITE_CACHE_DIR"):
+            self.env.pop(inherited, None)
 
     def make(self) -> None:
         """Write and commit the project."""

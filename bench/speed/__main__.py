@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bench.speed import machine
-from bench.speed.contests import GROUPS, Checkouts, contests, peaks
-from bench.speed.race import race
+from bench.speed.contests import GROUPS, Checkouts, contests, limits
+from bench.speed.race import Worker, race
 from bench.speed.settings import Setting, settings
 from bench.speed.table import page
 from pipeline.params import load_params
@@ -27,7 +27,7 @@ RESULTS = Path("docs/results/speed")
 SCRATCH = Path(".dsd/bench/speed")
 """Results of a part, which must not replace a whole one."""
 
-_TURN_SECONDS = 1.5
+_TURN_SECONDS = 0.7
 
 
 def measure(
@@ -47,7 +47,7 @@ def measure(
         sizes: Of networks, images and batches.
         checkouts: The reference implementations.
         device: Where networks compute.
-        pairs: Turns that each way to do something has.
+        pairs: Turns that each way to do something has at most.
         seconds: Of one turn, about.
         command: By which this was asked for.
 
@@ -56,9 +56,11 @@ def measure(
     """
     begun, load = datetime.now(UTC), os.getloadavg()[0]
     found = []
-    for contest in (peaks(device.type), *contests(groups, device.type, sizes, checkouts)):
-        print(contest.name, file=sys.stderr, flush=True)
-        found.append(race(contest, device, pairs=pairs, seconds=seconds))
+    with Worker(limits(device.type), device) as limit:
+        threads = limit.begin()["threads"]
+        for contest in contests(groups, device.type, sizes, checkouts):
+            print(contest.name, file=sys.stderr, flush=True)
+            found.append(race(contest, device, limit, pairs=pairs, seconds=seconds))
     return {
         "command": command,
         "date": begun.isoformat(timespec="seconds"),
@@ -66,7 +68,7 @@ def measure(
         "commit": commit_of(ROOT),
         "dirty": is_dirty(ROOT),
         "machine": machine.description(device),
-        "threads": found[0]["contestants"][0]["threads"],
+        "threads": threads,
         "load": [load, os.getloadavg()[0]],
         "pairs": pairs,
         "contests": found,
@@ -86,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--edm", type=Path, metavar="DIR", help="a checkout of NVlabs/edm")
     parser.add_argument("--sid", type=Path, metavar="DIR", help="a checkout of mingyuanzhou/SiD")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--pairs", type=int, default=5, metavar="N", help="turns of each variant")
+    parser.add_argument("--pairs", type=int, default=15, metavar="N", help="turns of each at most")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
     given = parser.parse_args()

@@ -9,7 +9,7 @@ from bench.speed.race import Contest, Contestant
 from bench.speed.settings import Setting
 from bench.speed.work import MakeWork
 
-__all__ = ["GROUPS", "Checkouts", "contests", "peaks"]
+__all__ = ["GROUPS", "Checkouts", "contests", "limits"]
 
 _EMBEDDED_IMAGES = 16_000
 """Taken through the first stages: some 20 MB when noisy."""
@@ -32,15 +32,10 @@ class Checkouts(NamedTuple):
     sid: Path | None = None
 
 
-def peaks(kind: str) -> Contest:
-    """The most that the machine does, with which everything else is compared."""
-    products = [
-        Contestant(f"matrix product, {name}", machine.matrix_product, {"precision": name})
-        for name in ("float32", *_SHORT_PRECISIONS[kind])
-    ]
-    note = "Products in GFLOP/s, the copy in GB/s read and written."
-    entrants = [*products, Contestant("copy", machine.copy)]
-    return Contest("machine", "What the machine can do", "G/s", entrants, note, "none")
+def limits(kind: str) -> Contestant:
+    """The most that the machine does, which is measured between the turns of all others."""
+    options = {"precisions": ["float32", *_SHORT_PRECISIONS[kind]]}
+    return Contestant("limits", machine.limits, options)
 
 
 def contests(
@@ -114,7 +109,7 @@ def _trainings(
         options = {"setting": setting.model_dump(mode="json")}
         entrants = [
             Contestant("ours", training.ours, options),
-            Contestant("plain", training.plain, options),
+            Contestant("plain", training.plain, options, bare=True),
             *_references(training, options, checkout, patch=setting.network.patch),
         ]
         for short in _SHORT_PRECISIONS[kind]:
@@ -128,12 +123,10 @@ def _references(
     training: _Training, options: Mapping[str, Any], checkout: Path | None, *, patch: int
 ) -> Iterator[Contestant]:
     """The reference's step, and ours with its network."""
-    missing = _missing(training.reference, checkout, patch)
-    for label, make in (
-        (training.reference, training.theirs),
-        (f"our step, {training.reference}'s network", training.ours_on_theirs),
-    ):
-        yield Contestant(label, make, options, checkout, missing)
+    theirs, missing = training.reference, _missing(training.reference, checkout, patch)
+    mixed = f"our step, {theirs}'s network"
+    yield Contestant(theirs, training.theirs, options, checkout, missing, bare=True)
+    yield Contestant(mixed, training.ours_on_theirs, options, checkout, missing)
 
 
 def _missing(reference: str, checkout: Path | None, patch: int) -> str | None:
@@ -155,14 +148,16 @@ def _sampling(kind: str, settings: Sequence[Setting], checkout: Path | None) -> 
         missing = _missing("EDM", checkout, setting.network.patch)
         one = [
             Contestant("ours", sampling.one_step_ours, options),
-            Contestant("EDM's network", sampling.one_step_reference, options, checkout, missing),
+            Contestant(
+                "EDM's network", sampling.one_step_reference, options, checkout, missing, bare=True
+            ),
         ]
         yield Contest("sampling", f"One step: {_size(setting)}", "images/s", one)
         if kind == "cpu" and setting.name == "paper":
             continue  # 35 evaluations of it take ten seconds for one image
         many = [
             Contestant("ours", sampling.heun_ours, options),
-            Contestant("EDM", sampling.heun_reference, options, checkout, missing),
+            Contestant("EDM", sampling.heun_reference, options, checkout, missing, bare=True),
         ]
         yield Contest("sampling", f"18 steps of Heun: {_size(setting)}", "images/s", many)
 
@@ -180,7 +175,7 @@ def _distances() -> Iterator[Contest]:
         options = {"dim": dim}
         pair = [
             Contestant("ours", measures.frechet_ours, options),
-            Contestant("clean-fid", measures.frechet_clean_fid, options),
+            Contestant("clean-fid", measures.frechet_clean_fid, options, bare=True),
         ]
         yield Contest("frechet", f"Frechet distance, {dim} features", "s", pair)
     one = [Contestant("ours", measures.moments_of_features, {"dim": dim})]

@@ -1,55 +1,34 @@
 """From all timings to tables for people."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
-__all__ = ["Peaks", "found_peaks", "page", "ratios", "seconds_each"]
+from bench.speed.roofline import Peaks
+from bench.speed.timings import quartiles, ratios, seconds_each
+
+__all__ = ["page"]
 
 _MISSING = "not measured"
 
+_LIMITS = {
+    "products": "all but products free",
+    "operations": "operation by operation",
+    "with_own_code": "products at the peak",
+}
+"""Of ``roofline.Least``, with what is said of them."""
 
-class Peaks(NamedTuple):
-    """The most that the machine did."""
-
-    flops: Mapping[str, float]
-    """Floating-point operations a second, by precision."""
-
-    bandwidth: float
-    """Bytes a second, read and written."""
-
-
-def found_peaks(contest: Mapping[str, Any]) -> Peaks:
-    """Peaks among the results of ``contests.peaks``: the fastest turn of each."""
-    best = {
-        entry["label"]: 1e9 / min(seconds_each(entry))
-        for entry in contest["contestants"]
-        if entry["missing"] is None
-    }
-    flops = {label.split(", ")[1]: best[label] for label in best if ", " in label}
-    return Peaks(flops, best["copy"])
-
-
-def seconds_each(entry: Mapping[str, Any]) -> list[float]:
-    """Seconds for one image, megabyte, ..., of each turn."""
-    return [taken / (entry["times"] * entry["items"]) for taken in entry["seconds"]]
-
-
-def ratios(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
-    """How many times faster the first is than another, turn by turn."""
-    pairs = zip(seconds_each(other), seconds_each(first), strict=True)
-    return [theirs / ours for theirs, ours in pairs]
+_SHOWN_OPERATORS = 8
 
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole result as Markdown."""
-    first, *others = results["contests"]
-    peaks = found_peaks(first)
-    tables = "\n".join(_table(contest, peaks) for contest in (first, *others))
-    return f"{_head(results, peaks)}\n{tables}"
+    tables = "\n".join(map(_table, results["contests"]))
+    return f"{_head(results)}\n{tables}"
 
 
-def _head(results: Mapping[str, Any], peaks: Peaks) -> str:
+def _head(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['processor']} ({machine['instructions']})"
     commit = (results["commit"] or "no commit")[:12] + (", changed" if results["dirty"] else "")
@@ -58,13 +37,31 @@ def _head(results: Mapping[str, Any], peaks: Peaks) -> str:
     lines = [
         "# Speed, measured",
         "",
-        f"`{results['command']}`, {results['date']}, commit {commit}.",
+        f"`{results['command']}`, {results['date']}, commit {commit}, {results['minutes']:.0f} "
+        "minutes.",
         f"{where}, {machine['cores']} cores, {results['threads']} threads; {versions}.",
         f"Load before and after: {load}. Every timing is in the JSON file beside this page; what "
         "the columns mean is in `docs/speed.md`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _operators(row: Mapping[str, Any]) -> str:
+    """What the time of the first row is spent with."""
+    if row["missing"] is not None or row["least"] is None:
+        return ""
+    took, least = row["took"], row["least"]["operations"]
+    total = sum(took.values())
+    longest = sorted(took, key=lambda name: -took[name])[:_SHOWN_OPERATORS]
+    told = [
+        f"{name} {100 * took[name] / total:.0f} ({100 * least[name] / took[name]:.0f})"
+        for name in longest
+    ]
+    return (
+        "Operators of the first row, in percent of the time of all (and their least time in "
+        f"percent of theirs): {', '.join(told)}."
+    )
 
 
 class _Column(NamedTuple):
@@ -75,8 +72,9 @@ class _Column(NamedTuple):
     """From a row and the first row."""
 
 
-def _table(contest: Mapping[str, Any], peaks: Peaks) -> str:
+def _table(contest: Mapping[str, Any]) -> str:
     rows: Sequence[Mapping[str, Any]] = contest["contestants"]
+    peaks = Peaks.among(contest["limits"]) if contest["limits"] else None
     columns = list(_columns(contest["unit"], contest["relation"], peaks))
     cells = [[column.cell(row, rows[0]) for column in columns] for row in rows]
     shown = [number for number in range(len(columns)) if any(line[number] for line in cells)]
@@ -88,25 +86,42 @@ def _table(contest: Mapping[str, Any], peaks: Peaks) -> str:
         else:
             why = f"{_MISSING}: {row['missing']}"
             lines.append(_line([row["label"], why, *[""] * (len(shown) - 1)]))
-    note = f"{contest['note']}\n" if contest["note"] else ""
-    return f"## {contest['name']}\n\n" + "\n".join(lines) + f"\n\n{note}"
+    notes = [_turns(rows, peaks), _operators(rows[0]), contest["note"]]
+    return (
+        f"## {contest['name']}\n\n" + "\n".join(lines) + f"\n\n{' '.join(filter(None, notes))}\n"
+    )
+
+
+def _turns(rows: Sequence[Mapping[str, Any]], peaks: Peaks | None) -> str:
+    """How often they had their turn, and what the machine did between them."""
+    told = f"{max(len(row['seconds']) for row in rows)} turns."
+    if peaks is None:
+        return told
+    products = ", ".join(f"{name} {_number(1e-9 * rate)}" for name, rate in peaks.flops.items())
+    sizes = ", ".join(_number(1e-6 * moved) for moved in sorted(peaks.copies))
+    rates = ", ".join(_number(1e-9 * peaks.copies[moved]) for moved in sorted(peaks.copies))
+    return (
+        f"{told} Between them products did up to {products} GFLOP/s, copies that move {sizes} MB "
+        f"up to {rates} GB/s."
+    )
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _columns(unit: str, relation: str, peaks: Peaks) -> Iterator[_Column]:
-    yield _Column(f"{unit}, median (range)", lambda row, _: _speed(row, unit))
+def _columns(unit: str, relation: str, peaks: Peaks | None) -> Iterator[_Column]:
+    yield _Column(f"{unit}, median (quartiles)", lambda row, _: _speed(row, unit))
     yield _Column(f"of use, {unit}", lambda row, _: _of_use(row))
     if relation == "rivals":
         yield _Column("the first is faster", _faster)
         yield _Column("the same, of use", _faster_of_use)
-        yield _Column("at the peak it would be", lambda row, first: _at_peak(row, first, peaks))
+        for limit, title in _LIMITS.items():
+            yield _Column(f"at best, {title}", partial(_could_be, limit))
     if relation == "part":
         yield _Column("share of the first", _part)
     yield _Column("GFLOP each", lambda row, _: _gflop(row))
-    yield _Column("of the peak", lambda row, _: _share(row, peaks))
+    yield _Column("of the peak", lambda row, _: _of_peak(row, peaks))
     yield _Column("parameters, M", lambda row, _: _fact(row, "parameters", 1e-6))
     yield _Column("memory, MB (before)", lambda row, _: _memory(row))
 
@@ -122,7 +137,8 @@ def _measured(cell: Callable[..., str | None]) -> Callable[..., str | None]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{_number(median(values))} ({_number(min(values))} to {_number(max(values))})"
+    low, middle, high = map(_number, quartiles(values))
+    return f"{middle} ({low} to {high})"
 
 
 def _number(value: float) -> str:
@@ -174,24 +190,29 @@ def _gflop(row: Mapping[str, Any]) -> str | None:
     return _number(1e-9 * flops) if flops else None
 
 
-def _least_seconds(row: Mapping[str, Any], peaks: Peaks) -> float | None:
-    """Seconds for one at the machine's peak of arithmetic, or of copying."""
-    flops, moved = _flops_each(row), row["moved"]
-    if flops:
-        return flops / peaks.flops[row["precision"]]
-    return moved / row["items"] / peaks.bandwidth if moved else None
+def _least_seconds(row: Mapping[str, Any], limit: str) -> float | None:
+    """Seconds for one at a limit, if it has such."""
+    if row["least"] is None:
+        return None
+    found = row["least"][limit]
+    seconds: float = sum(found.values()) if isinstance(found, Mapping) else found
+    items: float = row["items"]
+    return seconds / items
 
 
 @_measured
-def _share(row: Mapping[str, Any], peaks: Peaks) -> str | None:
-    least = _least_seconds(row, peaks)
-    return f"{100 * least / median(seconds_each(row)):.2g} %" if least else None
+def _of_peak(row: Mapping[str, Any], peaks: Peaks | None) -> str | None:
+    """Its arithmetic's least share of the time, or that of the bytes that must be moved."""
+    least = _least_seconds(row, "products")
+    if row["moved"] and peaks is not None:
+        least = row["moved"] / row["items"] / peaks.bandwidth(row["moved"])
+    return f"{_number(100 * least / median(seconds_each(row)))} %" if least else None
 
 
 @_measured
-def _at_peak(row: Mapping[str, Any], first: Mapping[str, Any], peaks: Peaks) -> str | None:
-    """How much faster the first could be if it reached the peak."""
-    least = _least_seconds(first, peaks)
+def _could_be(limit: str, row: Mapping[str, Any], first: Mapping[str, Any]) -> str | None:
+    """How much faster than this row the first could be, if it were at a limit."""
+    least = _least_seconds(first, limit)
     if row is first or not least:
         return None
     return f"{_number(median(seconds_each(row)) / least)} x"

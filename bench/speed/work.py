@@ -15,7 +15,7 @@ class Work:
     """Something to do, and how much of what it is."""
 
     do: Callable[[], object]
-    """Do it once."""
+    """Do it once; if it finds a dictionary, that is told."""
 
     items: float
     """Images, megabytes, steps, ... in one go."""
@@ -24,7 +24,7 @@ class Work:
     """Bytes that must be read and written at least, where that is the limit."""
 
     counted: bool = False
-    """Whether arithmetic is the limit, so that floating-point operations are to be counted."""
+    """Whether PyTorch's operations are the limit, so that they are to be listed."""
 
     facts: Mapping[str, float] = field(default_factory=dict)
     """What else is to be known of it."""

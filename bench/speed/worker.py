@@ -16,12 +16,15 @@ from typing import Any, TextIO
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from bench.speed.operations import Ledger
 from bench.speed.work import MakeWork, Work
 from pipeline.gauge import peak_memory, typical_seconds
 
 __all__ = ["main"]
+
+_LISTED_SECONDS = 1.0
+"""For which operations are listed, about; doing it once is the least."""
 
 
 def main() -> None:
@@ -32,12 +35,13 @@ def main() -> None:
     at_start = psutil.Process().memory_info().rss
     device = torch.device(wanted["device"])
     work = make(device, wanted["options"])
-    _tell(answers, _description(work, device))
+    described = _description(work, device)
+    _tell(answers, described)
     for line in sys.stdin:
-        _tell(answers, _seconds(work.do, int(line), device))
+        _tell(answers, _turn(work.do, int(line), device))
     # Memory first: counting needs some of its own.
     memory = {**_memory(device), "at_start": float(at_start)}
-    _tell(answers, {"memory": memory, "flops": _operations(work)})
+    _tell(answers, {"memory": memory, **_operations(work, device, described["each"])})
 
 
 def _answers() -> TextIO:
@@ -55,17 +59,19 @@ def _tell(answers: TextIO, what: object) -> None:
 def _description(work: Work, device: torch.device) -> dict[str, Any]:
     # What takes longer the first time, such as an optimiser's moments, is over after this.
     each = typical_seconds(work.do, device)
+    limited = work.counted or work.moved is not None
     described = {"items": work.items, "moved": work.moved, "facts": dict(work.facts)}
-    return {**described, "each": each, "threads": torch.get_num_threads()}
+    return {**described, "limited": limited, "each": each, "threads": torch.get_num_threads()}
 
 
-def _seconds(do: Callable[[], object], times: int, device: torch.device) -> float:
+def _turn(do: Callable[[], object], times: int, device: torch.device) -> dict[str, Any]:
     started = time.perf_counter()
     for _ in range(times):
-        do()
+        found = do()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "found": found if isinstance(found, dict) else None}
 
 
 def _memory(device: torch.device) -> dict[str, float]:
@@ -74,13 +80,19 @@ def _memory(device: torch.device) -> dict[str, float]:
     return {"host": peak_memory(torch.device("cpu")).host, "gpu": float(gpu)}
 
 
-def _operations(work: Work) -> float | None:
-    """Floating-point operations of doing it once, as torch's operators count them."""
+def _operations(work: Work, device: torch.device, each: float) -> dict[str, Any]:
+    """What PyTorch does when it is done once, how often, and how long; if that is its limit."""
     if not work.counted:
-        return None
-    with FlopCounterMode(display=False) as counter:
-        work.do()
-    return float(counter.get_total_flops())
+        return {"operations": [], "took": {}}
+    rounds = max(1, round(_LISTED_SECONDS / each))
+    with Ledger(device) as ledger:
+        for _ in range(rounds):
+            work.do()
+    done = [(operation, times / rounds) for operation, times in ledger.operations.items()]
+    return {
+        "operations": done,
+        "took": {name: seconds / rounds for name, seconds in ledger.seconds.items()},
+    }
 
 
 if __name__ == "__main__":
