@@ -184,7 +184,7 @@ def _pretrain(params: Params, measured: Measured) -> StagePlan:
     low, high = _training(steps, measured.pretrain, measured.start_up + other)
     return StagePlan(
         "pretrain", low, high, _with_data(measured.pretrain.memory, data), measured.weights,
-        _twice(state),
+        _all_kept(state),
     )  # fmt: skip
 
 
@@ -205,7 +205,7 @@ def _distill(params: Params, measured: Measured) -> StagePlan:
     models = 1 + min(moments, selection.keep + 1)
     kept = models * measured.weights + moments * selection.num_samples * pixels
     # While it runs they are in the state, from where they are copied.
-    state = _twice(3 * measured.weights + 4 * measured.trained)
+    state = _all_kept(3 * measured.weights + 4 * measured.trained)
     data = heldout * images.observed_bytes + 4 * selection.num_samples * pixels
     memory = _with_data(measured.distill.memory, data)
     return StagePlan("distill", low, high, memory, kept, state + kept - measured.weights)
@@ -292,9 +292,9 @@ def _occasions(steps: int, every_kimg: float, batch_size: int) -> int:
     return math.ceil(steps / max(1, round(every_kimg * 1000 / batch_size)))
 
 
-def _twice(state: float) -> float:
-    """A state is replaced as a whole, so that two lie there for a moment."""
-    return 2 * state
+def _all_kept(state: float) -> float:
+    """The last state, the one before it and, for a moment, the next one."""
+    return 3 * state
 
 
 def _with_data(memory: Memory, data: float) -> Memory:
