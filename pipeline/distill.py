@@ -176,6 +176,7 @@ class _Run:
             seed=derive_seed(params.seed, "selection latents"),
         ).to(device)
         self.history = History()
+        self._best_before: set[str] = set()
         self._state = self._resumable(folder)
         self._checkpoints = self._state.folder / "checkpoints"
         log.say(fit_into_memory(self._training, team, params.compute, device))
@@ -202,6 +203,7 @@ class _Run:
             training.step = self.history.images_seen // self._params.distill.batch_size
             for measurement in self.history.measurements:
                 self._tell(measurement)  # a run that began anew has not heard of it
+            self._best_before = self._best()
         return state
 
     def distill(self) -> None:
@@ -278,14 +280,17 @@ class _Run:
             sigma_init=self._params.distill.sigma_init,
         )
 
-    def _remove_generators(self) -> None:
-        """Remove the generators that are no longer among the best.
-
-        Only once the state says so: a GPU that measures again after an interruption may find
-        other numbers, and then another one the best.
-        """
+    def _best(self) -> set[str]:
+        """Names of the generators that are among the best now, and of the last one."""
         best = self.history.ranked()[: self._params.distill.selection.keep]
-        kept = {_moment(item.images_seen) for item in (*best, self.history.measurements[-1])}
+        return {_moment(item.images_seen) for item in (*best, self.history.measurements[-1])}
+
+    def _remove_generators(self, kept: set[str]) -> None:
+        """Remove all generators but these.
+
+        Only once two states say so: a GPU that measures again after an interruption may find other
+        numbers, and then another one the best.
+        """
         for checkpoint in self._checkpoints.iterdir():
             if checkpoint.name not in kept:
                 shutil.rmtree(checkpoint)
@@ -293,8 +298,10 @@ class _Run:
     def _save(self) -> None:
         self._watch.settle()
         self._state.save(self.history.model_dump(mode="json"))
+        best = self._best()
         if self._team.leads:
-            self._remove_generators()
+            self._remove_generators(best | self._best_before)
+        self._best_before = best
         self._state.stop_if_asked(self.history.images_seen)
 
     def write(self, paths: Paths) -> None:
@@ -302,7 +309,7 @@ class _Run:
         artifact, report = paths.artifact("distill"), paths.report("distill")
         folder = self._state.folder
         self._state.save(self.history.model_dump(mode="json"))
-        self._remove_generators()
+        self._remove_generators(self._best())
         chosen = self._checkpoints / _moment(self.history.ranked()[0].images_seen)
         shutil.copytree(chosen, artifact / "generator", dirs_exist_ok=True)
         header = ["images", "gap", "proximal_frechet"]

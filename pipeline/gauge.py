@@ -83,7 +83,10 @@ def climb(
             break
         del work  # or both would be in memory
         size = bigger
-    while time.monotonic() + seconds[-1] < begun + share:
+    while time.monotonic() + seconds[-1] < begun + share or (
+        # Once more at least, unless that takes long: the first time is slower.
+        len(seconds) == 1 and seconds[0] < _PATIENCE * share
+    ):
         seconds.append(seconds_of(work, device))
     further = _on_line(times, most) / times[size]
     memory = _memory_at(peaks, min(most, at_once or most))

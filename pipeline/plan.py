@@ -38,7 +38,7 @@ _PROBE_SECONDS = 27.0
 _LEAST_SECONDS = 18.0
 """For the trainings and evaluation, even where a busy machine or a slow disk took more before."""
 
-_SHARES = {"pretrain": 0.35, "distill": 0.35, "evaluate": 0.3}
+_SHARES = {"pretrain": 0.25, "distill": 0.25, "evaluate": 0.5}
 """Of the time that is left when the data are there."""
 
 

@@ -100,6 +100,42 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(damage, moments):
         moments.found()
 
 
+class Dying(Recorder):
+    """Ends the process, as it were, before the ninth state."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def stop_signal(self):
+        self.asked += 1
+        if self.asked == 9:
+            raise EOFError
+
+
+def test_the_state_before_finds_the_generators_that_it_counts_on(copied, monkeypatch):
+    """As on a GPU, which rounds in another way each time: another one is the best then."""
+    every_step = tiny(compute={"checkpoint_minutes": 1e-9})
+    measure = distill._Run._judge
+    distances = {0: 2.0, 64: 1.0}
+
+    def judge(self):
+        measure(self)
+        return distances.get(self.history.images_seen, 9.0)
+
+    monkeypatch.setattr(distill._Run, "_judge", judge)
+    with pytest.raises(EOFError):
+        run(distill, every_step, copied, Dying())
+    (state,) = copied.state("distill").glob("*/state")
+    state.write_bytes(b"damaged")
+    distances[64] = 3.0
+    log = Recorder()
+    run(distill, every_step, copied, log)
+    assert "resumed after 56 images" in log.lines
+    chosen = copied.artifact("distill")
+    assert files_of(chosen / "generator") == files_of(chosen / "checkpoints" / "000000000")
+
+
 def test_it_is_time_to_save_before_too_much_could_be_lost(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -31,6 +31,9 @@ __all__ = ["UNet"]
 _SKIP_SCALE = math.sqrt(0.5)
 """Keeps the variance of the sum of a block's input and output at that of its input."""
 
+_LEVELS = 2**16
+"""Values of the random numbers that decide what dropout keeps."""
+
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=max(1, min(32, channels // 4)), num_channels=channels, eps=1e-6)
@@ -106,6 +109,11 @@ class _Dropout(nn.Module):
 
     Where the step under way gives a batch in parts (:class:`dsd.seeds.DropoutMasks`), each part
     draws for the whole batch and takes its rows.
+
+    Deviates:
+        From PyTorch's, which draws each number from a Bernoulli law: here random bits are compared
+        with a threshold, four numbers from one word, which takes a quarter of the time on a CPU.
+        The probability is rounded to a multiple of 2^-16, and the scale with it.
     """
 
     def __init__(self, probability: float) -> None:
@@ -113,15 +121,23 @@ class _Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
+        if not self.training or self.probability == 0:
+            return h
         masks = current_masks()
-        active = self.training and self.probability > 0
-        if masks is None or masks.rows is None or not active:
-            return functional.dropout(h, self.probability, self.training)
-        # In the memory layout that the whole batch would have: masks are drawn in its order.
-        shape, strides = (masks.total, *h.shape[1:]), (h[0].numel(), *h.stride()[1:])
-        ones = torch.empty_strided(shape, strides, dtype=h.dtype, device=h.device).fill_(1)
+        if masks is None or masks.rows is None:
+            return h * self._mask(h, len(h))
         # A copy, or all rows would stay in memory until the gradient is computed.
-        return h * functional.dropout(ones, self.probability)[masks.rows].clone()
+        return h * self._mask(h, masks.total)[masks.rows].clone()
+
+    def _mask(self, h: Float[Tensor, " _ c y x"], total: int) -> Float[Tensor, " b c y x"]:
+        """Zeros, and what keeps the mean, for ``total`` rows like those of ``h``."""
+        # In the memory layout that the whole batch has: numbers are drawn in its order.
+        count, row = total * h[0].numel(), h[0].numel()
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=h.device)
+        dropped = min(round(self.probability * _LEVELS), _LEVELS - 1)
+        kept = words.random_(-(2**63), None).view(torch.int16)[:count] >= dropped - _LEVELS // 2
+        scaled = kept.to(h.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+        return scaled.as_strided((total, *h.shape[1:]), (row, *h.stride()[1:]))
 
 
 @final
