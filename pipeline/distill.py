@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -26,20 +25,14 @@ from dsd.training.distill import Distillation
 from dsd.training.health import HealthWatch
 from dsd.training.meter import LevelMeter
 from dsd.training.team import Team
+from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
-from pipeline.resume import (
-    KEPT_BY_STATES,
-    Resumable,
-    fingerprint,
-    forget_done,
-    reserved,
-    within_strikes,
-)
+from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
-from pipeline.team import fit_into_memory, joined_team
+from pipeline.team import fit_into_memory
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -75,20 +68,14 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         open_images(paths, "corrupt/heldout", log),
         paths.artifact("pretrain"),
     )
-    states, name = paths.state("distill"), _name(params, given)
-    forget_done(states, paths.root, but=name)
-    with ExitStack() as held:
-        with joined_team(params.compute, params.distill.batch_size) as (team, device):
-            folder = held.enter_context(reserved(states / name, team))
 
-            def attempt() -> _Run:
-                distillation = _Run(params, folder, given, log, team, device)
-                distillation.distill()
-                return distillation
+    def build(folder: Path, team: Team, device: torch.device) -> _Run:
+        return _Run(params, folder, given, log, team, device)
 
-            distillation = within_strikes(attempt, params.compute.strikes, log)
-        if team.leads:
-            distillation.write(paths)
+    distillation = carry_out(
+        build, paths, "distill", _name(params, given), params.compute,
+        params.distill.batch_size, log,
+    )  # fmt: skip
     best = distillation.history.ranked()[0]
     log.say(
         f"chose the generator after {best.images_seen:,} images, Proximal Frechet distance "
@@ -206,7 +193,7 @@ class _Run:
             self._best_before = self._best()
         return state
 
-    def distill(self) -> None:
+    def train(self) -> None:
         """Run all steps; measure, choose, draw and save on the way."""
         training, config = self._training, self._params.distill
         measuring = max(1, round(config.selection.every_kimg * 1000 / config.batch_size))

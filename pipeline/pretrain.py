@@ -1,7 +1,6 @@
 """Stage ``pretrain``: fit the teacher denoiser to the noisy images, which are all it reads."""
 
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import final
 
@@ -22,20 +21,14 @@ from dsd.training.health import HealthWatch
 from dsd.training.meter import LevelMeter
 from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
+from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
 from pipeline.paths import Paths
-from pipeline.resume import (
-    KEPT_BY_STATES,
-    Resumable,
-    fingerprint,
-    forget_done,
-    reserved,
-    within_strikes,
-)
+from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
-from pipeline.team import fit_into_memory, joined_team
+from pipeline.team import fit_into_memory
 
 __all__ = ["POLLS_STOP", "run"]
 
@@ -68,20 +61,14 @@ class History(BaseModel):
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Fit the teacher on ``data/corrupt/train``; write ``data/`` and ``reports/pretrain``."""
     noisy = open_images(paths, "corrupt/train", log)
-    states, name = paths.state("pretrain"), _name(params, noisy)
-    forget_done(states, paths.root, but=name)
-    with ExitStack() as held:
-        with joined_team(params.compute, params.pretrain.batch_size) as (team, device):
-            folder = held.enter_context(reserved(states / name, team))
 
-            def attempt() -> _Fit:
-                fit = _Fit(params, folder, noisy, log, team, device)
-                fit.train()
-                return fit
+    def build(folder: Path, team: Team, device: torch.device) -> _Fit:
+        return _Fit(params, folder, noisy, log, team, device)
 
-            fit = within_strikes(attempt, params.compute.strikes, log)
-        if team.leads:
-            fit.write(paths)
+    carry_out(
+        build, paths, "pretrain", _name(params, noisy), params.compute,
+        params.pretrain.batch_size, log,
+    )  # fmt: skip
 
 
 def _name(params: Params, noisy: ImageStore) -> str:

@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 from faults import Boundaries
-from stage_helpers import Recorder, files_of, png, random_images, write_parquet
 from test_training import KINDS
-from tiny_stages import run, tiny
 from tiny_training import run_steps, tiny_params
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for bench, which is not installed
 
 from bench import kills  # noqa: E402
-from pipeline import corrupt, distill, prepare, pretrain, tracking  # noqa: E402
+from pipeline import tracking  # noqa: E402
 from pipeline.paths import Paths  # noqa: E402
 from pipeline.session import Record, open_session  # noqa: E402
 
@@ -112,37 +110,6 @@ def test_a_disk_that_refuses_at_any_boundary_leaves_one_whole_state(number, mome
             moments.save()
         assert refused.value.errno == number
         moments.found()
-
-
-class Dying(Recorder):
-    """Ends the process, as it were, when a number is recorded for so many images."""
-
-    def metrics(self, images, values):
-        if images == 64:
-            raise EOFError
-
-
-def test_other_numbers_after_a_kill_choose_among_generators_that_are_there(tmp_path, monkeypatch):
-    """As on a GPU, which rounds in another way each time: another one is the best then."""
-    every_step = {"compute": {"checkpoint_minutes": 1e-9}}
-    params, paths = tiny(**every_step), Paths(tmp_path)
-    write_parquet(tmp_path / "images.parquet", [png(image) for image in random_images(90, 8, 8)])
-    for stage in (prepare, corrupt, pretrain):
-        run(stage, params, paths)
-    measure = distill._Run._judge
-    distances = {0: 2.0, 64: 1.0}
-
-    def judge(self):
-        measure(self)
-        return distances.get(self.history.images_seen, 9.0)
-
-    monkeypatch.setattr(distill._Run, "_judge", judge)
-    with pytest.raises(EOFError):
-        run(distill, params, paths, Dying())
-    distances[64] = 3.0
-    run(distill, params, paths)
-    chosen = paths.artifact("distill")
-    assert files_of(chosen / "generator") == files_of(chosen / "checkpoints" / "000000000")
 
 
 def test_a_kill_before_a_run_that_was_sent_is_forgotten_leaves_nothing_for_ever(tmp_path):

@@ -100,34 +100,50 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(damage, moments):
         moments.found()
 
 
-class Dying(Recorder):
-    """Ends the process, as it were, before the ninth state."""
+@pytest.fixture
+def distances(monkeypatch):
+    """Proximal distances that a distillation will find, by images seen.
 
-    def __init__(self):
-        super().__init__()
-        self.asked = 0
-
-    def stop_signal(self):
-        self.asked += 1
-        if self.asked == 9:
-            raise EOFError
-
-
-def test_the_state_before_finds_the_generators_that_it_counts_on(copied, monkeypatch):
-    """As on a GPU, which rounds in another way each time: another one is the best then."""
-    every_step = tiny(compute={"checkpoint_minutes": 1e-9})
-    measure = distill._Run._judge
-    distances = {0: 2.0, 64: 1.0}
+    They change after a kill, as on a GPU, which rounds in another way each time.
+    """
+    measure, found = distill._Run._judge, {0: 2.0, 64: 1.0}
 
     def judge(self):
         measure(self)
-        return distances.get(self.history.images_seen, 9.0)
+        return found.get(self.history.images_seen, 9.0)
 
     monkeypatch.setattr(distill._Run, "_judge", judge)
+    return found
+
+
+class DyingAt(Recorder):
+    """Ends the process, as it were, where 64 images are measured, or before the state at 72."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.asked, self.images = 0, images
+
+    def metrics(self, images, values):
+        if images == self.images:
+            raise EOFError
+
+    def stop_signal(self):
+        self.asked += 1
+        if 8 * self.asked == self.images:
+            raise EOFError
+
+
+@pytest.mark.parametrize("killed_at", [64, 72])
+def test_other_numbers_after_a_kill_choose_among_generators_that_are_there(
+    killed_at, copied, distances
+):
+    """In the second case the last state is damaged, and the one before counts on other ones."""
+    every_step = tiny(compute={"checkpoint_minutes": 1e-9})
     with pytest.raises(EOFError):
-        run(distill, every_step, copied, Dying())
-    (state,) = copied.state("distill").glob("*/state")
-    state.write_bytes(b"damaged")
+        run(distill, every_step, copied, DyingAt(killed_at))
+    if killed_at == 72:
+        (state,) = copied.state("distill").glob("*/state")
+        state.write_bytes(b"damaged")
     distances[64] = 3.0
     log = Recorder()
     run(distill, every_step, copied, log)
