@@ -98,7 +98,8 @@ def test_one_law_gives_density_one():
 
 
 def test_memory_is_bounded_without_a_change(monkeypatch):
-    g, r = normal(0, 50, 3), normal(1, 40, 3)
+    # Balls from small to large, so that it matters whose they are.
+    g, r = normal(0, 50, 3) * torch.linspace(0.02, 2, 50)[:, None], normal(1, 40, 3)
     expected = (*precision_recall(g, r), *density_coverage(g, r))
     monkeypatch.setattr(neighbours, "_CHUNK_ENTRIES", 90)
     assert len([*neighbours.distance_chunks(g, r)]) == 25
