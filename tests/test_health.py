@@ -8,7 +8,7 @@ from tiny_training import SHAPE, distillation, run_steps, teacher_training, tiny
 
 from dsd.errors import NonFiniteError
 from dsd.projection import project_to_range
-from dsd.training.health import HealthWatch
+from dsd.training.health import HealthWatch, Vital
 from dsd.training.team import Team
 
 MAKE = {"pretrain": teacher_training, "distill": distillation}
@@ -88,6 +88,26 @@ def test_an_infinite_pixel_of_the_generator_is_not_hidden_by_the_range():
     found = told_after(training, 0)
     assert "the fake denoiser's loss (1 of 8) at sigma" in found
     assert "the gap between teacher and fake denoiser (8 of 8) at sigma" in found  # by its weights
+
+
+class Step:
+    """A step of eight images whose second loss is something."""
+
+    images_seen = 8
+
+    def __init__(self, loss):
+        self.vitals = [
+            Vital("the loss", torch.tensor([1.0, loss]), sigma=torch.tensor([0.3, 1.5]))
+        ]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_each_kind_of_number_is_named_with_its_level(bad):
+    HealthWatch(Team()).see(Step(3e38))
+    with pytest.raises(
+        NonFiniteError, match=r"after 8 images: the loss \(1 of 2\) at sigma 1\.5$"
+    ):
+        HealthWatch(Team()).see(Step(bad))
 
 
 class Told(Team):

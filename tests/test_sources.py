@@ -465,7 +465,9 @@ def test_embedding_writes_images_and_labels_and_the_same_bytes_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"junk", gzip.compress(b"\0\0\x08"), gzip.compress(b"\0\0\x08\x01\0\0\0\x09abc")]
+    "content",
+    [b"junk", gzip.compress(b"\0\0\x08"), gzip.compress(b"\0\0\x08\x01\0\0\0\x09abc")],
+    ids=["junk", "half a header", "fewer bytes than said"],  # gzip writes the time of day
 )
 def test_embedding_refuses_what_is_no_idx_file(tmp_path, content):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
