@@ -33,6 +33,11 @@ LOGS = ROOT / ".dsd" / "services"
 _HEALTHY_WITHIN_S = 180.0  # the first start of a server makes its data base
 _RUNS_END_WITHIN_S = 20.0
 _RECONCILE_EVERY_S = 10
+# In a process of its own: MLflow takes seconds to import, and stays in memory.
+_MAKE_STORE = (
+    "import os; from pipeline.mlflow_store import make_database; "
+    "make_database(os.environ['MLFLOW_BACKEND_STORE_URI'])"
+)
 _CONTROL_RUNS = 4  # runs that only start other runs and wait for them
 
 
@@ -202,9 +207,11 @@ def _supervised() -> Iterator[tuple[Supervisor, Supervisor]]:
 def _start_servers(
     servers: Supervisor, addresses: _Addresses, options: argparse.Namespace
 ) -> None:
-    servers.start(_mlflow(options.port_mlflow, shared=options.what == "servers"))
-    servers.start(_prefect(options.port_prefect))
     _say("waiting for the servers; their first start makes the data bases")
+    servers.start(_prefect(options.port_prefect))
+    mlflow = _mlflow(options.port_mlflow, shared=options.what == "servers")
+    _finish("MLflow's data base", [sys.executable, "-c", _MAKE_STORE], mlflow.environment)
+    servers.start(mlflow)
     _await_health(servers, "mlflow", f"{addresses.mlflow}/health")
     _await_health(servers, "prefect", f"{addresses.prefect_api}/health")
     _deploy()
@@ -260,13 +267,20 @@ def _worker(name: str, pool: str, limit: int, gpus: str) -> Service:
 
 
 def _deploy() -> None:
-    """Create pools and deployments; quiet unless it fails."""
-    command = [sys.executable, "-m", "flows.deploy"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    """Create pools and deployments."""
+    _finish("the deployments of prefect.yaml", [sys.executable, "-m", "flows.deploy"])
+
+
+def _finish(
+    what: str, command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end; quiet unless it fails."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | (environment or {}), text=True, capture_output=True
+    )
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines()
-        msg = "the deployments of prefect.yaml were refused:\n" + "\n".join(lines[-15:])
-        raise ServiceError(msg)
+        raise ServiceError(f"{what} could not be made:\n" + "\n".join(lines[-15:]))
 
 
 def _await_health(servers: Supervisor, name: str, url: str) -> None:

@@ -111,11 +111,12 @@ def _protocol_id(summary: Mapping[str, Any]) -> str:
 
 def _show_with_model(client: MlflowClient, evaluation: Run, version: ModelVersion) -> None:
     """Repeat the generator's numbers with the model, where MLflow's model pages show them."""
-    if version.model_id is None:
+    scheme, _, model_id = (version.source or "").rpartition("/")
+    if scheme != "models:":  # registered by a person, from files
         return
     now = evaluation.info.end_time or evaluation.info.start_time
     numbers = [
-        Metric(name.removeprefix(_PREFIX), value, now, 0, model_id=version.model_id)
+        Metric(name.removeprefix(_PREFIX), value, now, 0, model_id=model_id)
         for name, value in evaluation.data.metrics.items()
         if name.startswith(_PREFIX)
     ]

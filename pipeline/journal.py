@@ -105,7 +105,7 @@ class Journal:
                     return
                 try:
                     raw = json.loads(line)
-                except ValueError:  # the disk has spoiled it
+                except (ValueError, RecursionError):  # the disk has spoiled it
                     continue
                 yield Entry(raw["images"], raw["ms"], raw["values"], start)
 

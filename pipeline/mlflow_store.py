@@ -6,12 +6,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit
 
+from dsd.errors import DataError
+from dsd.files import read_json
 from pipeline.champion import consider
 from pipeline.locks import in_turn
 from pipeline.paths import Paths
@@ -37,6 +38,7 @@ __all__ = [
     "Evaluation",
     "Store",
     "fetch_evaluations",
+    "make_database",
     "now_ms",
     "shown_uri",
 ]
@@ -116,12 +118,11 @@ class Store:
     def settle(self, session: Session) -> bool:
         """Bring an abandoned session to its end; False if there was nothing left to do."""
         record = session.record
-        if "end" in record.done:
-            if session.is_over():  # its process was killed just before it did this
-                session.remove()
-            return False
-        if record.status == "RUNNING":  # its process was killed without a chance to say so
+        if record.is_cut_short():
+            record.done = []
             session.end("KILLED", now_ms())
+        elif "end" in record.done:
+            return False
         self.flush(session)
         self.complete(session, self._report_of(record))
         return True
@@ -129,9 +130,9 @@ class Store:
     def _connect(self, session: Session) -> tuple[MlflowClient, str]:
         """A client, and the id of the session's run, which exists now."""
         if self._client is None or session.record.token not in self._opened:
-            with _first_touch(self.uri):
-                self._client = self._client or _quiet_client(self.uri)
-                self._open(self._client, session)
+            make_database(self.uri)
+            self._client = self._client or _quiet_client(self.uri)
+            self._open(self._client, session)
             self._opened.add(session.record.token)
         assert session.record.run_id is not None
         return self._client, session.record.run_id
@@ -186,15 +187,18 @@ class Store:
         """Log the models' images so that MLflow shows those of several runs side by side."""
         client, run_id = self._connect(session)
         ended = session.record.ended_ms
+        # Logged by a process that was killed later.
+        there = {_picture_key(file.path) for file in client.list_artifacts(run_id, "images")}
         for file in sorted((report / "samples").glob("*.png")):
+            if file.stem in there:
+                continue
             with Image.open(file, formats=("PNG",)) as image:
                 picture = image.convert("RGB")
             client.log_image(run_id, picture, key=file.stem, timestamp=ended, synchronous=True)
 
     def _consider(self, session: Session) -> None:
         client, run_id = self._connect(session)
-        summary = json.loads(self._paths.summary.read_text(encoding="utf-8"))
-        consider(client, MODEL_NAME, client.get_run(run_id), summary)
+        consider(client, MODEL_NAME, client.get_run(run_id), read_json(self._paths.summary))
 
     def _register(self, session: Session) -> None:
         # Late, because it imports torch, which only this step of this stage needs.
@@ -213,15 +217,34 @@ class Store:
         """The stage's report in this workspace, if it is still the one that this run made."""
         report = self._paths.report(record.stage)
         try:
-            made_by = json.loads((report / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            made_by = read_json(report / RUN_FILE)
+        except (OSError, DataError):
             return None
-        return report if made_by.get("token") == record.token else None
+        made_here = isinstance(made_by, dict) and made_by.get("token") == record.token
+        return report if made_here else None
 
     def _artifact_location(self) -> str | None:
         """Where a local store keeps files; a server decides for itself."""
         local = self.uri.startswith("sqlite:")
         return self._paths.tracking_artifacts.resolve().as_uri() if local else None
+
+
+def make_database(uri: str) -> None:
+    """Make the file of a new SQLite store, whole or not at all; leave any other store alone.
+
+    MLflow makes the tables of a new file one by one when it is first used. If two processes do
+    so at once both fail; if one is killed meanwhile the file can never be used again.
+    """
+    database = _database(uri)
+    if database is None or database.exists():
+        return
+    with in_turn(database.with_name(f"{database.name}.lock")):
+        if not database.exists():
+            part = database.with_name(f"{database.name}.part")
+            for left in (part, part.with_name(f"{part.name}-journal")):
+                left.unlink(missing_ok=True)
+            _quiet_client(f"sqlite:///{part}").search_experiments(max_results=1)
+            part.replace(database)
 
 
 @dataclass(frozen=True)
@@ -249,11 +272,11 @@ def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluatio
         experiment: Name of the experiment.
         folder: Where to put the copies.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    database = _database(uri)
+    if database is not None and not database.is_file():
         return []  # connecting would make an empty store
-    with _first_touch(uri):
-        client = _quiet_client(uri)
-        found = client.get_experiment_by_name(experiment)
+    client = _quiet_client(uri)
+    found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
     fetched = (_fetch(client, run, folder) for run in _evaluations(client, found.experiment_id))
@@ -304,12 +327,9 @@ def _quiet_client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _first_touch(uri: str) -> AbstractContextManager[None]:
-    """MLflow makes a new SQLite file's tables on first use, and fails if two do so at once."""
-    if not uri.startswith("sqlite:///"):
-        return nullcontext()
-    database = Path(uri.removeprefix("sqlite:///"))
-    return in_turn(database.with_name(f"{database.name}.lock"))
+def _database(uri: str) -> Path | None:
+    """The file of a SQLite store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
@@ -351,6 +371,12 @@ def _send(
     client.log_batch(run_id, metrics=batch)
     session.record.sent = end
     session.save()
+
+
+def _picture_key(path: str) -> str | None:
+    """Key of a picture of which the small copy, which is written last, is there."""
+    found = re.fullmatch(r"images/(.+)\+step\+.+\+compressed\.webp", path)
+    return None if found is None else found[1]
 
 
 def _dataset(known: Mapping[str, Any]) -> Dataset:

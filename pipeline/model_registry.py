@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
@@ -32,6 +33,9 @@ _SERVED = Path(__file__).with_name("served_generator.py")
 def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: str) -> None:
     """Log the generator in ``folder`` as a model of the run and register it as a new version.
 
+    Called again after it was cut short, it goes on with what it finds in the store: there is one
+    model of the run, and one version.
+
     Args:
         folder: What :func:`dsd.checkpoint.load_generator` reads: weights and their description.
         run_id: The distillation's run.
@@ -40,6 +44,34 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
     """
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    version = _registered(client, run_id, name)
+    if version is None:
+        model_id = _logged(client, run_id) or _log(folder, run_id)
+        version = mlflow.register_model(f"models:/{model_id}", name).version
+    weights = read_spec(folder).weights_sha256
+    client.set_model_version_tag(name, version, WEIGHTS_TAG, weights)
+
+
+def _registered(client: mlflow.MlflowClient, run_id: str, name: str) -> str | None:
+    """The version that was made of this run's model."""
+    found = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return found[0].version if found else None
+
+
+def _logged(client: mlflow.MlflowClient, run_id: str) -> str | None:
+    """The run's model, if all its files arrived; one of which some may lack is deleted."""
+    ready = None
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        if model.status == LoggedModelStatus.READY:
+            ready = model.model_id
+        else:
+            client.delete_logged_model(model.model_id)
+    return ready
+
+
+def _log(folder: Path, run_id: str) -> str:
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="generator",
@@ -50,12 +82,9 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
             pip_requirements=[f"{package}=={_release(package)}" for package in _REQUIREMENTS],
             signature=_signature(folder),
             input_example=pd.DataFrame({"seed": [0], "num_images": [4]}),
-            registered_model_name=name,
         )
-    weights = read_spec(folder).weights_sha256
-    mlflow.MlflowClient(tracking_uri, tracking_uri).set_model_version_tag(
-        name, logged.registered_model_version, WEIGHTS_TAG, weights
-    )
+    model_id: str = logged.model_id
+    return model_id
 
 
 def _release(package: str) -> str:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, final
 
+from dsd.errors import DataError
+from dsd.files import read_json
 from pipeline.journal import Journal
 from pipeline.locks import try_lock, unlock
 
@@ -46,6 +48,8 @@ class Record:
         ended_ms: End in milliseconds since 1970.
         done: Closing steps that the store has seen.
         datasets: Sets of images that the stage read: name, digest, count and shape.
+        left: Whether the stage's process lived to the end of the sending, or gave it up. If not,
+            DVC does not know that the stage is done, and will run it again.
     """
 
     stage: str
@@ -62,6 +66,11 @@ class Record:
     ended_ms: int | None = None
     done: list[str] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
+    left: bool = False
+
+    def is_cut_short(self) -> bool:
+        """Whether the process was killed, if only while it sent the last of a finished stage."""
+        return self.status == "RUNNING" or (self.status == "FINISHED" and not self.left)
 
     def key(self) -> str:
         """Name of the folder: equal for a stage that is started again with equal parameters."""
@@ -96,6 +105,14 @@ class Session:
         self.record.status, self.record.ended_ms = status, milliseconds
         self.journal.write()
         self.save()
+
+    def leave(self) -> None:
+        """Let other processes have the folder, and know that this one was not killed."""
+        if not self._lock.closed:
+            self.record.left = True
+            with suppress(OSError):  # a disk that refuses
+                self.save()
+            self.release()
 
     def is_over(self) -> bool:
         """Whether no stage can go on with this run, which has ended."""
@@ -133,7 +150,7 @@ def open_session(parent: Path, record: Record) -> Session:
     """
     session = _find(parent, record)
     old = session.record
-    if old.status == "FINISHED":
+    if old.status == "FINISHED" and not old.is_cut_short():
         session.set_aside()
         session.release()
         session = _find(parent, record)
@@ -148,6 +165,7 @@ def open_session(parent: Path, record: Record) -> Session:
             status="RUNNING",
             ended_ms=None,
             done=[],
+            left=False,
         )
     session.save()
     return session
@@ -207,6 +225,6 @@ def _is_at(handle: TextIO, file: Path) -> bool:
 
 def _read(file: Path) -> Record | None:
     try:
-        return Record(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Record(**read_json(file))
+    except (OSError, DataError, TypeError):
         return None

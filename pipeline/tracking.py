@@ -5,7 +5,6 @@ or slow store therefore costs a stage a warning and nothing else, and ``python -
 sends later what it has missed.
 """
 
-import json
 import os
 import sys
 import threading
@@ -18,8 +17,8 @@ from typing import Any, final
 from tqdm import tqdm
 
 from dsd.config import Params
-from dsd.errors import Interrupted
-from dsd.files import published
+from dsd.errors import DataError, Interrupted
+from dsd.files import read_json, write_json
 from pipeline.machine import Machine
 from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
 from pipeline.params import flatten
@@ -156,7 +155,7 @@ class StageRun:
         if self._thread.is_alive():
             self._troubled(TimeoutError("the tracking store is too slow"))
         else:
-            self._session.release()
+            self._session.leave()
 
     def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
         """A stage that could not resume and begins with other numbers than before is a new run.
@@ -247,8 +246,7 @@ class StageRun:
             "seconds": round(time.monotonic() - self._started, 1),
             "reason": None if record.run_id else self._trouble,
         }
-        with published(self._paths.report(self._stage) / RUN_FILE) as file:
-            file.write((json.dumps(found, indent=1) + "\n").encode())
+        write_json(self._paths.report(self._stage) / RUN_FILE, found)
 
 
 def _contradicts(images: int, value: float, first_images: int, first_value: float) -> bool:
@@ -306,8 +304,8 @@ def _tracking_uri(paths: Paths) -> str:
 def _summary_values(summary: Path) -> dict[str, float]:
     """Numbers of the summary by dotted name, without those of its protocol."""
     try:
-        document = json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(summary)
+    except (OSError, DataError):
         return {}
     return {
         name: value for name, value in _numbers(document, "") if not name.startswith("protocol.")

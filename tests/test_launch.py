@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,10 @@ class Folder:
         files = self.paths.state(stage).glob("*/state")
         return {file: file.stat().st_mtime_ns for file in files}
 
+    def forget(self, stage):
+        """Let the next run of a stage that is done begin anew."""
+        shutil.rmtree(self.paths.state(stage))
+
     def weights(self, stage, model=""):
         return load_file(self.paths.artifact(stage) / model / "weights.safetensors")
 
@@ -191,6 +196,7 @@ def end_early(folder, number, victim):
 def test_a_stage_of_several_processes_can_be_stopped_killed_and_continued(folder):
     """By another number of processes, and what comes out is what one process makes."""
     expected = folder.weights("pretrain")
+    folder.forget("pretrain")
     code, (error,), _ = end_early(folder, signal.SIGTERM, "launcher")
     assert code == 128 + signal.SIGTERM
     assert error.startswith("error: stopped after ")
@@ -201,7 +207,6 @@ def test_a_stage_of_several_processes_can_be_stopped_killed_and_continued(folder
     assert "resumed after " in printed
     assert "Traceback" not in printed
     assert folder.run_alone(pretrain)[0].startswith("resumed after ")
-    assert folder.saved("pretrain") == {}
     close(folder.weights("pretrain"), expected)
 
 
@@ -209,6 +214,7 @@ def test_a_stage_of_several_processes_can_be_stopped_killed_and_continued(folder
 def test_torchrun_distils_what_one_process_does(folder):
     """And one of the processes speaks and writes, to MLflow too."""
     expected = folder.weights("distill", "generator")
+    folder.forget("distill")
     process = folder.start(
         "distill", 1, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
     )
@@ -235,6 +241,6 @@ def test_what_goes_wrong_in_all_processes_is_told_once(folder):
     printed, _ = process.communicate(timeout=120)
     set_params(folder.paths.root, {"pretrain.learning_rate": 1.0e-3})
     assert process.returncode == 4
-    assert printed.count("error: the teacher's loss became NaN or infinite") == 1
+    assert printed.count("error: NaN or infinite after") == 1
     assert printed.count("lower the learning rate") == 1
     assert "Traceback" not in printed

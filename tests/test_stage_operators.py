@@ -1,6 +1,7 @@
 """All stages, through every operator: from pictures to a summary."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -80,6 +81,7 @@ def test_with_views_too_an_interrupted_stage_ends_with_the_same_bytes(kind, tmp_
     for stage in (pretrain, distill):
         artifact = paths.artifact(stage.__name__.split(".")[-1])
         whole = files_of(artifact)
+        shutil.rmtree(paths.state(artifact.name))
         with pytest.raises(Interrupted):
             run(stage, params, paths, Stopper(3))
         log = Recorder()

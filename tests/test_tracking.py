@@ -15,25 +15,15 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
+from tiny_model import save_tiny_generator
 from tiny_params import set_params
 
-from dsd.checkpoint import build_denoiser, save_model
-from dsd.config import IdentityOperator, Network
 from dsd.errors import Interrupted
 from pipeline import champion, mlflow_store, model_registry, session, tracking
 from pipeline.params import flatten, load_params
 from pipeline.paths import Paths
 
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "patch": 1,
-    "width": 8,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attention_resolutions": [],
-    "dropout": 0.0,
-    "sigma_data": 0.5,
-}
 
 
 @pytest.fixture(scope="module")
@@ -345,13 +335,7 @@ print(images.shape, images.dtype, dsd.__file__)
 
 
 def test_the_generator_is_registered_without_pickle_and_works_anywhere(paths, tmp_path):
-    network = Network.model_validate(TINY)
-    denoiser = build_denoiser(network, (1, 8, 8), seed=0)
-    folder = paths.artifact("distill") / "generator"
-    operator = IdentityOperator(kind="identity")
-    save_model(
-        folder, denoiser, network=network, operator=operator, shape=(1, 8, 8), sigma_init=2.5
-    )
+    save_tiny_generator(paths.artifact("distill") / "generator")
     track(paths, "distill", steps=(128,))
     (run,) = runs_of(paths)
     (version,) = client_of(paths).search_model_versions("name='one-step-generator'")
