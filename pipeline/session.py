@@ -89,8 +89,10 @@ class Session:
         self._saving = threading.Lock()
 
     def save(self) -> None:
-        """Write the record, whole or not at all."""
+        """Write the record, whole or not at all, unless the folder has been given back."""
         with self._saving:
+            if self._lock.closed:
+                return
             text = json.dumps(dataclasses.asdict(self.record), indent=1)
             part = self.folder / f"{_RECORD}.part"
             # Not dsd.files.published, which would make a folder that was just removed anew.
@@ -106,13 +108,14 @@ class Session:
         self.journal.write()
         self.save()
 
-    def leave(self) -> None:
-        """Let other processes have the folder, and know that this one was not killed."""
-        if not self._lock.closed:
-            self.record.left = True
-            with suppress(OSError):  # a disk that refuses
-                self.save()
-            self.release()
+    def note_left(self) -> None:
+        """Note that this process was not killed before all was sent, or given up.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        self.record.left = True
+        self.save()
 
     def is_over(self) -> bool:
         """Whether no stage can go on with this run, which has ended."""
@@ -128,11 +131,13 @@ class Session:
 
     def remove(self) -> None:
         """Delete the folder."""
-        # First the numbers: killed in between, the next run must not find them without a record.
-        with suppress(OSError):
-            (self.folder / _JOURNAL).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.release()
+        with self._saving:
+            # First the numbers: killed in between, the next run must not find them without a
+            # record.
+            with suppress(OSError):
+                (self.folder / _JOURNAL).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.release()
 
     def release(self) -> None:
         """Let other processes have the folder."""

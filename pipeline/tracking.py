@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -145,17 +145,21 @@ class StageRun:
 
     def close(self, status: str) -> None:
         """End the run with MLflow's ``status``; bounded in time, and never raises for a store."""
-        try:
-            with self._guard:
-                self._session.end(status, now_ms())
-        except OSError as error:
-            self._troubled(error)
+        self._note(lambda: self._session.end(status, now_ms()))
         self._closing.set()
         self._join(_CLOSE_SECONDS[status])
+        self._note(self._session.note_left)
         if self._thread.is_alive():
             self._troubled(TimeoutError("the tracking store is too slow"))
         else:
-            self._session.leave()
+            self._session.release()
+
+    def _note(self, act: Callable[[], None]) -> None:
+        try:
+            with self._guard:
+                act()
+        except OSError as error:
+            self._troubled(error)
 
     def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
         """A stage that could not resume and begins with other numbers than before is a new run.

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -306,6 +307,35 @@ def test_a_server_that_never_answers_holds_up_neither_stage_nor_exit(paths, monk
     err = capsys.readouterr().err
     assert "has not taken this run" in err
     assert "secret" not in err
+
+
+def test_a_store_too_slow_for_the_end_of_a_stage_is_not_a_kill(paths, monkeypatch, capsys):
+    """The stage is done, as DVC knows; another run with the same parameters is another run."""
+    asked = threading.Event()
+    monkeypatch.setitem(tracking._CLOSE_SECONDS, "FINISHED", 0.5)
+    with monkeypatch.context() as slow:
+        slow.setattr(mlflow_store.Store, "flush", lambda *_: asked.wait(60))
+        track(paths, "pretrain", steps=(128,))
+        assert "too slow" in capsys.readouterr().err
+        (folder,) = paths.tracking_state("pretrain").iterdir()
+        record = json.loads((folder / "record.json").read_text())
+        assert (record["status"], record["left"]) == ("FINISHED", True)
+    asked.set()
+
+
+@pytest.mark.parametrize(("left", "status"), [(True, "FINISHED"), (False, "KILLED")])
+def test_what_was_killed_while_it_was_sent_is_not_done(left, status, paths):
+    record = session.Record(
+        "pretrain", "name", "dsd", f"sqlite:///{paths.tracking_store}", {}, {}, 1
+    )
+    ended = session.open_session(paths.tracking_state("pretrain"), record)
+    ended.end("FINISHED", 2)
+    if left:
+        ended.note_left()
+    ended.release()
+    assert tracking.sync(paths) == (1, 0)
+    (run,) = runs_of(paths)
+    assert run.info.status == status
 
 
 def test_a_run_deleted_from_the_store_is_made_anew(paths):
