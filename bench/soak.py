@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -210,11 +211,22 @@ def look(stages: StageLoop, flows: Flows, temporary: Path) -> dict[str, float]:
 def _of_processes(name: str, processes: Sequence[psutil.Process]) -> dict[str, float]:
     """Memory of their own, descriptors and threads, summed up."""
     return {
-        f"{name}, MiB": sum(p.memory_full_info().uss for p in processes) / MIB,
+        f"{name}, MiB": sum(map(_anonymous, processes)) / MIB,
         f"{name}, descriptors": sum(p.num_fds() for p in processes),
         f"{name}, threads": sum(p.num_threads() for p in processes),
         f"{name}, processes": len(processes),
     }
+
+
+def _anonymous(process: psutil.Process) -> int:
+    """Bytes that a process has taken, those in the swap too; what it shares with a fork divided.
+
+    Not the pages of files (USS would count those of libraries, as long as no other process maps
+    the same ones): the system has them to spare.
+    """
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
+    kilobytes = dict(re.findall(r"^(Pss_Anon|SwapPss): +(\d+) kB$", rollup, re.MULTILINE))
+    return 1024 * (int(kilobytes["Pss_Anon"]) + int(kilobytes["SwapPss"]))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -308,7 +320,9 @@ the flow `train` in another, every second time as an experiment in a copy of tha
 time with a new seed, so that every stage is executed. When nothing runs, all that lives on is
 measured.
 
-* Memory is what belongs to the processes alone (USS), summed up over a service's processes.
+* Memory is what the processes have taken (anonymous pages, and those in the swap), summed up over
+  a service's processes. Pages of files do not count: how many a process has to itself depends on
+  which others map the same libraries at that moment.
 * *Second half adds* is the median slope between any two turns (Theil-Sen) of the second half,
   times its length. Memory may grow by {percent:g} % of its level there, what is counted by less
   than one.

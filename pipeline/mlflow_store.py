@@ -118,11 +118,12 @@ class Store:
     def settle(self, session: Session) -> bool:
         """Bring an abandoned session to its end; False if there was nothing left to do."""
         record = session.record
-        if record.is_cut_short():
-            record.done = []
-            session.end("KILLED", now_ms())
-        elif "end" in record.done:
+        if "end" in record.done:
+            if session.is_over():  # its process was killed just before it did this
+                session.remove()
             return False
+        if record.is_cut_short():
+            session.end("KILLED", now_ms())
         self.flush(session)
         self.complete(session, self._report_of(record))
         return True

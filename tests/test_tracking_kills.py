@@ -220,7 +220,8 @@ def test_a_kill_wherever_the_store_changes_makes_no_second_model_or_picture(tmp_
     for paths in (Paths(Path(line)) for line in killed):
         runs, _ = stored(paths)
         assert list(runs.values()) == ["FINISHED"] * 2, paths.root  # one of each stage
-        client = MlflowClient(f"sqlite:///{paths.tracking_store}")
+        uri = f"sqlite:///{paths.tracking_store}"
+        client = MlflowClient(uri, uri)
         (version,) = client.search_model_versions("name='one-step-generator'")
         assert client.get_registered_model(version.name).aliases == {"champion": version.version}
         experiments = [each.experiment_id for each in client.search_experiments()]
