@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +55,15 @@ class _Log:
     """What a stage says goes to the terminal."""
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def trains(self, name: str) -> None:
+        pass
+
+    def strikes(self, count: int) -> None:
+        pass
+
+    def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         pass
 
     def progress(self, total_images: int) -> _Bar:

@@ -62,9 +62,11 @@ def carry_out(
         ParamsError: There is no such device, or there are more processes than images.
     """
     states = paths.state(stage)
-    forget_done(states, paths.root, but=name)
+    log.trains(name)
     with ExitStack() as held:
         with joined_team(compute, batch_size) as (team, device):
+            if team.leads:
+                forget_done(states, paths.root, but=name)
             folder = held.enter_context(reserved(states / name, team))
 
             def attempt() -> TrainableT:

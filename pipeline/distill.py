@@ -216,7 +216,8 @@ class _Run:
         self._watch.settle()
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
-        (proximal,) = self._team.largest(self._judge() if self._team.leads else -math.inf)
+        judged = self._watch.by_leader(self._judge, seen)
+        (proximal,) = self._team.largest(-math.inf if judged is None else judged)
         measurement = Measurement(images_seen=seen, gap=gap, proximal_frechet=proximal)
         self.history.measurements.append(measurement)
         if self._team.leads:

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-__all__ = ["SYSTEM", "Entry", "Journal"]
+__all__ = ["STRIKES", "SYSTEM", "Entry", "Journal"]
 
 SYSTEM = "system/"
 """Begins the names of what is said of the machine; their step counts samples, not images."""
+
+STRIKES = "strikes"
+"""Name of the number of strikes, whose step counts those of all attempts."""
+
+_COUNTED = (SYSTEM, STRIKES)
 
 
 @final
@@ -40,14 +45,13 @@ class Journal:
     and written with the next line, or by :meth:`write`.
 
     Attributes:
-        first: Images seen and value of the first number of each name, but those of the machine.
+        first: Images seen and value of the first number of each name that belongs to images.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._seen: dict[str, int] = {}
         self.first: dict[str, tuple[int, float]] = {}
-        self._samples = 0
         self._waiting = b""
         self._size = self._size_of_whole_lines()
         for entry in self.entries():
@@ -91,9 +95,10 @@ class Journal:
         self._size += len(self._waiting)
         self._waiting = b""
 
-    def append_sample(self, values: Mapping[str, float], milliseconds: int) -> None:
-        """Write what was measured of the machine, with the next number of a sample."""
-        self.append(self._samples, values, milliseconds)
+    def append_counted(self, values: Mapping[str, float], milliseconds: int) -> None:
+        """Write numbers that do not belong to images: their step is one more than the last."""
+        step = 1 + max(self._seen.get(name, -1) for name in values)
+        self.append(step, values, milliseconds)
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Entries from byte ``start`` on, as far as the disk has them for certain."""
@@ -110,10 +115,12 @@ class Journal:
                 yield Entry(raw["images"], raw["ms"], raw["values"], start)
 
     def _remember(self, images: int, values: Mapping[str, float]) -> None:
-        if any(name.startswith(SYSTEM) for name in values):
-            self._samples = images + 1
-        else:
-            self.first = {name: (images, value) for name, value in values.items()} | self.first
+        beginnings = {
+            name: (images, value)
+            for name, value in values.items()
+            if not name.startswith(_COUNTED)
+        }
+        self.first = beginnings | self.first
         self._seen |= dict.fromkeys(values, images)
 
     def _size_of_whole_lines(self) -> int:

@@ -34,7 +34,7 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
     """Log the generator in ``folder`` as a model of the run and register it as a new version.
 
     Called again after it was cut short, it goes on with what it finds in the store: there is one
-    model of the run, and one version.
+    model of the run with these weights, and one version.
 
     Args:
         folder: What :func:`dsd.checkpoint.load_generator` reads: weights and their description.
@@ -45,33 +45,32 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    version = _registered(client, run_id, name)
-    if version is None:
-        model_id = _logged(client, run_id) or _log(folder, run_id)
-        version = mlflow.register_model(f"models:/{model_id}", name).version
     weights = read_spec(folder).weights_sha256
+    model_id = _logged(client, run_id, weights) or _log(folder, run_id, weights)
+    source = f"models:/{model_id}"
+    version = _registered(client, name, source) or mlflow.register_model(source, name).version
     client.set_model_version_tag(name, version, WEIGHTS_TAG, weights)
 
 
-def _registered(client: mlflow.MlflowClient, run_id: str, name: str) -> str | None:
-    """The version that was made of this run's model."""
-    found = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
-    return found[0].version if found else None
-
-
-def _logged(client: mlflow.MlflowClient, run_id: str) -> str | None:
-    """The run's model, if all its files arrived; one of which some may lack is deleted."""
+def _logged(client: mlflow.MlflowClient, run_id: str, weights: str) -> str | None:
+    """The run's model with these weights, if all its files arrived; else what is there goes."""
     ready = None
     experiment = client.get_run(run_id).info.experiment_id
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
-        if model.status == LoggedModelStatus.READY:
-            ready = model.model_id
-        else:
+        if model.status != LoggedModelStatus.READY:
             client.delete_logged_model(model.model_id)
+        elif model.tags.get(WEIGHTS_TAG) == weights:
+            ready = model.model_id
     return ready
 
 
-def _log(folder: Path, run_id: str) -> str:
+def _registered(client: mlflow.MlflowClient, name: str, source: str) -> str | None:
+    """The version that was made of a logged model."""
+    found = client.search_model_versions(f"name='{name}' and source_path='{source}'")
+    return found[0].version if found else None
+
+
+def _log(folder: Path, run_id: str, weights: str) -> str:
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="generator",
@@ -82,6 +81,7 @@ def _log(folder: Path, run_id: str) -> str:
             pip_requirements=[f"{package}=={_release(package)}" for package in _REQUIREMENTS],
             signature=_signature(folder),
             input_example=pd.DataFrame({"seed": [0], "num_images": [4]}),
+            tags={WEIGHTS_TAG: weights},
         )
     model_id: str = logged.model_id
     return model_id

@@ -154,8 +154,7 @@ class _Fit:
                     progress.update(record.images_seen, loss=self._read())
                 if training.step % drawing == 0 or training.step == training.num_steps:
                     self._watch.settle()
-                    if self._team.leads:
-                        self._draw()
+                    self._watch.by_leader(self._draw, record.images_seen)
                 if self._state.due():
                     self._save()
 

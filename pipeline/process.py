@@ -23,7 +23,8 @@ class StopSignal:
     its state; a second Ctrl-C then aborts at once. Otherwise every signal interrupts at once.
 
     Who sends another signal than Ctrl-C, kills after half a minute as a rule. If the process has
-    not ended by itself in ``seconds`` then, it ends in the middle of its step, as if killed.
+    not ended by itself ``seconds`` after it, it ends in the middle of whatever it does, as if
+    killed.
     """
 
     def __init__(self, seconds: float = _STOP_SECONDS) -> None:
@@ -37,6 +38,10 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=[reader], name="signals", daemon=True).start()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now, first = time.monotonic(), self.number is None
@@ -49,19 +54,26 @@ class StopSignal:
         if first:
             # Not print: a handler must not enter a buffered stream that it may have interrupted.
             os.write(2, b"\nstopping: saving the state first (Ctrl-C again aborts at once)\n")
-            if number != signal.SIGINT:
-                deadline = threading.Timer(self._seconds, self._give_up)
-                deadline.daemon = True
-                deadline.start()
 
-    def _give_up(self) -> None:
-        """End from a thread of its own: within an operation of torch no signal is heard."""
+    def _watch(self, reader: int) -> None:
+        """Thread: end the process some time after a signal that is no Ctrl-C.
+
+        It hears from the system itself. Python calls handlers only between its own instructions,
+        and one of torch's operations, or waiting for another process, may take for ever.
+        """
+        while True:
+            (number,) = os.read(reader, 1)
+            if number in (signal.SIGTERM, signal.SIGHUP):
+                time.sleep(self._seconds)
+                self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
         text = (
             f"error: stopped in the middle of a step that took longer than {self._seconds:g} s; "
             "the same command goes on from the last saved state\n"
         )
         os.write(2, text.encode())
-        os._exit(128 + (self.number or signal.SIGTERM))
+        os._exit(128 + number)
 
 
 def die_with_parent() -> None:

@@ -85,10 +85,12 @@ def forget_done(states: Path, root: Path, *, but: str = "") -> None:
         but: Name of a run whose state stays.
     """
     for note in states.glob(f"*/{_DONE}"):
-        folder, owner = note.parent, Path(note.read_text(encoding="utf-8"))
-        if folder.name != but and (owner == root.resolve() or not owner.exists()):
-            with suppress(BusyError), exclusive(_lock_of(folder), "a training"):
-                _remove(folder)
+        # Another experiment of this project may do the same just now.
+        with suppress(FileNotFoundError, BusyError):
+            folder, owner = note.parent, Path(note.read_text(encoding="utf-8"))
+            if folder.name != but and (owner == root.resolve() or not owner.exists()):
+                with exclusive(_lock_of(folder), "a training"):
+                    _remove(folder)
 
 
 def _lock_of(folder: Path) -> Path:
@@ -122,18 +124,18 @@ def within_strikes(attempt: Callable[[], T], strikes: int, log: StageLog) -> T:
             return attempt()
         except NonFiniteError as error:
             moments.append(error.images_seen)
+            log.strikes(len(moments))
             if len(moments) == strikes:
                 raise NonFiniteError(_verdict(error, moments), error.images_seen) from error
             log.say(
                 f"{error}; strike {len(moments)} of {strikes}: going back to the last good state"
             )
-            log.metrics(error.images_seen or 0, {"strikes": len(moments)})
 
 
 def _verdict(error: NonFiniteError, moments: list[int | None]) -> str:
     """What to make of the last of several strikes."""
     again = ""
-    if len(moments) > 1:
+    if len(moments) > 1 and None not in moments:
         place = "the same step" if len(set(moments)) == 1 else "different steps"
         cause = "the numbers" if len(set(moments)) == 1 else "perhaps the machine"
         again = f"; {len(moments)} attempts ended so, at {place}, which points to {cause}"
@@ -178,7 +180,7 @@ class Resumable:
         Raises:
             DataError: The state is damaged, or not the same for all processes.
         """
-        info = self._load()
+        info, damaged = self._load()
         seen = -1 if info is None else info["images_seen"]
         assert isinstance(seen, int)
         most, least = self._team.largest(seen, -seen)
@@ -188,26 +190,27 @@ class Resumable:
                 "or delete it everywhere"
             )
             raise DataError(msg)
+        for file in damaged:
+            self._log.say(f"{file} is damaged, and deleted; going on from the state before it")
+            if self._team.leads:
+                file.unlink()  # or the next state would take the place of the good one
         if info is not None:
             self._log.say(f"resumed after {seen:,} images")
         return info
 
-    def _load(self) -> dict[str, JsonValue] | None:
-        damage: list[str] = []
-        for name in _STATES:
+    def _load(self) -> tuple[dict[str, JsonValue] | None, list[Path]]:
+        """The newest good state, and the files of damaged ones that are newer."""
+        damaged: dict[Path, str] = {}
+        for file in (self.folder / name for name in _STATES):
             try:
-                info = self._state.load(self.folder / name)
+                return self._state.load(file), list(damaged)
             except FileNotFoundError:
                 continue
             except DataError as error:
-                damage.append(str(error))
-                continue
-            if damage:
-                self._log.say(f"{self.folder / _LAST} is damaged; going on from the one before")
-            return info
-        if damage:
-            raise DataError("; ".join(damage))
-        return None
+                damaged[file] = str(error)
+        if damaged:
+            raise DataError("; ".join(damaged.values()))
+        return None, []
 
     def save(self, info: Mapping[str, JsonValue]) -> None:
         """Save now, in the process that leads."""

@@ -50,6 +50,7 @@ class Record:
         datasets: Sets of images that the stage read: name, digest, count and shape.
         left: Whether the stage's process lived to the end of the sending, or gave it up. If not,
             DVC does not know that the stage is done, and will run it again.
+        training: Name of its state, for a stage that trains.
     """
 
     stage: str
@@ -67,6 +68,7 @@ class Record:
     done: list[str] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     left: bool = False
+    training: str | None = None
 
     def is_cut_short(self) -> bool:
         """Whether the process was killed, if only while it sent the last of a finished stage."""

@@ -44,6 +44,18 @@ class StageLog(Protocol):
         """Record numbers against the images seen so far; never raises or waits for a server."""
         ...
 
+    def trains(self, name: str) -> None:
+        """Say which training it is, by the name of its state.
+
+        Numbers of another training with the same parameters (its code or images were others) are
+        no part of this run.
+        """
+        ...
+
+    def strikes(self, count: int) -> None:
+        """Record how often this training has met a number that is not finite by now."""
+        ...
+
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         """Record a set of images that the stage depends on.
 

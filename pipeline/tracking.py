@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dsd.config import Params
 from dsd.errors import DataError, Interrupted
 from dsd.files import read_json, write_json
+from pipeline.journal import STRIKES
 from pipeline.machine import Machine
 from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
 from pipeline.params import flatten
@@ -109,12 +110,16 @@ class StageRun:
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
         """See :meth:`pipeline.stagelog.StageLog.metrics`."""
-        try:
-            with self._guard:
-                self._restart_if_from_the_beginning(images, values)
-                self._session.journal.append(images, values, now_ms())
-        except OSError as error:
-            self._troubled(error)
+        self._note(lambda: self._append(images, values))
+
+    def trains(self, name: str) -> None:
+        """See :meth:`pipeline.stagelog.StageLog.trains`."""
+        self._record.training = name
+        self._note(lambda: self._be_the_run_of(name))
+
+    def strikes(self, count: int) -> None:
+        """See :meth:`pipeline.stagelog.StageLog.strikes`."""
+        self._note(lambda: self._session.journal.append_counted({STRIKES: count}, now_ms()))
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         """See :meth:`pipeline.stagelog.StageLog.reads`."""
@@ -161,10 +166,14 @@ class StageRun:
         except OSError as error:
             self._troubled(error)
 
-    def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
-        """A stage that could not resume and begins with other numbers than before is a new run.
+    def _append(self, images: int, values: Mapping[str, float]) -> None:
+        self._restart_if_from_the_beginning(images, values)
+        self._session.journal.append(images, values, now_ms())
 
-        One that resumed may repeat all its numbers: the same ones.
+    def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
+        """A stage without states that begins with other numbers than before is a new run.
+
+        A training that resumed may repeat all its numbers: the same ones.
         """
         first = self._session.journal.first
         known = first.keys() & values.keys()
@@ -172,6 +181,12 @@ class StageRun:
             self._resumed = False
             if any(_contradicts(images, values[name], *first[name]) for name in known):
                 self._begin_anew()
+
+    def _be_the_run_of(self, training: str) -> None:
+        if self._session.record.training not in (None, training):
+            self._begin_anew()
+        self._session.record.training = training
+        self._session.save()
 
     def _begin_anew(self) -> None:
         earlier = self._session
@@ -198,11 +213,8 @@ class StageRun:
                 self._sample_machine()
 
     def _sample_machine(self) -> None:
-        try:
-            with self._guard:
-                self._session.journal.append_sample(self._machine.sample(), now_ms())
-        except OSError as error:
-            self._troubled(error)
+        sample = self._machine.sample()
+        self._note(lambda: self._session.journal.append_counted(sample, now_ms()))
 
     def _send(self, last: bool) -> None:
         with self._guard:

@@ -34,9 +34,16 @@ class Recorder:
 
     def __init__(self):
         self.bars, self.lines, self.values, self.datasets = [], [], [], []
+        self.trained, self.struck = [], []
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
         self.values.append((images, dict(values)))
+
+    def trains(self, name: str) -> None:
+        self.trained.append(name)
+
+    def strikes(self, count: int) -> None:
+        self.struck.append(count)
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         self.datasets.append((name, digest, count, tuple(shape)))

@@ -19,7 +19,8 @@ from PIL import Image
 from tiny_model import save_tiny_generator
 from tiny_params import set_params
 
-from dsd.errors import Interrupted
+from dsd.checkpoint import read_spec
+from dsd.errors import Interrupted, NonFiniteError
 from pipeline import champion, mlflow_store, model_registry, session, tracking
 from pipeline.params import flatten, load_params
 from pipeline.paths import Paths
@@ -191,15 +192,16 @@ def test_other_parameters_are_another_run(paths):
     assert sorted(run.data.tags["sigma"] for run in runs_of(paths)) == ["0.25", "0.5"]
 
 
-def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(paths):
+def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(paths, monkeypatch):
     # As SIGKILL leaves it: running, numbers in the journal, nobody holding the lock.
-    log = tracking.StageRun("pretrain", load_params(paths.root), paths, tracking.StopSignal())
+    with monkeypatch.context() as dead:
+        dead.setattr(tracking.StageRun, "_work", lambda self: None)
+        log = tracking.StageRun("pretrain", load_params(paths.root), paths, tracking.StopSignal())
     log.metrics(128, {"loss": 64.0})
     log._send(last=False)
     log.metrics(256, {"loss": 128.0})
     log._session.release()
     set_params(paths.root, {"corrupt.sigma": 0.25})
-    log._thread.join(0)
     with tracking.run("pretrain", load_params(paths.root), paths):
         deadline = time.monotonic() + 20
         while runs_of(paths)[-1].info.status == "RUNNING" and time.monotonic() < deadline:
@@ -323,6 +325,44 @@ def test_a_store_too_slow_for_the_end_of_a_stage_is_not_a_kill(paths, monkeypatc
     asked.set()
 
 
+def test_another_training_with_the_same_parameters_is_another_run(paths):
+    """Its code or images are others, although its first number may be the same."""
+
+    def train(name, losses, error=None):
+        with tracking.run("pretrain", load_params(paths.root), paths) as log:
+            log.trains(name)
+            for images, loss in losses.items():
+                log.metrics(images, {"loss": loss})
+            if error is not None:
+                raise error
+
+    train_first = {0: 10.0, 128: 9.0, 256: 8.0}
+    with pytest.raises(Interrupted):
+        train("one", train_first, Interrupted("saved", 2))
+    with pytest.raises(Interrupted):
+        train("one", train_first, Interrupted("saved", 2))  # from the start: no state was there
+    train("other", {0: 10.0, 128: 5.0, 256: 4.0, 384: 3.0})
+    old, new = sorted(runs_of(paths), key=lambda run: run.info.start_time)
+    assert (old.info.status, new.info.status) == ("KILLED", "FINISHED")
+    assert [value for _, value in history(paths, old, "loss")] == [10.0, 9.0, 8.0]
+    assert [value for _, value in history(paths, new, "loss")] == [10.0, 5.0, 4.0, 3.0]
+
+
+def test_strikes_of_all_attempts_are_counted(paths):
+    def diverge():
+        with tracking.run("pretrain", load_params(paths.root), paths) as log:
+            log.metrics(128, {"loss": 1.0})
+            log.strikes(1)
+            log.strikes(2)
+            raise NonFiniteError("diverged")
+
+    for _ in range(2):  # the second goes on where the first ended
+        with pytest.raises(NonFiniteError):
+            diverge()
+    (run,) = runs_of(paths)
+    assert history(paths, run, "strikes") == [(0, 1.0), (1, 2.0), (2, 1.0), (3, 2.0)]
+
+
 @pytest.mark.parametrize(("left", "status"), [(True, "FINISHED"), (False, "KILLED")])
 def test_what_was_killed_while_it_was_sent_is_not_done(left, status, paths):
     record = session.Record(
@@ -390,6 +430,21 @@ def test_the_generator_is_registered_without_pickle_and_works_anywhere(paths, tm
     assert done.returncode == 0, done.stderr
     assert "seed must be >= 0 and num_images >= 1" in done.stdout
     assert "(3, 1, 8, 8) uint8" in done.stdout
+
+
+def test_a_version_holds_the_weights_that_its_tag_names(paths, tmp_path):
+    client, model = client_of(paths), mlflow_store.MODEL_NAME
+    run_id = client.create_run("0").info.run_id
+    uri = f"sqlite:///{paths.tracking_store}"
+    for seed in (0, 1, 1):
+        save_tiny_generator(tmp_path / str(seed), seed)
+        model_registry.register_generator(
+            tmp_path / str(seed), run_id=run_id, name=model, tracking_uri=uri
+        )
+    versions = client.search_model_versions(f"name='{model}'")
+    tags = {version.tags[champion.WEIGHTS_TAG] for version in versions}
+    assert len(versions) == 2
+    assert tags == {read_spec(tmp_path / seed).weights_sha256 for seed in "01"}
 
 
 def test_what_the_served_model_imports_is_in_its_requirements():

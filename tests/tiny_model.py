@@ -15,11 +15,11 @@ NETWORK = Network(
 )
 
 
-def save_tiny_generator(folder):
+def save_tiny_generator(folder, seed=0):
     """Save it as ``distill`` does."""
     save_model(
         folder,
-        build_denoiser(NETWORK, SHAPE, seed=0),
+        build_denoiser(NETWORK, SHAPE, seed=seed),
         network=NETWORK,
         operator=IdentityOperator(kind="identity"),
         shape=SHAPE,

@@ -27,7 +27,7 @@ from dsd.seeds import DropoutMasks, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
-from dsd.training.health import Vital, weight_norms
+from dsd.training.health import Vital, vitals_of
 from dsd.training.memory import recompute_activations
 from dsd.training.pretrain import DenoisingDraw, denoising_step_loss, draw_denoising
 from dsd.training.team import Rows, Team, gradients
@@ -231,11 +231,7 @@ class Distillation:
         vitals = (
             *self._fake_vitals(loss_fake, fakes),
             Vital("the gap between teacher and fake denoiser", gaps, sigma=drawn.sigma),
-            Vital(
-                "the generator's gradients or weights",
-                weight_norms(self.generator),
-                module=self.generator,
-            ),
+            *vitals_of("the generator", self.generator),
         )
         return DistillStep(seen + batch, loss_fake, gaps, drawn.sigma, vitals)
 
@@ -243,8 +239,7 @@ class Distillation:
         """What must be finite of the fake denoiser, where there is one."""
         if loss is not None:
             yield Vital("the fake denoiser's loss", loss, sigma=fakes[-1].denoising.sigma)
-            norms = weight_norms(self.fake)
-            yield Vital("the fake denoiser's gradients or weights", norms, module=self.fake)
+            yield from vitals_of("the fake denoiser", self.fake)
 
     def _set_learning_rates(self, seen: int) -> None:
         config = self._config

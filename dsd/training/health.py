@@ -5,9 +5,9 @@ no state is saved before all steps up to it were found well.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,9 @@ from dsd.errors import NonFiniteError
 from dsd.shapes import Level
 from dsd.training.team import Team
 
-__all__ = ["Health", "HealthWatch", "Vital", "weight_norms"]
+__all__ = ["Health", "HealthWatch", "Vital", "vitals_of"]
+
+T = TypeVar("T")
 
 _NAMED = 4
 """Noise levels or weights that a message names."""
@@ -35,7 +37,7 @@ class Vital:
         term: What they are, for people, such as "the teacher's loss".
         values: The numbers.
         sigma: Noise level of each, where each is of one sample.
-        module: Whose weights they are norms of, where they are.
+        module: Whose weights or gradients they are norms of, where they are.
     """
 
     term: str
@@ -59,13 +61,28 @@ class Health(Protocol):
         ...
 
 
-def weight_norms(module: nn.Module) -> Float[Tensor, " n"]:
-    """The norm of each weight, which is not finite if one number in it is not.
+def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
+    """The norms of a network's gradients and of its weights, after a step of its optimiser.
 
-    That tells of gradients, too: one that is NaN or infinite makes its weight NaN in the same
-    step, since Adam divides by its root mean square.
+    A norm is not finite if one number in it is not, or if the sum of their squares is too large
+    for float32. Adam could not take such a gradient either: its second moment would be infinite
+    and the weight would rest for ever, as finite as before.
+
+    Args:
+        name: The network, for people, such as "the teacher".
+        module: The network; a weight without a gradient counts as one whose gradient is zero.
     """
-    return torch.stack(torch._foreach_norm([w.detach() for w in module.parameters()], 2))
+    weights = list(module.parameters())
+    gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
+    return (
+        Vital(f"{name}'s gradients", _norms(gradients), module=module),
+        Vital(f"{name}'s weights", _norms(weights), module=module),
+    )
+
+
+def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
+    with torch.no_grad():
+        return torch.stack(torch._foreach_norm(tensors, 2))
 
 
 @final
@@ -101,6 +118,32 @@ class HealthWatch:
             NonFiniteError: As :meth:`see`.
         """
         self._judge(0)
+
+    def by_leader(self, work: Callable[[], T], images_seen: int) -> T | None:
+        """Let the process that leads do something with images; all hear if they are not finite.
+
+        Args:
+            work: Images are made in it, and a pixel that is not finite raises.
+            images_seen: Images that the training has seen.
+
+        Returns:
+            What ``work`` returned; None in all other processes.
+
+        Raises:
+            NonFiniteError: A pixel is NaN or infinite.
+        """
+        done, found = None, None
+        if self._team.leads:
+            try:
+                done = work()
+            except NonFiniteError as error:
+                found = error
+        (bad,) = self._team.largest(found is not None)
+        if bad:
+            what = found or "pixels in the process that leads"
+            msg = f"NaN or infinite after {images_seen:,} images: {what}"
+            raise NonFiniteError(msg, images_seen) from found
+        return done
 
     def _judge(self, left: int) -> None:
         while len(self._waiting) > left:

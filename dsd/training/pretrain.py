@@ -22,7 +22,7 @@ from dsd.seeds import BatchOrder, seeded_dropout, step_generator
 from dsd.shapes import Level, PerSample, State
 from dsd.training.common import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
-from dsd.training.health import Vital, weight_norms
+from dsd.training.health import Vital, vitals_of
 from dsd.training.memory import recompute_activations
 from dsd.training.team import Rows, Team, gradients
 
@@ -330,11 +330,7 @@ class TeacherTraining:
         update_ema(self.average, self.denoiser, decay)
         vitals = (
             Vital("the teacher's loss", loss, sigma=drawn.sigma),
-            Vital(
-                "the teacher's gradients or weights",
-                weight_norms(self.denoiser),
-                module=self.denoiser,
-            ),
+            *vitals_of("the teacher", self.denoiser),
         )
         return TeacherStep(seen + batch, loss, drawn.sigma, vitals)
 
