@@ -72,7 +72,7 @@ def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
         name: The network, for people, such as "the teacher".
         module: The network; a weight without a gradient counts as one whose gradient is zero.
     """
-    weights = list(module.parameters())
+    weights: list[Tensor] = [*module.parameters()]
     gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
     return (
         Vital(f"{name}'s gradients", _norms(gradients), module=module),
