@@ -5,6 +5,7 @@ import errno
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,18 +122,20 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
 
 
 def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
-    stop.install()
-    die_with_parent()
-    if launch.is_worker():
-        launch.become_worker(stage)
-    params = _load(paths)
-    count = 1 if launch.is_worker() else launch.num_processes(stage, params)
-    if count > 1:
-        launch.start(stage, count)
-    elif launch.leads():
-        _lead_stage(stage, params, paths, stop)
-    else:
-        _follow_stage(stage, params, paths, stop)
+    with closing(stop):
+        stop.install()
+        die_with_parent()
+        if launch.is_worker():
+            launch.become_worker(stage)
+        params = _load(paths)
+        count = 1 if launch.is_worker() else launch.num_processes(stage, params)
+        if count > 1:
+            stop.close()  # this process outlives the others, each of which ends in time
+            launch.start(stage, count)
+        elif launch.leads():
+            _lead_stage(stage, params, paths, stop)
+        else:
+            _follow_stage(stage, params, paths, stop)
 
 
 def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:

@@ -194,8 +194,6 @@ def start(stage: str, count: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    # This process outlives the others, each of which ends by itself in time.
-    signal.set_wakeup_fd(-1)
     # One message tells what happened; the launcher would tell it in many lines.
     logging.disable()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

@@ -32,16 +32,24 @@ class StopSignal:
         self.polite = False
         self._seconds = seconds
         self._first_at = 0.0
+        self._writer: int | None = None
 
     def install(self) -> None:
         """Take over SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=[reader], name="signals", daemon=True).start()
+
+    def close(self) -> None:
+        """Let the process take its time from now on; signals are remembered as before."""
+        if self._writer is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._writer)
+            self._writer = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now, first = time.monotonic(), self.number is None
@@ -61,11 +69,12 @@ class StopSignal:
         It hears from the system itself. Python calls handlers only between its own instructions,
         and one of torch's operations, or waiting for another process, may take for ever.
         """
-        while True:
-            (number,) = os.read(reader, 1)
-            if number in (signal.SIGTERM, signal.SIGHUP):
-                time.sleep(self._seconds)
-                self._give_up(number)
+        with os.fdopen(reader, "rb", buffering=0) as numbers:
+            while heard := numbers.read(1):
+                if heard[0] in (signal.SIGTERM, signal.SIGHUP):
+                    time.sleep(self._seconds)
+                    if self._writer is not None:
+                        self._give_up(heard[0])
 
     def _give_up(self, number: int) -> None:
         text = (
