@@ -200,11 +200,11 @@ def _find(parent: Path, record: Record) -> Session:
 
 def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
     """Lock a folder and read its record; None if it is taken, or has no record to be read."""
-    if make is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     try:
+        if make is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a", encoding="ascii")
-    except FileNotFoundError:
+    except (FileExistsError, FileNotFoundError):  # it goes, with its run, at this moment
         return None
     except OSError:
         # A folder that cannot be read is no session; that one cannot be made must be told.

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,9 @@ def forked(act, *arguments):
         try:
             act(*arguments)
             code = 0
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(code)
     return process
@@ -251,17 +255,20 @@ def test_a_kill_while_the_store_is_made_leaves_none_that_cannot_be_used(tmp_path
 
 
 def track_at_once(root):
-    """Eight processes that begin together; each records many numbers."""
+    """Eight processes that begin together, each in a workspace; each records many numbers."""
     tracking._SEND_SECONDS = 0.1
-    paths = Paths(Path(root))
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Paths(Path(root)).tracking_store}"
 
-    def stage():
+    def stage(number):
+        paths = Paths(Path(root) / str(number))
+        paths.root.mkdir()
+        shutil.copy(ROOT / "params.yaml", paths.root)
         with tracking.run("prepare", load_params(paths.root), paths) as log:
             for images in range(1, MANY + 1):
                 log.metrics(images, {"loss": images / 2, "gap": -1.0})
                 time.sleep(0.005)
 
-    processes = [forked(stage) for _ in range(EIGHT)]
+    processes = [forked(stage, number) for number in range(EIGHT)]
     assert [ended(process) for process in processes] == [0] * EIGHT
 
 
@@ -273,7 +280,7 @@ def test_eight_processes_that_track_to_one_new_file_lose_nothing(paths):
     steps = range(1, MANY + 1)
     every = [("gap", step, -1.0) for step in steps] + [("loss", step, step / 2) for step in steps]
     assert [numbers[run] == every for run in runs] == [True] * EIGHT
-    assert list(paths.tracking_state("prepare").iterdir()) == []
+    assert list(paths.root.glob("*/.dsd/tracking/prepare/*")) == []
 
 
 def test_a_run_begins_anew_beside_the_one_that_is_being_sent(paths):
