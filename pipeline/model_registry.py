@@ -53,7 +53,7 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
 
 
 def _logged(client: mlflow.MlflowClient, run_id: str, weights: str) -> str | None:
-    """The run's model with these weights, if all its files arrived; else what is there goes."""
+    """The run's model with these weights; models of which files may be missing are deleted."""
     ready = None
     experiment = client.get_run(run_id).info.experiment_id
     for model in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
