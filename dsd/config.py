@@ -225,13 +225,20 @@ class Corrupt(Section):
     """What is lost of an image besides the noise: A, the identity in the paper."""
 
     sigma: AutoLevel
-    """Noise level of the observations, in data units; the paper uses 0.1 to 0.4 on images in [-1,
-    1]. ``auto``: unknown, to be estimated from noisy images (data.content noisy)."""
+    """Noise level of the observations, in data units (grey levels divided by 127.5); the paper
+    uses 0.1 to 0.4 on images in [-1, 1]. Of noisy images it is the level after data.resolution
+    has averaged them, and is compared with the estimate. ``auto``: unknown, to be estimated from
+    noisy images (data.content noisy)."""
 
     sigma_hat: AutoLevel | None
     """Noise level that everything after this stage assumes. null: ``sigma``; a number: to study a
     wrong one; ``auto``: the upper end of an interval estimated from the noisy images, which errs
     on the safe side."""
+
+    trust_sigma: bool
+    """Whether to train with the given level even where noisy images (data.content noisy) show
+    another one. ``false``: a level that contradicts the estimate, or noise that is not white,
+    stops the run."""
 
     clean_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the training images that get no noise, chosen by the seed: to study what a few
@@ -250,6 +257,17 @@ class Corrupt(Section):
             msg = (
                 f"corrupt.operator.kind is {kind}, which leaves gaps in the images: their noise "
                 "cannot be estimated, so give corrupt.sigma and corrupt.sigma_hat as numbers"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_given_level_is_trusted(self) -> "Corrupt":
+        if self.trust_sigma and "auto" in (self.sigma, self.sigma_hat):
+            name = "sigma" if self.sigma == "auto" else "sigma_hat"
+            msg = (
+                f"corrupt.trust_sigma is true while corrupt.{name} is auto, so that there is no "
+                f"given level to trust: set it to false, or give corrupt.{name} as a number"
             )
             raise ValueError(msg)
         return self

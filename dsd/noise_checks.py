@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from dsd.noise_patches import Half, Patches, Ratio, ratio_of_sums
 
-__all__ = ["FLAT", "Check", "check_noise", "clipped_pixels"]
+__all__ = ["ERRORS", "FLAT", "Check", "check_noise", "clipped_pixels", "make_check"]
 
 FLAT = 1 / 8
 """Share of the patches, the flattest, from which the noise is read."""
@@ -76,7 +76,8 @@ def check_noise(
     )
 
 
-def _check(name: str, suspicious: bool, value: float, found: str, remedy: str) -> Check:
+def make_check(name: str, suspicious: bool, value: float, found: str, remedy: str) -> Check:
+    """A check whose text ends with the remedy only if there is something to remedy."""
     if suspicious:
         return Check(name, "suspicious", value, f"{found}; {remedy}")
     return Check(name, "ok", value, found)
@@ -106,7 +107,7 @@ def _white(patches: Patches, halves: Sequence[Half]) -> Check:
     }
     worst = max(found, key=lambda kind: abs(found[kind].value) - ERRORS * found[kind].error)
     value, error = found[worst].value, found[worst].error
-    return _check(
+    return make_check(
         "white",
         abs(value) - ERRORS * error > _CORRELATION,
         value,
@@ -151,7 +152,7 @@ def _gaussian(halves: Sequence[Half]) -> Check:
     kurtosis = _kurtosis(halves)
     low, high = _KURTOSIS
     value, margin = kurtosis.value, ERRORS * kurtosis.error
-    return _check(
+    return make_check(
         "gaussian",
         value - margin > high or value + margin < low,
         value,
@@ -195,7 +196,7 @@ def _impulses(images: Float64[np.ndarray, " n c h w"], sigma: float) -> Check:
     high = maximum_filter(images, footprint=ring, mode="nearest")
     distance = np.maximum(images - high, low - images)
     share = float(np.mean((distance > 4 * sigma) & (distance > high - low)))
-    return _check(
+    return make_check(
         "impulses",
         share > _IMPULSES,
         share,
@@ -247,17 +248,19 @@ def _same_in_all_classes(
     found = [_settled_variance(halves, [one == k for one in classes]) for k in range(_CLASSES)]
     told = [one for one in found if one is not None]
     if len(told) < 2:
-        return _check(name, False, 1.0, f"cannot be told: too few flat patches {where}", remedy)
+        return make_check(
+            name, False, 1.0, f"cannot be told: too few flat patches {where}", remedy
+        )
     levels = [variance.value for variance, _ in told]
     ratio = float(np.sqrt(max(levels) / min(levels)))
     lowest = min(variance.value + margin for variance, margin in told)
     highest = max(variance.value - margin for variance, margin in told)
     text = f"the noise of flat patches differs by a factor {ratio:.2f} {where}"
-    return _check(name, highest > _RATIO**2 * lowest, ratio, text, remedy)
+    return make_check(name, highest > _RATIO**2 * lowest, ratio, text, remedy)
 
 
 def _settled_variance(
-    halves: Sequence[Half], among: Sequence[Bool[np.ndarray, " n m"]]
+    halves: Sequence[Half], among: Sequence[np.ndarray]
 ) -> tuple[Ratio, float] | None:
     """Quiet variance in the flattest of some patches, and its margin; None where it has texture.
 
@@ -300,7 +303,7 @@ def clipped_pixels(images: Float64[np.ndarray, " n c h w"]) -> Bool[np.ndarray, 
 
 def _unclipped(clipped: Bool[np.ndarray, " n c h w"]) -> Check:
     share = float(clipped.mean())
-    return _check(
+    return make_check(
         "unclipped",
         share > 0,
         share,
@@ -311,7 +314,7 @@ def _unclipped(clipped: Bool[np.ndarray, " n c h w"]) -> Check:
 
 def _everywhere(patches: Patches, clipped: Bool[np.ndarray, " n c h w"]) -> Check:
     share = float(1 - patches.usable.mean()) if not clipped.any() else 0.0
-    return _check(
+    return make_check(
         "everywhere",
         share > _CONSTANT,
         share,
@@ -323,7 +326,7 @@ def _everywhere(patches: Patches, clipped: Bool[np.ndarray, " n c h w"]) -> Chec
 
 def _fine_steps(images: Float64[np.ndarray, " n c h w"], sigma: float) -> Check:
     step = _step(images)
-    return _check(
+    return make_check(
         "fine steps",
         step > sigma,
         step,

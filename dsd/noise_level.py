@@ -27,9 +27,18 @@ from dsd.errors import DataError
 from dsd.imagestore import ImageStore
 from dsd.noise_checks import FLAT, Check, check_noise, clipped_pixels
 from dsd.noise_patches import Half, Patches, Ratio, cross_fit, cut_patches, ratio_of_sums
+from dsd.noise_structure import check_structure
 from dsd.seeds import derive_seed
 
-__all__ = ["Check", "NoiseEstimate", "choose_sample", "estimate_noise", "take_sample"]
+__all__ = [
+    "NEGLIGIBLE",
+    "Check",
+    "NoNoiseError",
+    "NoiseEstimate",
+    "choose_sample",
+    "estimate_noise",
+    "take_sample",
+]
 
 CONFIDENCE = 0.95
 """Of the statistical part of the interval."""
@@ -37,9 +46,13 @@ CONFIDENCE = 0.95
 PATCH = 4
 """Height and width of the patches that give the estimate, in pixels."""
 
+NEGLIGIBLE = 0.01
+"""A level that rounding and compression of clean images reach: below it nothing is compared."""
+
 SECOND_PATCH = 5
 """Another size, to see how much the estimate depends on it."""
 
+_FACTOR = 1.3
 _MIN_SIDE = 8
 _MIN_IMAGES = 20
 _MIN_PATCHES = 512
@@ -48,6 +61,11 @@ _ROUNDING = 1e-13
 _MAX_SIDE = 64
 _MAX_NUMBERS = 2**21
 _CHUNK = 256
+
+
+@final
+class NoNoiseError(DataError):
+    """The images are constant, or have no noise beyond the rounding of numbers."""
 
 
 @final
@@ -83,6 +101,10 @@ class NoiseEstimate:
         """Levels worth a try, for choosing by Proximal FID or by eye."""
         return self.low, self.high, 1.1 * self.high, 1.25 * self.high
 
+    def contradicts(self, level: float) -> bool:
+        """Whether a given level lies outside the interval by more than a factor 1.3."""
+        return level > _FACTOR * self.high or level < self.low / _FACTOR
+
     @property
     def suspicious(self) -> tuple[Check, ...]:
         """The checks that say that the estimate or the method's assumptions are in doubt."""
@@ -109,9 +131,10 @@ def choose_sample(count: int, shape: tuple[int, int, int], seed: int) -> Int64[T
 
 
 def take_sample(store: ImageStore, seed: int) -> Float[Tensor, " n c h w"]:
-    """Images of :func:`choose_sample`; of large ones a window at a random place.
+    """Images of :func:`choose_sample`; of large ones a window, at the same place in all of them.
 
-    Images that are known to be clean are passed over, unless all are.
+    Images that are known to be clean are passed over, unless all are. One place for all shows a
+    pattern that the images share.
     """
     candidates = torch.arange(len(store))
     if store.meta.layout.noisy and store.sigma.any():
@@ -120,12 +143,13 @@ def take_sample(store: ImageStore, seed: int) -> Float[Tensor, " n c h w"]:
     _, height, width = store.shape
     rows, columns = min(height, _MAX_SIDE), min(width, _MAX_SIDE)
     generator = torch.Generator().manual_seed(derive_seed(seed, "noise level", "windows"))
-    windows = []
-    for indices in chosen.split(max(1, _CHUNK * _MAX_SIDE**2 // (height * width))):
-        top = int(torch.randint(height - rows + 1, (), generator=generator))
-        left = int(torch.randint(width - columns + 1, (), generator=generator))
-        images = store.take(indices)
-        windows.append(images[:, :, top : top + rows, left : left + columns].clone())
+    top = int(torch.randint(height - rows + 1, (), generator=generator))
+    left = int(torch.randint(width - columns + 1, (), generator=generator))
+    few = max(1, _CHUNK * _MAX_SIDE**2 // (height * width))
+    windows = [
+        store.take(indices)[:, :, top : top + rows, left : left + columns].clone()
+        for indices in chosen.split(few)
+    ]
     return torch.cat(windows)
 
 
@@ -136,8 +160,9 @@ def estimate_noise(images: Float[Tensor, " n c h w"]) -> NoiseEstimate:
         images: Noisy images in data units, from 8 x 8 pixels; some hundreds or thousands.
 
     Raises:
-        DataError: There are too few or too small images, they are constant, not finite or without
-            any noise, or so many pixels are clipped that nothing can be said.
+        NoNoiseError: The images are constant, or without any noise.
+        DataError: There are too few or too small images, they are not finite, or so many pixels
+            are constant or clipped that nothing can be said.
     """
     values = images.numpy().astype(np.float64)
     _check_images(values)
@@ -155,7 +180,7 @@ def estimate_noise(images: Float[Tensor, " n c h w"]) -> NoiseEstimate:
     }
     if min(values.shape[-2:]) >= 2 * SECOND_PATCH:
         second = cut_patches(values, SECOND_PATCH, clipped)
-        if second.usable.sum() >= _needed(second):
+        if all(second.usable[first::2].sum() >= _needed(second) // 2 for first in (0, 1)):
             others["larger patches"] = _variance(cross_fit(second), FLAT, quietest=True).value
     return _estimate(values, patches, halves, variance, others, clipped)
 
@@ -182,7 +207,10 @@ def _estimate(
         confidence=CONFIDENCE,
         images=len(images),
         patches=sum(int(half.flattest(FLAT).sum()) for half in halves),
-        checks=check_noise(images, patches, halves, clipped, sigma),
+        checks=(
+            *check_noise(images, patches, halves, clipped, sigma),
+            *check_structure(images, halves, sigma),
+        ),
     )
 
 
@@ -227,7 +255,7 @@ def _check_images(images: Float64[np.ndarray, " n c h w"]) -> None:
     elif not np.isfinite(images).all():
         problem = "some pixels are NaN or infinite: repair or remove those images"
     elif np.ptp(images, axis=(-2, -1)).max() == 0:
-        problem = "all images are constant: correct the source of the images"
+        raise NoNoiseError("all images are constant, without any noise: correct their source")
     else:
         return
     raise DataError(f"the noise level cannot be estimated: {problem}")
@@ -243,11 +271,14 @@ def _check_clipping(share: float) -> None:
 
 
 def _check_patches(patches: Patches) -> None:
-    usable, needed = int(patches.usable.sum()), _needed(patches)
+    """Raise DataError unless each half of the images has the patches that it needs."""
+    usable = min(int(patches.usable[first::2].sum()) for first in (0, 1))
+    needed = -(-_needed(patches) // 2)
     if usable < needed:
         msg = (
-            f"the noise level cannot be estimated: only {usable} patches of {PATCH} x {PATCH} "
-            f"pixels are neither constant nor clipped, and {needed} are needed: use more images"
+            f"the noise level cannot be estimated: half of the images has only {usable} patches "
+            f"of {PATCH} x {PATCH} pixels that are neither constant nor clipped, and {needed} are "
+            "needed: use more images"
         )
         raise DataError(msg)
 
@@ -255,4 +286,4 @@ def _check_patches(patches: Patches) -> None:
 def _check_noise(variance: float, total: float) -> None:
     if variance <= _ROUNDING * total:
         msg = "the images have no noise beyond rounding: give the noise level as a number, 0"
-        raise DataError(msg)
+        raise NoNoiseError(msg)

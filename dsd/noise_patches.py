@@ -12,7 +12,7 @@ Reference:
     have chosen, so that neither the choice of patches nor that of directions favours little noise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
 import numpy as np
@@ -40,10 +40,13 @@ class Patches:
 
     channels: int
 
+    grid: tuple[int, int]
+    """Rows and columns of patches in an image; m counts along rows first."""
+
     def of(self, images: slice) -> "Patches":
         """The patches of some images."""
         values, mean, usable = self.values[images], self.mean[images], self.usable[images]
-        return Patches(values, mean, usable, self.size, self.channels)
+        return replace(self, values=values, mean=mean, usable=usable)
 
 
 @final
@@ -57,6 +60,9 @@ class Half:
     basis: Float64[np.ndarray, " d k"]
     """The quiet directions, orthonormal columns."""
 
+    loud: Float64[np.ndarray, " n m l"]
+    """Coordinates in the loud directions, the loudest last."""
+
     loudness: Float64[np.ndarray, " n m"]
     """Energy in the loud directions, weighted by how much of it is texture."""
 
@@ -64,6 +70,9 @@ class Half:
     """Brightness of the patches."""
 
     usable: Bool[np.ndarray, " n m"]
+
+    grid: tuple[int, int]
+    """As of :class:`Patches`."""
 
     def flattest(
         self, share: float, among: Bool[np.ndarray, " n m"] | None = None
@@ -112,7 +121,8 @@ def cut_patches(
     constant = np.ptp(pixels, axis=-1) == 0
     usable = ~(constant.any(-1) | _blocks(clipped, size).any((-2, -1)))
     values = (pixels - by_channel).reshape(*pixels.shape[:2], -1)
-    return Patches(values, by_channel.mean((-2, -1)), usable, size, images.shape[1])
+    grid = images.shape[2] // size, images.shape[3] // size
+    return Patches(values, by_channel.mean((-2, -1)), usable, size, images.shape[1], grid)
 
 
 def _blocks(images: np.ndarray, size: int) -> np.ndarray:
@@ -135,12 +145,15 @@ def cross_fit(patches: Patches) -> tuple[Half, Half]:
 def _project(patches: Patches, other: Patches) -> Half:
     variance, directions = _components(other.values[other.usable], patches.channels)
     k = len(variance) // 2
+    loud = patches.values @ directions[:, k:]
     return Half(
         quiet=patches.values @ directions[:, :k],
         basis=directions[:, :k],
-        loudness=np.square(patches.values @ directions[:, k:]) @ _texture_share(variance, k),
+        loud=loud,
+        loudness=np.square(loud) @ _texture_share(variance, k),
         mean=patches.mean,
         usable=patches.usable,
+        grid=patches.grid,
     )
 
 

@@ -1,5 +1,6 @@
 """How noisy the observations are: what ``corrupt`` settles, and ``python -m pipeline noise``."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from dsd.config import PARTIAL_OPERATORS, Corrupt, Params
@@ -7,12 +8,23 @@ from dsd.corruption import Noise, split_heldout, write_noisy_store
 from dsd.errors import DataError
 from dsd.files import write_json
 from dsd.imagestore import ImageStore
-from dsd.noise_level import NoiseEstimate, choose_sample, estimate_noise, take_sample
+from dsd.noise_level import (
+    NEGLIGIBLE,
+    Check,
+    NoiseEstimate,
+    NoNoiseError,
+    choose_sample,
+    estimate_noise,
+    take_sample,
+)
 from dsd.shards import clear_store
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
 
 __all__ = ["settle_noise", "show_noise"]
+
+_WHITENESS = ("white", "flat spectrum")
+"""Checks without which the estimate is not the level of all the noise."""
 
 
 def settle_noise(params: Params, paths: Paths, found: ImageStore, log: StageLog) -> Noise:
@@ -26,7 +38,8 @@ def settle_noise(params: Params, paths: Paths, found: ImageStore, log: StageLog)
         log: Hears about the estimate.
 
     Raises:
-        DataError: The level is to be estimated but cannot be.
+        DataError: The level is to be estimated but cannot be, or observations contradict the given
+            level; the message says what to change.
     """
     sigma = params.corrupt.sigma
     noise = Noise(
@@ -38,6 +51,10 @@ def settle_noise(params: Params, paths: Paths, found: ImageStore, log: StageLog)
     estimate = _estimate_some(params, paths, found, noise)
     noise = replace(noise, assumed=_assumed(params.corrupt, estimate))
     _report(paths, noise, estimate, len(found), log)
+    if "auto" in (params.corrupt.sigma, params.corrupt.sigma_hat):
+        _refuse_failed_checks(estimate)
+    if not (noise.add or params.corrupt.trust_sigma):
+        _refuse_contradiction(params.corrupt, found, estimate)
     return noise
 
 
@@ -78,6 +95,72 @@ def _assumed(corrupt: Corrupt, estimate: NoiseEstimate | DataError) -> float:
         msg = f"{estimate}; or set corrupt.sigma (corrupt.sigma_hat) to a number"
         raise DataError(msg) from estimate
     return estimate.recommended
+
+
+def _refuse_failed_checks(estimate: NoiseEstimate | DataError) -> None:
+    """Raise DataError if the estimate fails a check: it is no basis for training then."""
+    if isinstance(estimate, DataError) or not estimate.suspicious:
+        return
+    msg = (
+        f"the noise level cannot be taken from the images, whose noise fails a check. "
+        f"{_failed(estimate.suspicious)}. Use other images; or, if you know the level, give "
+        f"corrupt.sigma (corrupt.sigma_hat) as a number (the estimate is {estimate.sigma:.4g})"
+    )
+    raise DataError(msg)
+
+
+def _failed(checks: Iterable[Check]) -> str:
+    return ". ".join(f"{check.name}: {check.text}" for check in checks)
+
+
+def _refuse_contradiction(
+    corrupt: Corrupt, found: ImageStore, estimate: NoiseEstimate | DataError
+) -> None:
+    """Raise DataError if observations show noise that is not that of the given level."""
+    name = "corrupt.sigma" if corrupt.sigma != "auto" else "corrupt.sigma_hat"
+    level = corrupt.sigma if corrupt.sigma != "auto" else corrupt.sigma_hat
+    if not isinstance(level, float):
+        return
+    seen = _what_contradicts(level, found, estimate)
+    if seen is None:
+        return
+    msg = (
+        f"{name} is {level:g}, but {seen}. {_averaging(level, found)}Levels are in data units "
+        "(images span [-1, 1]): divide grey levels by 127.5, double a level for images in [0, 1]. "
+        "Averaging, resizing, filtering or compression after the noise was measured change it, "
+        f"too. Correct {name} (auto estimates it) or the images; if the level is right all the "
+        "same, set corrupt.trust_sigma to true"
+    )
+    raise DataError(msg)
+
+
+def _what_contradicts(
+    level: float, found: ImageStore, estimate: NoiseEstimate | DataError
+) -> str | None:
+    """What observations show instead of white noise of the given level; None where they do not."""
+    if isinstance(estimate, NoNoiseError):
+        return str(estimate) if level > 0 else None
+    if isinstance(estimate, DataError):
+        averaged = level > 0 and found.meta.info.get("averaged") is not None
+        return f"pixels were averaged, and {estimate}" if averaged else None
+    if max(level, estimate.high) <= NEGLIGIBLE:
+        return None
+    if estimate.contradicts(level):
+        interval = f"{estimate.low:.4g} to {estimate.high:.4g}"
+        return f"the images show noise of level {estimate.sigma:.4g} ({interval})"
+    coloured = [check for check in estimate.suspicious if check.name in _WHITENESS]
+    return f"the noise is not white. {_failed(coloured)}" if coloured else None
+
+
+def _averaging(level: float, found: ImageStore) -> str:
+    """What ``prepare`` did to the level of the original images, if it averaged pixels."""
+    factor = found.meta.info.get("averaged")
+    if not isinstance(factor, int):
+        return ""
+    return (
+        f"data.resolution averaged {factor} x {factor} pixels, which divides white noise by "
+        f"{factor}: {level:g} of the original images is {level / factor:.4g} here. "
+    )
 
 
 def _report(

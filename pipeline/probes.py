@@ -179,7 +179,7 @@ def _random_pixels(shape: tuple[int, ...]) -> np.ndarray:
 def _write(params: Params, sampled: Data, work: Paths, count: int) -> tuple[float, float]:
     """Run both stages on some images; the seconds that they take."""
     # The sample may be too small for an estimate of the noise, and its level changes no rate.
-    given: dict[str, float | None] = {"num_heldout": count // 4}
+    given: dict[str, float | None] = {"num_heldout": count // 4, "trust_sigma": True}
     if params.corrupt.sigma == "auto":
         given["sigma"] = _STAND_IN_SIGMA
     if params.corrupt.sigma_hat == "auto":

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from stage_helpers import ROOT, Recorder, params_with
 
 from dsd.config import Params
@@ -45,6 +46,11 @@ def estimate(images):
 
 def fired(found):
     return {check.name for check in found.suspicious}
+
+
+def value_of(found, name):
+    (check,) = (check for check in found.checks if check.name == name)
+    return check.value
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +204,7 @@ def test_noise_of_another_law_is_noticed_and_its_kurtosis_measured(draw, kurtosi
     images = boxes(800)
     found = estimate(images + 0.2 * draw(np.random.default_rng(0), images.shape))
     assert fired(found) == {"gaussian"}
-    assert found.checks[1].value == pytest.approx(kurtosis, rel=0.6)
+    assert value_of(found, "gaussian") == pytest.approx(kurtosis, rel=0.6)
 
 
 def test_images_of_two_noise_levels_are_noticed():
@@ -206,7 +212,69 @@ def test_images_of_two_noise_levels_are_noticed():
     levels = np.where(np.arange(400) % 3 == 0, 0.3, 0.1)[:, None, None, None]
     found = estimate(white(images, levels))
     assert "one level" in fired(found)
-    assert found.checks[4].value == pytest.approx(3, rel=0.2)
+    assert value_of(found, "one level") == pytest.approx(3, rel=0.2)
+
+
+def shapes(count, size=16, seed=5):
+    """Noise of standard deviation 1 that is not white, by name."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((count, 1, size, size))
+    smooth = gaussian_filter(drawn, (0, 0, 2, 2), mode="wrap")
+    return {
+        "smooth": smooth / smooth.std(),
+        "rows": np.repeat(rng.standard_normal((count, 1, size, 1)), size, -1),
+        "columns": np.repeat(rng.standard_normal((count, 1, 1, size)), size, -2),
+    }
+
+
+@pytest.mark.parametrize("kind", ["smooth", "rows", "columns"])
+@pytest.mark.parametrize("scene", ["boxes", "clothes"])
+def test_white_noise_does_not_hide_coarse_noise(clothes, scene, kind):
+    images = {"boxes": boxes(600), "clothes": clothes}[scene]
+    rates = {}
+    for strength in (0.0, 1.0):
+        seen = [
+            "flat spectrum"
+            in fired(
+                estimate(white(images, 0.1, seed) + strength * 0.1 * shapes(600, seed=seed)[kind])
+            )
+            for seed in range(5)
+        ]
+        rates[strength] = sum(seen)
+    assert rates == {0.0: 0, 1.0: 5}
+
+
+@pytest.mark.parametrize(("size", "count"), [(24, 1000), (32, 400)])
+def test_scaling_each_image_by_itself_is_noticed(size, count):
+    rates = {}
+    for most in (1.0, 1.1, 1.8):
+        seen = []
+        for seed in range(5):
+            images = white(boxes(count, size=size, seed=seed), 0.2, seed)
+            scale = np.random.default_rng(seed).uniform(1, most, (count, 1, 1, 1))
+            seen.append("equal scale" in fired(estimate(scale * images)))
+        rates[most] = sum(seen)
+    assert rates == {1.0: 0, 1.1: 0, 1.8: 5}
+
+
+def test_texture_is_not_taken_for_another_level(clothes):
+    # At full contrast and little noise, a third of the clothes have no flat place.
+    assert not any(
+        "equal scale" in fired(estimate(white(clothes, 0.05, seed))) for seed in range(5)
+    )
+
+
+@pytest.mark.parametrize("scene", ["boxes", "clothes"])
+def test_a_fixed_pattern_is_noticed_and_measured(clothes, scene):
+    images = {"boxes": boxes(600), "clothes": clothes}[scene]
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        noisy = white(images, 0.1, seed)
+        assert "no fixed pattern" not in fired(estimate(noisy))
+        for pattern in (rng.standard_normal((16, 16)), rng.standard_normal((1, 16))):
+            found = estimate(noisy + 0.05 * pattern)
+            assert "no fixed pattern" in fired(found)
+            assert value_of(found, "no fixed pattern") == pytest.approx(0.5, abs=0.25)
 
 
 def test_salt_and_pepper_is_noticed():
@@ -225,7 +293,7 @@ def test_noise_that_follows_the_brightness_is_noticed():
     images = 0.1 * images + brightness
     found = estimate(white(images, 0.1 * np.sqrt(images + 1.1)))
     assert "signal-independent" in fired(found)
-    assert found.checks[3].value > 2
+    assert value_of(found, "signal-independent") > 2
     assert "signal-independent" not in fired(estimate(white(images, 0.1)))
     assert "signal-independent" not in fired(estimate(white(images, 0.1 + 0.005 * images)))
 
@@ -235,7 +303,7 @@ def test_clipped_pixels_are_noticed_and_left_out():
     images[:, :, :3] = 0.95
     found = estimate(white(images, 0.1).clip(-1, 1))
     assert fired(found) == {"unclipped"}
-    assert 0.04 < found.checks[5].value < 0.1
+    assert 0.04 < value_of(found, "unclipped") < 0.1
     assert found.low <= 0.1 <= found.high
 
 
@@ -244,7 +312,7 @@ def test_constant_areas_are_noticed_and_left_out():
     images[:, :, :, 12:] = 0.25
     found = estimate(images)
     assert fired(found) == {"everywhere"}
-    assert found.checks[6].value == pytest.approx(0.25)
+    assert value_of(found, "everywhere") == pytest.approx(0.25)
     assert found.low <= 0.1 <= found.high
 
 
@@ -258,7 +326,7 @@ def test_steps_coarser_than_the_noise_are_noticed():
     ("images", "problem"),
     [
         (np.zeros((19, 1, 16, 16)), "only 19 images, and 20 are needed: use more"),
-        (white(boxes(20), 0.1), "only 320 patches of 4 x 4 .* 512 are needed: use more images"),
+        (white(boxes(20), 0.1), "only 160 patches of 4 x 4 .* 256 are needed: use more images"),
         (np.zeros((99, 1, 7, 16)), "images of 16 x 7 are too small: use 8 x 8"),
         (np.full((99, 1, 16, 16), np.nan), "some pixels are NaN or infinite: repair"),
         (np.ones((99, 1, 16, 16)) * np.arange(99)[:, None, None, None], "images are constant"),
@@ -299,8 +367,10 @@ def test_a_sample_is_a_function_of_the_seed_and_as_large_as_needed(tmp_path):
 
 def test_large_images_are_sampled_by_windows(tmp_path):
     numbers = np.arange(30 * 70 * 100, dtype=np.float32).reshape(30, 1, 70, 100)
-    windows = take_sample(stored(tmp_path, numbers), 0)
+    store = stored(tmp_path, numbers)
+    windows = take_sample(store, 0)
     assert windows.shape == (30, 1, 64, 64)
+    assert not torch.equal(take_sample(store, 1), windows)
     first = int(windows[0, 0, 0, 0])
     top, left = first // 100 % 70, first % 100
     expected = torch.from_numpy(numbers[:, :, top : top + 64, left : left + 64])
@@ -367,20 +437,102 @@ def test_a_level_that_is_given_needs_no_estimate_but_one_that_is_not_does(tmp_pa
     images = white(boxes(60), 0.1)[:, :, :8, :8]
     log, (train, _), report = run_stage(tmp_path, images, content="noisy", sigma=0.1)
     assert f"{report['problem']} (assumed: 0.1, as given)" == log.lines[0]
-    assert "only 120 patches" in log.lines[0]
+    assert "only 60 patches" in log.lines[0]
     assert torch.equal(train.sigma, torch.full((30,), 0.1))
-    with pytest.raises(DataError, match=r"only 120 .*; or set corrupt\.sigma .* to a number"):
+    with pytest.raises(DataError, match=r"only 60 .*; or set corrupt\.sigma .* to a number"):
         run_stage(tmp_path, images, content="noisy", sigma="auto")
     assert not (tmp_path / "data/corrupt/train/meta.json").exists()
 
 
-def test_suspicious_noise_is_said(tmp_path):
+def test_a_failed_check_stops_auto_after_its_finding_is_written(tmp_path):
     images = correlated(boxes(300), 0.2, 0.4)
-    log, _, report = run_stage(tmp_path, images, content="noisy", sigma="auto")
-    assert log.lines[1].startswith("suspicious noise (white): neighbours in a row correlate")
+    with pytest.raises(
+        DataError, match=r"fails a check\. white: .*give corrupt\.sigma .*estimate"
+    ):
+        run_stage(tmp_path, images, content="noisy", sigma="auto")
+    report = json.loads((tmp_path / "reports/corrupt/noise.json").read_text())
     verdicts = {check["name"]: check["verdict"] for check in report["estimate"]["checks"]}
     assert verdicts["white"] == "suspicious"
     assert verdicts["unclipped"] == "ok"
+    assert not (tmp_path / "data/corrupt/train/meta.json").exists()
+    with pytest.raises(DataError, match="fails a check"):
+        run_stage(tmp_path / "study", correlated(boxes(300), 0.2, 0.4), content="noisy", sigma=0.2,
+                  sigma_hat="auto")  # fmt: skip
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.14, 0.28, 5.0])
+def test_a_given_level_that_the_images_contradict_stops_the_run(tmp_path, level):
+    images = white(boxes(300), 0.2)
+    message = rf"corrupt\.sigma is {level:g}, but the images show noise of level 0\.(19|20)"
+    with pytest.raises(DataError, match=message):
+        run_stage(tmp_path, images, content="noisy", sigma=level)
+    assert not (tmp_path / "data/corrupt/train/meta.json").exists()
+    _, (train, _), _ = run_stage(tmp_path, images, content="noisy", sigma=level, trust_sigma=True)
+    assert torch.equal(train.sigma, torch.full((270,), level))
+
+
+@pytest.mark.parametrize("level", [0.17, 0.2, 0.24])
+def test_a_given_level_near_the_interval_stands(tmp_path, level):
+    _, (train, _), _ = run_stage(tmp_path, white(boxes(300), 0.2), content="noisy", sigma=level)
+    assert torch.equal(train.sigma, torch.full((270,), level))
+
+
+def test_a_given_level_is_compared_by_whatever_name_it_has(tmp_path):
+    images = white(boxes(300), 0.2)
+    with pytest.raises(DataError, match=r"corrupt\.sigma_hat is 0\.5, but the images show"):
+        run_stage(tmp_path, images, content="noisy", sigma="auto", sigma_hat=0.5)
+    # Beside a level that agrees, another one is a study of a wrong level.
+    run_stage(tmp_path, images, content="noisy", sigma=0.2, sigma_hat=0.5)
+
+
+def test_noise_that_is_not_white_contradicts_any_level(tmp_path):
+    images = white(boxes(300), 0.1) + 0.1 * shapes(300)["rows"]
+    with pytest.raises(DataError, match=r"is 0\.1, but the noise is not white\. flat spectrum: "):
+        run_stage(tmp_path, images, content="noisy", sigma=0.1)
+    run_stage(tmp_path, images, content="noisy", sigma=0.1, trust_sigma=True)
+
+
+@pytest.mark.parametrize("images", [np.zeros((60, 1, 16, 16)), np.repeat(np.repeat(
+    white(boxes(300, size=8), 0.2), 2, -1), 2, -2)], ids=["constant", "enlarged"])  # fmt: skip
+def test_images_without_noise_contradict_a_level_above_zero(tmp_path, images):
+    with pytest.raises(
+        DataError, match=r"is 0\.2, but (all images are constant|the images have no)"
+    ):
+        run_stage(tmp_path, images, content="noisy", sigma=0.2)
+    run_stage(tmp_path, images, content="noisy", sigma=0.0)
+
+
+def test_a_level_from_before_averaging_is_refused_also_where_nothing_can_be_estimated(tmp_path):
+    images = white(boxes(300), 0.05)
+    told = r"averaged 4 x 4 pixels, .* by 4: 0\.2 of the original images is 0\.05 here"
+    for some, reason in ((images, "the images show noise"), (images[:15], "pixels were averaged")):
+        stored(tmp_path / "data/prepare", some, content="noisy", averaged=4)
+        changes = {"sigma": 0.2, "num_heldout": 5, "workers": 1}
+        data = {"content": "noisy", "pad": 0}
+        with pytest.raises(DataError, match=f"0\\.2, but {reason}.*{told}"):
+            corrupt.run(params_with(corrupt=changes, data=data), Paths(tmp_path), Recorder())
+        for right in ({"sigma": 0.05}, {"trust_sigma": True}):
+            if len(some) == 300 or "trust_sigma" in right:
+                params = params_with(corrupt=changes | right, data=data)
+                corrupt.run(params, Paths(tmp_path), Recorder())
+
+
+def test_frames_of_which_one_half_is_blank_are_no_basis_but_a_given_level_stands(tmp_path):
+    images = np.full((60, 1, 16, 16), 0.2)
+    images[::2] = white(images[::2], 0.2)
+    with pytest.raises(DataError, match="half of the images has only 0 patches"):
+        estimate(images)
+    run_stage(tmp_path, images, content="noisy", sigma=0.2)
+
+
+def test_levels_of_clean_images_are_below_what_is_compared(tmp_path):
+    images = np.round(white(boxes(300), 0.004) * 127.5) / 127.5
+    run_stage(tmp_path, images, content="noisy", sigma=0.0)
+
+
+def test_trust_needs_a_level():
+    with pytest.raises(ValueError, match=r"trust_sigma is true while corrupt\.sigma_hat is auto"):
+        params_with(corrupt={"sigma_hat": "auto", "trust_sigma": True})
 
 
 def test_images_known_to_be_clean_are_no_sample_of_the_noise(tmp_path):
@@ -430,7 +582,7 @@ def test_the_command_prints_estimate_checks_and_recommendation(tmp_path, capsys)
     report = json.loads((tmp_path / "reports/corrupt/noise.json").read_text())["estimate"]
     assert printed.startswith("data/corrupt/train: 270 images\nnoise level 0.")
     assert f"corrupt.sigma: {report['high']:.4g}, the upper end" in printed
-    assert printed.count("\n  ok  ") == len(report["checks"]) == 8
+    assert printed.count("\n  ok  ") == len(report["checks"]) == 11
     assert f"worth a try: {report['low']:.4g}, {report['high']:.4g}, " in printed
 
 
