@@ -47,6 +47,11 @@ class Check:
     text: str
     """What it means and, if suspicious, what to do."""
 
+    @property
+    def finding(self) -> str:
+        """What was measured, without the remedy."""
+        return f"{self.name}: {self.text.partition('; ')[0]}"
+
 
 def check_noise(
     images: Float64[np.ndarray, " n c h w"],

@@ -73,9 +73,9 @@ def _flat_spectrum(halves: Sequence[Half], sigma: float) -> Check:
     upper bound of the noise in a direction, and the least bound is compared with the limit.
     """
     remedy = (
-        "there is noise that varies slowly or in stripes (or no place is free of texture), so the "
-        "noise is stronger than the estimate: use images from before any filtering or "
-        "interpolation, and remove row, column and background offsets first"
+        "either the noise also varies slowly or in stripes, and is stronger than the estimate "
+        "(use images from before filtering or interpolation, remove row, column and background "
+        "offsets), or no place in the images is free of texture"
     )
     if min(halves[0].grid) < 3:
         return make_check(

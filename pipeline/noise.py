@@ -23,8 +23,9 @@ from pipeline.stagelog import StageLog
 
 __all__ = ["settle_noise", "show_noise"]
 
-_WHITENESS = ("white", "flat spectrum")
-"""Checks without which the estimate is not the level of all the noise."""
+_NOT_WHITE = ("white", "flat spectrum")
+"""Checks that fail where the estimate is not the level of all the noise; the second one fails also
+where texture is everywhere."""
 
 
 def settle_noise(params: Params, paths: Paths, found: ImageStore, log: StageLog) -> Noise:
@@ -102,15 +103,15 @@ def _refuse_failed_checks(estimate: NoiseEstimate | DataError) -> None:
     if isinstance(estimate, DataError) or not estimate.suspicious:
         return
     msg = (
-        f"the noise level cannot be taken from the images, whose noise fails a check. "
-        f"{_failed(estimate.suspicious)}. Use other images; or, if you know the level, give "
+        f"the noise level cannot be taken from the images, whose noise fails a check "
+        f"({_failed(estimate.suspicious)}). Use other images; or, if you know the level, give "
         f"corrupt.sigma (corrupt.sigma_hat) as a number (the estimate is {estimate.sigma:.4g})"
     )
     raise DataError(msg)
 
 
 def _failed(checks: Iterable[Check]) -> str:
-    return ". ".join(f"{check.name}: {check.text}" for check in checks)
+    return "; ".join(check.finding for check in checks)
 
 
 def _refuse_contradiction(
@@ -145,11 +146,14 @@ def _what_contradicts(
         return f"pixels were averaged, and {estimate}" if averaged else None
     if max(level, estimate.high) <= NEGLIGIBLE:
         return None
+    failed = [check for check in estimate.suspicious if check.name in _NOT_WHITE]
     if estimate.contradicts(level):
         interval = f"{estimate.low:.4g} to {estimate.high:.4g}"
-        return f"the images show noise of level {estimate.sigma:.4g} ({interval})"
-    coloured = [check for check in estimate.suspicious if check.name in _WHITENESS]
-    return f"the noise is not white. {_failed(coloured)}" if coloured else None
+        seen = f"the images show noise of level {estimate.sigma:.4g} ({interval})"
+        return f"{seen}, which is not all ({_failed(failed)})" if failed else seen
+    if any(check.name == "white" for check in failed):
+        return f"the noise of the images is not white ({_failed(failed)})"
+    return None
 
 
 def _averaging(level: float, found: ImageStore) -> str:

@@ -447,7 +447,7 @@ def test_a_level_that_is_given_needs_no_estimate_but_one_that_is_not_does(tmp_pa
 def test_a_failed_check_stops_auto_after_its_finding_is_written(tmp_path):
     images = correlated(boxes(300), 0.2, 0.4)
     with pytest.raises(
-        DataError, match=r"fails a check\. white: .*give corrupt\.sigma .*estimate"
+        DataError, match=r"fails a check \(white: .*give corrupt\.sigma .*estimate"
     ):
         run_stage(tmp_path, images, content="noisy", sigma="auto")
     report = json.loads((tmp_path / "reports/corrupt/noise.json").read_text())
@@ -486,10 +486,25 @@ def test_a_given_level_is_compared_by_whatever_name_it_has(tmp_path):
 
 
 def test_noise_that_is_not_white_contradicts_any_level(tmp_path):
-    images = white(boxes(300), 0.1) + 0.1 * shapes(300)["rows"]
-    with pytest.raises(DataError, match=r"is 0\.1, but the noise is not white\. flat spectrum: "):
-        run_stage(tmp_path, images, content="noisy", sigma=0.1)
-    run_stage(tmp_path, images, content="noisy", sigma=0.1, trust_sigma=True)
+    images = correlated(boxes(300), 0.2, 0.4)
+    message = r"is 0\.12, but the noise of the images is not white \(white: neighbours"
+    with pytest.raises(DataError, match=message):
+        run_stage(tmp_path, images, content="noisy", sigma=0.12)
+    run_stage(tmp_path, images, content="noisy", sigma=0.12, trust_sigma=True)
+
+
+def test_coarse_noise_is_said_and_named_where_it_explains_the_level(tmp_path):
+    images = white(boxes(300), 0.1) + 0.17 * shapes(300)["smooth"]
+    log, _, _ = run_stage(tmp_path, images, content="noisy", sigma=0.1)
+    assert log.lines[1].startswith(
+        "suspicious noise (flat spectrum): smooth directions hold up to"
+    )
+    with pytest.raises(
+        DataError, match=r"is 0\.2, but .* 0\.1.*\(flat spectrum: smooth directions"
+    ):
+        run_stage(tmp_path, images, content="noisy", sigma=0.2)
+    with pytest.raises(DataError, match=r"fails a check \(flat spectrum"):
+        run_stage(tmp_path, images, content="noisy", sigma="auto")
 
 
 @pytest.mark.parametrize("images", [np.zeros((60, 1, 16, 16)), np.repeat(np.repeat(
