@@ -9,8 +9,9 @@ import torch
 
 from dsd.config import Compute
 from dsd.training.team import Team
+from pipeline.outputs import check_outputs, replaced_outputs
 from pipeline.paths import Paths
-from pipeline.resume import forget_done, reserved, within_strikes
+from pipeline.resume import Resumable, forget_done, reserved, within_strikes
 from pipeline.stagelog import StageLog
 from pipeline.team import joined_team
 
@@ -18,14 +19,20 @@ __all__ = ["Trainable", "carry_out"]
 
 
 class Trainable(Protocol):
-    """One attempt at a training."""
+    """One attempt at a training.
+
+    Attributes:
+        state: Its saved states.
+    """
+
+    state: Resumable
 
     def train(self) -> None:
         """Run all steps that are left; all processes of the team do."""
         ...
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs; only the process that leads does."""
+        """Write the stage's outputs into empty folders; only the process that leads does."""
         ...
 
 
@@ -58,6 +65,8 @@ def carry_out(
 
     Raises:
         BusyError: Another process computes the same.
+        OSError: The disk refuses. That this user may not replace the outputs is known before the
+            training begins.
         NonFiniteError: As many attempts as there may be met a number that is not finite.
         ParamsError: There is no such device, or there are more processes than images.
     """
@@ -66,6 +75,7 @@ def carry_out(
     with ExitStack() as held:
         with joined_team(compute, batch_size) as (team, device):
             if team.leads:
+                check_outputs(paths, stage)
                 forget_done(states, paths.root, but=name)
             folder = held.enter_context(reserved(states / name, team))
 
@@ -76,5 +86,7 @@ def carry_out(
 
             run = within_strikes(attempt, compute.strikes, log)
         if team.leads:
-            run.write(paths)
+            with replaced_outputs(paths, stage) as fresh:
+                run.write(fresh)
+            run.state.done(paths.root)
     return run

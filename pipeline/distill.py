@@ -13,7 +13,7 @@ from safetensors.torch import save
 from dsd.checkpoint import TrainingState, load_denoiser, read_spec, save_model
 from dsd.config import Params
 from dsd.features import load_extractor
-from dsd.files import published
+from dsd.files import copy_files, published
 from dsd.generator import make_latents
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
@@ -164,8 +164,8 @@ class _Run:
         ).to(device)
         self.history = History()
         self._best_before: set[str] = set()
-        self._state = self._resumable(folder)
-        self._checkpoints = self._state.folder / "checkpoints"
+        self.state = self._resumable(folder)
+        self._checkpoints = self.state.folder / "checkpoints"
         log.say(fit_into_memory(self._training, team, params.compute, device))
 
     def _resumable(self, folder: Path) -> Resumable:
@@ -208,7 +208,7 @@ class _Run:
                     self._measure()
                 proximal = self.history.measurements[-1].proximal_frechet
                 progress.update(record.images_seen, proximal_frechet=proximal)
-                if self._state.due():
+                if self.state.due():
                     self._save()
 
     def _measure(self) -> None:
@@ -251,9 +251,9 @@ class _Run:
     def _keep_images(self, images: Pixels) -> None:
         """Keep the images for the study of the trajectory, and show the first of them."""
         name = _moment(self.history.images_seen)
-        with published(self._state.folder / "trajectory" / f"{name}.safetensors") as file:
+        with published(self.state.folder / "trajectory" / f"{name}.safetensors") as file:
             file.write(save({"images": images.cpu()}))
-        picture = self._state.folder / "pictures" / f"{name}.png"
+        picture = self.state.folder / "pictures" / f"{name}.png"
         zoom = max(1, 64 // images.shape[-1])
         save_grid(images[:GRID_IMAGES].cpu(), picture, columns=GRID_COLUMNS, zoom=zoom)
 
@@ -285,21 +285,21 @@ class _Run:
 
     def _save(self) -> None:
         self._watch.settle()
-        self._state.save(self.history.model_dump(mode="json"))
+        self.state.save(self.history.model_dump(mode="json"))
         best = self._best()
         if self._team.leads:
             self._remove_generators(best | self._best_before)
         self._best_before = best
-        self._state.stop_if_asked(self.history.images_seen)
+        self.state.stop_if_asked(self.history.images_seen)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs; until DVC has noted them, the state stays."""
+        """Write the stage's outputs, which are empty folders."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
-        folder = self._state.folder
-        self._state.save(self.history.model_dump(mode="json"))
+        folder = self.state.folder
+        self.state.save(self.history.model_dump(mode="json"))
         self._remove_generators(self._best())
         chosen = self._checkpoints / _moment(self.history.ranked()[0].images_seen)
-        shutil.copytree(chosen, artifact / "generator", dirs_exist_ok=True)
+        copy_files(chosen, artifact / "generator")
         header = ["images", "gap", "proximal_frechet"]
         rows = [tuple(item.model_dump().values()) for item in self.history.measurements]
         for place in (artifact, report):
@@ -308,9 +308,8 @@ class _Run:
             report / "gap_by_level.csv", ["images", "sigma", "gap"], self.history.gap_by_level
         )
         for kept in ("checkpoints", "trajectory"):
-            shutil.copytree(folder / kept, artifact / kept, dirs_exist_ok=True)
-        shutil.copytree(folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.done(paths.root)
+            copy_files(folder / kept, artifact / kept)
+        copy_files(folder / "pictures", report / "samples")
 
 
 def _moment(images_seen: int) -> str:

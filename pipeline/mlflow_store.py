@@ -102,9 +102,9 @@ class Store:
         """
         record = session.record
         self._once(session, "datasets", lambda: self._note_datasets(session))
-        if report is not None and record.status != "KILLED":
-            self._once(session, "files", lambda: self._attach(session, report))
+        # Of a run that did not finish there are none: the folder is still that of an earlier one.
         if report is not None and record.status == "FINISHED":
+            self._once(session, "files", lambda: self._attach(session, report))
             match record.stage:
                 case "distill":
                     self._once(session, "model", lambda: self._register(session))

@@ -1,6 +1,5 @@
 """Stage ``pretrain``: fit the teacher denoiser to the noisy images, which are all it reads."""
 
-import shutil
 from pathlib import Path
 from typing import final
 
@@ -11,6 +10,7 @@ from dsd.checkpoint import TrainingState, build_denoiser, save_model
 from dsd.config import Churn, Params, Sampler
 from dsd.corruption import noise_of
 from dsd.errors import ParamsError
+from dsd.files import copy_files
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
 from dsd.operators import Operator
@@ -119,7 +119,7 @@ class _Fit:
         self._watch = HealthWatch(team)
         self._meter = LevelMeter().to(device)
         self._history = History()
-        self._state = self._resumable(folder)
+        self.state = self._resumable(folder)
         log.say(fit_into_memory(self.training, team, params.compute, device))
 
     def _resumable(self, folder: Path) -> Resumable:
@@ -155,7 +155,7 @@ class _Fit:
                 if training.step % drawing == 0 or training.step == training.num_steps:
                     self._watch.settle()
                     self._watch.by_leader(self._draw, record.images_seen)
-                if self._state.due():
+                if self.state.due():
                     self._save()
 
     def _read(self) -> float:
@@ -169,8 +169,8 @@ class _Fit:
 
     def _save(self) -> None:
         self._watch.settle()
-        self._state.save(self._history.model_dump(mode="json"))
-        self._state.stop_if_asked(self._history.images_seen)
+        self.state.save(self._history.model_dump(mode="json"))
+        self.state.stop_if_asked(self._history.images_seen)
 
     def _draw(self) -> None:
         """Save images of the averaged teacher as it is now."""
@@ -185,13 +185,13 @@ class _Fit:
                 config=PICTURE_SAMPLER,
                 sigma_y=float(self._sigma.max()),
             )
-        target = self._state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
+        target = self.state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
         zoom = max(1, 64 // self._shape[-1])
         save_grid(to_uint8(samples.truncated), target, columns=GRID_COLUMNS, zoom=zoom)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs; until DVC has noted them, the state stays."""
-        self._state.save(self._history.model_dump(mode="json"))
+        """Write the stage's outputs, which are empty folders."""
+        self.state.save(self._history.model_dump(mode="json"))
         save_model(
             paths.artifact("pretrain"),
             self.training.average,
@@ -205,8 +205,7 @@ class _Fit:
         write_csv(
             report / "loss_by_level.csv", ["images", "sigma", "loss"], self._history.loss_by_level
         )
-        shutil.copytree(self._state.folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.done(paths.root)
+        copy_files(self.state.folder / "pictures", report / "samples")
 
 
 def _build(params: Params, operator: Operator) -> Denoiser:
