@@ -9,9 +9,17 @@ import torch
 
 from dsd.config import Compute
 from dsd.training.team import Team
+from pipeline.origin import Origin
 from pipeline.outputs import check_outputs, replaced_outputs
 from pipeline.paths import Paths
-from pipeline.resume import Resumable, forget_done, reserved, within_strikes
+from pipeline.resume import (
+    Resumable,
+    begin,
+    forget_done,
+    forget_superseded,
+    reserved,
+    within_strikes,
+)
 from pipeline.stagelog import StageLog
 from pipeline.team import joined_team
 
@@ -44,7 +52,7 @@ def carry_out(
     build: Build[TrainableT],
     paths: Paths,
     stage: str,
-    name: str,
+    origin: Origin,
     compute: Compute,
     batch_size: int,
     log: StageLog,
@@ -55,7 +63,7 @@ def carry_out(
         build: Makes an attempt as the last state in a folder left it.
         paths: The workspace.
         stage: Of the pipeline.
-        name: Fingerprint of the run.
+        origin: All that the result depends on.
         compute: The ``compute`` section.
         batch_size: Images of a step.
         log: Of the stage.
@@ -70,7 +78,7 @@ def carry_out(
         NonFiniteError: As many attempts as there may be met a number that is not finite.
         ParamsError: There is no such device, or there are more processes than images.
     """
-    states = paths.state(stage)
+    states, name = paths.state(stage), origin.name
     log.trains(name)
     with ExitStack() as held:
         with joined_team(compute, batch_size) as (team, device):
@@ -78,6 +86,8 @@ def carry_out(
                 check_outputs(paths, stage)
                 forget_done(states, paths.root, but=name)
             folder = held.enter_context(reserved(states / name, team))
+            if team.leads:
+                begin(folder, origin, log)
 
             def attempt() -> TrainableT:
                 run = build(folder, team, device)
@@ -89,4 +99,5 @@ def carry_out(
             with replaced_outputs(paths, stage) as fresh:
                 run.write(fresh)
             run.state.done(paths.root)
+            forget_superseded(folder, origin)
     return run

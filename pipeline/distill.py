@@ -27,8 +27,9 @@ from dsd.training.meter import LevelMeter
 from dsd.training.team import Team
 from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
+from pipeline.origin import Origin
 from pipeline.paths import Paths
-from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
+from pipeline.resume import KEPT_BY_STATES, Resumable
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -73,7 +74,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         return _Run(params, folder, given, log, team, device)
 
     distillation = carry_out(
-        build, paths, "distill", _name(params, given), params.compute,
+        build, paths, "distill", _origin(params, paths, given), params.compute,
         params.distill.batch_size, log,
     )  # fmt: skip
     best = distillation.history.ranked()[0]
@@ -92,16 +93,19 @@ class _Given:
     teacher: Path
 
 
-def _name(params: Params, given: _Given) -> str:
-    """Of the run, by all that its result depends on."""
+def _origin(params: Params, paths: Paths, given: _Given) -> Origin:
+    """All that the result depends on."""
     wanted = params.model_dump(
         mode="json",
         include={"seed", "pretrain", "distill", "compute"},
         exclude={"compute": KEPT_BY_STATES},
     )
-    teacher = read_spec(given.teacher).weights_sha256
-    inputs = ",".join((given.train.fingerprint, given.heldout.fingerprint, teacher))
-    return fingerprint({**wanted, "inputs": inputs})
+    inputs = {
+        "data/corrupt/train": given.train.fingerprint,
+        "data/corrupt/heldout": given.heldout.fingerprint,
+        "data/pretrain": read_spec(given.teacher).weights_sha256,
+    }
+    return Origin.here(paths.root, wanted, inputs)
 
 
 def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> ProximalReference:

@@ -23,8 +23,9 @@ from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
 from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
+from pipeline.origin import Origin
 from pipeline.paths import Paths
-from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
+from pipeline.resume import KEPT_BY_STATES, Resumable
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -66,19 +67,19 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         return _Fit(params, folder, noisy, log, team, device)
 
     carry_out(
-        build, paths, "pretrain", _name(params, noisy), params.compute,
+        build, paths, "pretrain", _origin(params, paths, noisy), params.compute,
         params.pretrain.batch_size, log,
     )  # fmt: skip
 
 
-def _name(params: Params, noisy: ImageStore) -> str:
-    """Of the run, by all that its result depends on."""
+def _origin(params: Params, paths: Paths, noisy: ImageStore) -> Origin:
+    """All that the result depends on."""
     wanted = params.model_dump(
         mode="json",
         include={"seed", "network", "pretrain", "compute"},
         exclude={"compute": KEPT_BY_STATES},
     )
-    return fingerprint({**wanted, "images": noisy.fingerprint})
+    return Origin.here(paths.root, wanted, {"data/corrupt/train": noisy.fingerprint})
 
 
 @final
