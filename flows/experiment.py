@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dvc.config_schema import RelPath
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
@@ -228,7 +229,8 @@ def _share_settings(home: Path, root: Path) -> None:
     if local.is_file():
         shutil.copyfile(local, root / ".dvc" / "config.local")
     with Repo(str(root)) as repo, repo.config.edit("local") as settings:
-        settings.setdefault("cache", {})["dir"] = cache
+        # Written down as relative to the copy, because DVC can only write ASCII.
+        settings.setdefault("cache", {})["dir"] = RelPath(cache)
         for name, known in remotes.items():
             settings.setdefault("remote", {}).setdefault(name, {}).update(known)
 
