@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from stage_helpers import Recorder, files_of
+from stage_helpers import ROOT, Recorder, files_of
 from tiny_stages import SELECTION, run, tiny
 
 from pipeline import corrupt, distill, evaluate, prepare, pretrain
@@ -98,3 +98,12 @@ def test_outputs_that_cannot_be_replaced_are_refused_before_the_training(copied,
     assert refused.value.filename == str(foreign)
     assert log.bars == []
     assert not copied.state("pretrain").exists()
+
+
+@pytest.mark.parametrize("end", ["new", "old"])
+@pytest.mark.parametrize("folder", ["data/.distill", "reports/.distill"])
+@pytest.mark.parametrize("tool", ["git", "dvc"])
+def test_what_a_kill_leaves_beside_an_output_is_no_part_of_the_project(tool, folder, end):
+    command = ["git"] if tool == "git" else [sys.executable, "-m", "dvc"]
+    ignored = [*command, "check-ignore", "--quiet", f"{folder}.{end}"]
+    assert subprocess.run(ignored, cwd=ROOT).returncode == 0
