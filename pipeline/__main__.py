@@ -152,6 +152,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         from pipeline import tracking
 
         _forget_done_before(stage, paths)
+        paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
             stop.polite = getattr(module, "POLLS_STOP", False)
