@@ -352,6 +352,25 @@ def test_words_and_layout_of_the_code_make_no_other_training(
     assert Origin.here(tmp_path / "x", {}, {}).changes_since(now) == "dsd/b.py changed"
 
 
+def test_what_changed_is_named_in_few_words():
+    earlier = Origin(
+        workspace="/a",
+        parameters={"seed": 0, "pretrain": {"kimg": 1.0, "P_mean": -1.2}},
+        inputs={"data/corrupt/train": "1"},
+        code={f"dsd/{number}.py": "1" for number in range(5)},
+    )
+    changes = {
+        "workspace": Path("/b"),
+        "parameters": {"seed": 1, "pretrain": {"kimg": 1.0}},
+        "inputs": {"data/corrupt/train": "2"},
+        "code": {},
+    }
+    assert earlier.model_copy(update=changes).changes_since(earlier) == (
+        "pretrain.P_mean is null and was -1.2, seed is 1 and was 0, data/corrupt/train changed, "
+        "dsd/0.py changed, dsd/1.py changed and 3 more"
+    )
+
+
 @pytest.fixture
 def stopped(copied):
     """A workspace in which both trainings were stopped half-way, with their states."""
