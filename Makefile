@@ -16,6 +16,7 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 export DVC_STUDIO_OFFLINE := true
+export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
@@ -40,7 +41,9 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@# DVC unpickles its index, and would keep it where every user of the machine may write.
 	@mkdir -p -m 700 .dvc/tmp/site
-	@$(BIN)/dvc config --local core.site_cache_dir "$(CURDIR)/.dvc/tmp/site"
+	@if LC_ALL=C grep -q '[^ -~]' <<< "$$PWD"; \
+	    then echo "DVC can note only ASCII: export DVC_SITE_CACHE_DIR=\"\$$PWD/.dvc/tmp/site\" before you use it (docs/safety.md)"; \
+	    else $(BIN)/dvc config --local core.site_cache_dir "$$PWD/.dvc/tmp/site"; fi
 	@touch $@
 
 run: setup ## Run the whole pipeline on the embedded images and show the result

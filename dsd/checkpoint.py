@@ -32,6 +32,7 @@ __all__ = [
     "build_denoiser",
     "load_denoiser",
     "load_generator",
+    "read_info",
     "read_spec",
     "save_model",
 ]
@@ -298,8 +299,26 @@ class TrainingState:
             moments = _moments(_under(name, tensors))
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
             _match_layout(optimizer)
-        info: dict[str, JsonValue] = json.loads(bytes(tensors[_INFO].numpy()))
-        return info
+        return _info(tensors)
+
+
+def read_info(path: Path) -> dict[str, JsonValue]:
+    """The ``info`` beside the training state at ``path``, whatever training it is of.
+
+    Raises:
+        FileNotFoundError: There is no state.
+        DataError: The file is damaged.
+    """
+    try:
+        return _info(load(path.read_bytes()[_DIGEST_BYTES:]))
+    except _UNFIT as error:
+        msg = f"{path} is damaged ({_first_line(error)})"
+        raise DataError(msg) from error
+
+
+def _info(tensors: Mapping[str, Tensor]) -> dict[str, JsonValue]:
+    info: dict[str, JsonValue] = json.loads(bytes(tensors[_INFO].numpy()))
+    return info
 
 
 def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

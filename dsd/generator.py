@@ -53,7 +53,13 @@ class OneStepGenerator(nn.Module):
 
         Image i depends on (seed, i) alone, up to the rounding that a batch of another size may
         bring.
+
+        Raises:
+            ValueError: ``num_images`` or ``seed`` is out of range.
         """
+        if num_images < 1 or seed < 0:
+            msg = f"num_images must be >= 1 and seed >= 0, not {num_images} and {seed}"
+            raise ValueError(msg)
         device = next(self.parameters()).device
         training = self.training
         self.eval()

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, final
 from uuid import UUID
 
+from psutil import pid_exists
+
 from flows.environment import ROOT
-from pipeline.locks import try_lock
+from pipeline.locks import can_lock, try_lock
 from pipeline.paths import home_of
 from pipeline.tether import end_with_parent
 
@@ -88,9 +90,10 @@ def _records(records: Path) -> Iterator[tuple[Record, bool]]:
         if file.suffix == ".part":
             continue
         try:
-            with file.open(encoding="ascii") as handle:
-                alive = not try_lock(handle)
+            with file.open("r+", encoding="ascii") as handle:  # NFS locks only what can be written
+                locked = not try_lock(handle)
                 state_id, pid = handle.read().split()
+                alive = locked or (not can_lock(handle) and pid_exists(int(pid)))
         except FileNotFoundError:  # the run has just ended
             continue
         yield Record(UUID(file.name), UUID(state_id), int(pid), file), alive

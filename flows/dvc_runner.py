@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeAlias
 from dvc.repo import Repo
 
 from flows.environment import stage_environment
+from pipeline.locks import locks_work_in
 from pipeline.tether import tether
 
 __all__ = [
@@ -119,8 +120,13 @@ class PlannedStage:
 
 
 def planned_stages(root: Path) -> list[PlannedStage]:
-    """The stages in ``root``'s dvc.yaml, each after the ones it depends on."""
+    """The stages in ``root``'s dvc.yaml, each after the ones it depends on.
+
+    Raises:
+        DvcError: DVC could never run one, because the file system has no locks.
+    """
     with Repo(str(root)) as repo:
+        _require_locks(repo)
         graph = repo.index.graph  # its edges point at dependencies
         found: dict[Any, frozenset[str]] = {}
         depends = {stage: [*graph.successors(stage)] for stage in repo.index.stages}
@@ -132,6 +138,21 @@ def planned_stages(root: Path) -> list[PlannedStage]:
             for stage, keys in found.items()
             if stage.path_in_repo == "dvc.yaml"
         ]
+
+
+def _require_locks(repo: Repo) -> None:
+    """Refuse a file system on which DVC would wait for ever for a lock that there cannot be.
+
+    Raises:
+        DvcError: It is one.
+    """
+    if not repo.config["core"].get("hardlink_lock") and not locks_work_in(Path(repo.tmp_dir)):
+        msg = (
+            f"{repo.root_dir} is on a file system without locks, which DVC needs; "
+            "`dvc config --local core.hardlink_lock true && rm -f .dvc/tmp/lock "
+            ".dvc/tmp/rwlock.lock` makes DVC use hard links instead (docs/deployment.md)"
+        )
+        raise DvcError(msg)
 
 
 def stages_in_order(root: Path) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline.addresses import sqlite_address
 from pipeline.paths import home_of
 
 __all__ = ["ROOT", "set_defaults", "stage_environment"]
@@ -40,6 +41,10 @@ def set_defaults() -> None:
     """Set what the user has not set; to be called before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    database = Path(os.environ["PREFECT_HOME"]).expanduser().absolute() / "prefect.db"
+    if {"%", "?"} & set(str(database)):  # Prefect would write them into the address unescaped
+        address = sqlite_address(database, "sqlite+aiosqlite")
+        os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", address)
     if _INDEX.parents[1].is_dir():
         # DVC itself would make it writable for all.
         _INDEX.mkdir(mode=0o700, parents=True, exist_ok=True)

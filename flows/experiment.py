@@ -21,15 +21,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from dvc.config_schema import RelPath
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
 from dsd.config import Params
 from dsd.errors import DataError, ParamsError
-from dsd.files import published
+from dsd.files import published, replaced
 from flows.dvc_runner import DvcError, OnLine, run_dvc
-from pipeline.locks import BusyError, exclusive
+from pipeline.locks import BusyError, exclusive, locks_work_in
 from pipeline.params import flatten, load_params, update_params
 from pipeline.paths import Paths
 
@@ -167,10 +168,11 @@ def keep_report(home: Path, root: Path, name: str) -> Path:
         The folder, which ``python -m pipeline compare`` takes.
     """
     source, target = Paths(root).report(""), home / REPORTS / name
-    _copy(Paths(root).params, target / "params.yaml")
-    for file in _KEPT:
-        if (source / file).is_file():
-            _copy(source / file, target / file)
+    with replaced(target) as fresh:
+        _copy(Paths(root).params, fresh / "params.yaml")
+        for file in _KEPT:
+            if (source / file).is_file():
+                _copy(source / file, fresh / file)
     return target
 
 
@@ -186,7 +188,8 @@ def _lock(home: Path, name: str) -> Path:
 def _prune(home: Path) -> None:
     """Remove copies whose runs were killed."""
     copies = home / _COPIES
-    for root in copies.iterdir() if copies.is_dir() else []:
+    # Without locks a copy may be that of a living run.
+    for root in copies.iterdir() if copies.is_dir() and locks_work_in(copies) else []:
         with suppress(BusyError), exclusive(_lock(home, root.name), root.name):
             _remove(root)
 
@@ -226,7 +229,8 @@ def _share_settings(home: Path, root: Path) -> None:
     if local.is_file():
         shutil.copyfile(local, root / ".dvc" / "config.local")
     with Repo(str(root)) as repo, repo.config.edit("local") as settings:
-        settings.setdefault("cache", {})["dir"] = cache
+        # Written down as relative to the copy, because DVC can only write ASCII.
+        settings.setdefault("cache", {})["dir"] = RelPath(cache)
         for name, known in remotes.items():
             settings.setdefault("remote", {}).setdefault(name, {}).update(known)
 

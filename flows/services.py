@@ -23,6 +23,7 @@ from flows.addresses import ask, prefect_version
 from flows.alive import RECORDS, living_runs
 from flows.environment import ROOT, stage_environment
 from flows.supervisor import Service, ServiceError, Supervisor
+from pipeline.addresses import absolute_address, sqlite_address
 from pipeline.paths import Paths
 
 __all__ = ["gpus_of_workers", "main", "require_free_port", "require_same_version"]
@@ -238,13 +239,14 @@ def _mlflow(port: int, *, shared: bool) -> Service:
         *([] if shared else ["--default-artifact-root", files]),
     ]
     environment = {
-        # Not an argument, which any user of the machine could read: it may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{paths.tracking_store}",
+        "MLFLOW_BACKEND_STORE_URI": sqlite_address(paths.tracking_store),
         # The job runners are eight processes and 2 GB for features that are not used here.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    given = {name: os.environ[name] for name in environment if name in os.environ}
-    return Service("mlflow", command, environment | given)
+    environment |= {name: os.environ[name] for name in environment if name in os.environ}
+    # Not an argument, which any user of the machine could read: it may hold a password.
+    store = absolute_address(environment["MLFLOW_BACKEND_STORE_URI"], ROOT)
+    return Service("mlflow", command, {**environment, "MLFLOW_BACKEND_STORE_URI": store})
 
 
 def _prefect(port: int) -> Service:

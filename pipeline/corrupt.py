@@ -12,6 +12,7 @@ from dsd.files import write_json
 from dsd.images import enlarged, save_grid, to_uint8
 from dsd.imagestore import ImageStore
 from pipeline.noise import settle_noise
+from pipeline.outputs import replaced_outputs
 from pipeline.paths import Paths
 from pipeline.stagelog import Progress, StageLog
 from pipeline.stores import open_images
@@ -27,6 +28,11 @@ SHOWN_PIXELS = 64
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Observe ``data/prepare`` through noise; write ``data/corrupt`` and ``reports/corrupt``."""
+    with replaced_outputs(paths, "corrupt") as fresh:
+        _corrupt(params, fresh, log)
+
+
+def _corrupt(params: Params, paths: Paths, log: StageLog) -> None:
     clean = open_images(paths, "prepare", log)
     _check(params, clean)
     noise = settle_noise(params, paths, clean, log)

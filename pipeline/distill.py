@@ -13,7 +13,7 @@ from safetensors.torch import save
 from dsd.checkpoint import TrainingState, load_denoiser, read_spec, save_model
 from dsd.config import Params
 from dsd.features import load_extractor
-from dsd.files import published
+from dsd.files import copy_files, published
 from dsd.generator import make_latents
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
@@ -27,8 +27,9 @@ from dsd.training.meter import LevelMeter
 from dsd.training.team import Team
 from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
+from pipeline.origin import Origin
 from pipeline.paths import Paths
-from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
+from pipeline.resume import KEPT_BY_STATES, Resumable
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -73,7 +74,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         return _Run(params, folder, given, log, team, device)
 
     distillation = carry_out(
-        build, paths, "distill", _name(params, given), params.compute,
+        build, paths, "distill", _origin(params, paths, given), params.compute,
         params.distill.batch_size, log,
     )  # fmt: skip
     best = distillation.history.ranked()[0]
@@ -92,16 +93,19 @@ class _Given:
     teacher: Path
 
 
-def _name(params: Params, given: _Given) -> str:
-    """Of the run, by all that its result depends on."""
+def _origin(params: Params, paths: Paths, given: _Given) -> Origin:
+    """All that the result depends on."""
     wanted = params.model_dump(
         mode="json",
         include={"seed", "pretrain", "distill", "compute"},
         exclude={"compute": KEPT_BY_STATES},
     )
-    teacher = read_spec(given.teacher).weights_sha256
-    inputs = ",".join((given.train.fingerprint, given.heldout.fingerprint, teacher))
-    return fingerprint({**wanted, "inputs": inputs})
+    inputs = {
+        "data/corrupt/train": given.train.fingerprint,
+        "data/corrupt/heldout": given.heldout.fingerprint,
+        "data/pretrain": read_spec(given.teacher).weights_sha256,
+    }
+    return Origin.here(paths.root, wanted, inputs)
 
 
 def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> ProximalReference:
@@ -164,8 +168,8 @@ class _Run:
         ).to(device)
         self.history = History()
         self._best_before: set[str] = set()
-        self._state = self._resumable(folder)
-        self._checkpoints = self._state.folder / "checkpoints"
+        self.state = self._resumable(folder)
+        self._checkpoints = self.state.folder / "checkpoints"
         log.say(fit_into_memory(self._training, team, params.compute, device))
 
     def _resumable(self, folder: Path) -> Resumable:
@@ -208,7 +212,7 @@ class _Run:
                     self._measure()
                 proximal = self.history.measurements[-1].proximal_frechet
                 progress.update(record.images_seen, proximal_frechet=proximal)
-                if self._state.due():
+                if self.state.due():
                     self._save()
 
     def _measure(self) -> None:
@@ -251,9 +255,9 @@ class _Run:
     def _keep_images(self, images: Pixels) -> None:
         """Keep the images for the study of the trajectory, and show the first of them."""
         name = _moment(self.history.images_seen)
-        with published(self._state.folder / "trajectory" / f"{name}.safetensors") as file:
+        with published(self.state.folder / "trajectory" / f"{name}.safetensors") as file:
             file.write(save({"images": images.cpu()}))
-        picture = self._state.folder / "pictures" / f"{name}.png"
+        picture = self.state.folder / "pictures" / f"{name}.png"
         zoom = max(1, 64 // images.shape[-1])
         save_grid(images[:GRID_IMAGES].cpu(), picture, columns=GRID_COLUMNS, zoom=zoom)
 
@@ -285,21 +289,21 @@ class _Run:
 
     def _save(self) -> None:
         self._watch.settle()
-        self._state.save(self.history.model_dump(mode="json"))
+        self.state.save(self.history.model_dump(mode="json"))
         best = self._best()
         if self._team.leads:
             self._remove_generators(best | self._best_before)
         self._best_before = best
-        self._state.stop_if_asked(self.history.images_seen)
+        self.state.stop_if_asked(self.history.images_seen)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs; until DVC has noted them, the state stays."""
+        """Write the stage's outputs, which are empty folders."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
-        folder = self._state.folder
-        self._state.save(self.history.model_dump(mode="json"))
+        folder = self.state.folder
+        self.state.save(self.history.model_dump(mode="json"))
         self._remove_generators(self._best())
         chosen = self._checkpoints / _moment(self.history.ranked()[0].images_seen)
-        shutil.copytree(chosen, artifact / "generator", dirs_exist_ok=True)
+        copy_files(chosen, artifact / "generator")
         header = ["images", "gap", "proximal_frechet"]
         rows = [tuple(item.model_dump().values()) for item in self.history.measurements]
         for place in (artifact, report):
@@ -308,9 +312,8 @@ class _Run:
             report / "gap_by_level.csv", ["images", "sigma", "gap"], self.history.gap_by_level
         )
         for kept in ("checkpoints", "trajectory"):
-            shutil.copytree(folder / kept, artifact / kept, dirs_exist_ok=True)
-        shutil.copytree(folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.done(paths.root)
+            copy_files(folder / kept, artifact / kept)
+        copy_files(folder / "pictures", report / "samples")
 
 
 def _moment(images_seen: int) -> str:

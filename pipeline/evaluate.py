@@ -26,6 +26,7 @@ from dsd.seeds import derive_seed
 from dsd.shapes import Pixels, State
 from pipeline.compute import resolve_device
 from pipeline.measures import Data, Measures, Space
+from pipeline.outputs import replaced_outputs
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
@@ -67,6 +68,15 @@ class Samples(NamedTuple):
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Sample, measure and draw; write ``reports/summary.json`` and ``reports/evaluate``."""
+    with replaced_outputs(paths, "evaluate") as fresh:
+        summary = _evaluate(params, fresh, log)
+    write_json(paths.summary, summary)
+    for name in MODELS:
+        log.say(_line(name, summary))
+
+
+def _evaluate(params: Params, paths: Paths, log: StageLog) -> dict[str, Any]:
+    """Draw all pictures and tables; the summary."""
     device = resolve_device(params.compute)
     data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
@@ -84,12 +94,10 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     summary["memorisation"] = {
         name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
     }
-    write_json(paths.summary, summary)
     _draw(paths, samples, data)
     _draw_progress(paths)
     _draw_neighbours(paths, samples.images["generator"], copies, data)
-    for name in MODELS:
-        log.say(_line(name, summary))
+    return summary
 
 
 def _data(params: Params, paths: Paths, log: StageLog) -> Data:

@@ -1,15 +1,37 @@
-"""Locks between processes: files that the kernel frees when their holder dies."""
+"""Locks between processes: files that the kernel frees when their holder dies.
 
+Some file systems of clusters have no such locks (Lustre mounted without ``flock``, NFS without
+``lockd``). There nobody is refused, which is said once: no run must fail for want of a lock.
+"""
+
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO, final
 
 from dsd.errors import DsdError
 
-__all__ = ["BusyError", "exclusive", "in_turn", "try_lock", "unlock"]
+__all__ = [
+    "BusyError",
+    "can_lock",
+    "exclusive",
+    "in_turn",
+    "locks_work_in",
+    "try_lock",
+    "unlock",
+]
+
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""Errors of file systems that have no locks."""
+
+_unlockable: set[int] = set()
+"""Devices of such file systems that this process has met."""
 
 
 @final
@@ -61,17 +83,53 @@ def _claimed(lock: Path) -> tuple[TextIO, bool]:
 
 
 def try_lock(handle: TextIO) -> bool:
-    """Take the lock of an open file unless another process has it."""
+    """Take the lock of an open file unless another process has it.
+
+    Where the file system has no locks this is always true; ask :func:`can_lock` before you
+    conclude that no other process is at work.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
+def can_lock(handle: TextIO) -> bool:
+    """Whether the file, of which :func:`try_lock` was asked before, can have a lock at all."""
+    return os.fstat(handle.fileno()).st_dev not in _unlockable
+
+
+def locks_work_in(folder: Path) -> bool:
+    """Whether files in ``folder`` can have locks."""
+    with TemporaryFile("w", dir=folder) as handle:
+        return try_lock(handle) and can_lock(handle)
+
+
 def unlock(handle: TextIO) -> None:
     """Give the lock back, also for child processes that inherited the open file."""
-    fcntl.flock(handle, fcntl.LOCK_UN)
+    _lock(handle, fcntl.LOCK_UN)
+
+
+def _lock(handle: TextIO, operation: int) -> None:
+    """Ask the kernel, and go on where it has no locks."""
+    try:
+        fcntl.flock(handle, operation)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        _unlockable.add(os.fstat(handle.fileno()).st_dev)
+        _say_that_there_are_no_locks(os.strerror(error.errno))
+
+
+@cache
+def _say_that_there_are_no_locks(reason: str) -> None:
+    """Say it once; for each error that a file system gives as the reason."""
+    logging.getLogger(__name__).warning(
+        "warning: this file system has no locks (%s), so that two runs at once in this workspace "
+        "are not noticed; start one at a time (docs/deployment.md)",
+        reason,
+    )
 
 
 @contextmanager
@@ -79,7 +137,7 @@ def in_turn(lock: Path) -> Iterator[None]:
     """Hold the file ``lock`` for the length of the block; wait for it if need be."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a", encoding="ascii") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(handle, fcntl.LOCK_EX)
         try:
             yield
         finally:

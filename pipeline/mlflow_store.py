@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from dsd.errors import DataError
 from dsd.files import read_json
+from pipeline.addresses import database_of, remove_stray_folder, sqlite_address
 from pipeline.champion import consider
 from pipeline.locks import in_turn
 from pipeline.paths import Paths
@@ -102,9 +103,9 @@ class Store:
         """
         record = session.record
         self._once(session, "datasets", lambda: self._note_datasets(session))
-        if report is not None and record.status != "KILLED":
-            self._once(session, "files", lambda: self._attach(session, report))
+        # Of a run that did not finish there are none: the folder is still that of an earlier one.
         if report is not None and record.status == "FINISHED":
+            self._once(session, "files", lambda: self._attach(session, report))
             match record.stage:
                 case "distill":
                     self._once(session, "model", lambda: self._register(session))
@@ -112,6 +113,7 @@ class Store:
                     self._once(session, "pictures", lambda: self._show_samples(session, report))
                     self._once(session, "champion", lambda: self._consider(session))
         self._once(session, "end", lambda: self._end(session))
+        remove_stray_folder(self.uri)
         if session.is_over():
             session.remove()
 
@@ -226,7 +228,7 @@ class Store:
 
     def _artifact_location(self) -> str | None:
         """Where a local store keeps files; a server decides for itself."""
-        local = self.uri.startswith("sqlite:")
+        local = database_of(self.uri) is not None
         return self._paths.tracking_artifacts.resolve().as_uri() if local else None
 
 
@@ -236,7 +238,7 @@ def make_database(uri: str) -> None:
     MLflow makes the tables of a new file one by one when it is first used. If two processes do
     so at once both fail; if one is killed meanwhile the file can never be used again.
     """
-    database = _database(uri)
+    database = database_of(uri)
     if database is None or database.exists():
         return
     with in_turn(database.with_name(f"{database.name}.lock")):
@@ -244,7 +246,7 @@ def make_database(uri: str) -> None:
             part = database.with_name(f"{database.name}.part")
             for left in (part, part.with_name(f"{part.name}-journal")):
                 left.unlink(missing_ok=True)
-            _quiet_client(f"sqlite:///{part}").search_experiments(max_results=1)
+            _quiet_client(sqlite_address(part)).search_experiments(max_results=1)
             part.replace(database)
 
 
@@ -273,7 +275,7 @@ def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluatio
         experiment: Name of the experiment.
         folder: Where to put the copies.
     """
-    database = _database(uri)
+    database = database_of(uri)
     if database is not None and not database.is_file():
         return []  # connecting would make an empty store
     client = _quiet_client(uri)
@@ -316,7 +318,7 @@ def _fetch(client: MlflowClient, run: Run, folder: Path) -> Evaluation | None:
 
 def shown_uri(uri: str, paths: Paths) -> str:
     """The URI without secrets, and without this machine's folders for the project's own store."""
-    if uri == f"sqlite:///{paths.tracking_store}":
+    if uri == sqlite_address(paths.tracking_store):
         return f"sqlite:///{paths.tracking_store.name}"
     parts = urlsplit(uri)
     return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
@@ -325,12 +327,9 @@ def shown_uri(uri: str, paths: Paths) -> str:
 def _quiet_client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _database(uri: str) -> Path | None:
-    """The file of a SQLite store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    remove_stray_folder(uri)
+    return client
 
 
 def _experiment_id(client: MlflowClient, name: str, location: str | None) -> str:

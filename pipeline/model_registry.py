@@ -75,7 +75,8 @@ def _log(folder: Path, run_id: str, weights: str) -> str:
         logged = mlflow.pyfunc.log_model(
             name="generator",
             python_model=str(_SERVED),
-            artifacts={"generator": str(folder)},
+            # As an address: MLflow would take signs of a plain path for those of one.
+            artifacts={"generator": folder.resolve().as_uri()},
             code_paths=[str(Path(dsd.__file__).parent)],
             # Given, because finding them out takes MLflow ten seconds in a process of its own.
             pip_requirements=[f"{package}=={_release(package)}" for package in _REQUIREMENTS],

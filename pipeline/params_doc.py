@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dsd.files import published
 from pipeline.params_schema import Key, all_keys, describe_value
 
 __all__ = ["main", "render"]
@@ -49,8 +50,8 @@ def _flat(text: str) -> str:
 def main() -> None:
     """Write ``docs/params.md`` below the current folder."""
     page = Path("docs") / "params.md"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(render(), encoding="utf-8")
+    with published(page) as file:
+        file.write(render().encode())
 
 
 if __name__ == "__main__":

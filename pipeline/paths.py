@@ -28,6 +28,8 @@ class Paths:
     """Where things are in the workspace ``root``."""
 
     root: Path
+    fresh: tuple[tuple[Path, Path], ...] = ()
+    """Output folders that are being made, each with the place where that is done."""
 
     @property
     def params(self) -> Path:
@@ -51,11 +53,18 @@ class Paths:
 
     def artifact(self, stage: str) -> Path:
         """Folder of a stage's result, the input of later stages."""
-        return self.root / "data" / stage
+        return self._now(self.root / "data" / stage)
 
     def report(self, stage: str) -> Path:
         """Folder of a stage's curves, pictures and run record; no stage depends on it."""
-        return self.root / "reports" / stage
+        return self._now(self.root / "reports" / stage)
+
+    def _now(self, folder: Path) -> Path:
+        """Where ``folder`` is while it is being made."""
+        for place, fresh in self.fresh:
+            if folder.is_relative_to(place):
+                return fresh / folder.relative_to(place)
+        return folder
 
     def state(self, stage: str) -> Path:
         """Folder of a stage's resumable states, outside the outputs, which DVC deletes."""

@@ -12,6 +12,7 @@ from dsd.files import write_json
 from dsd.imagestore import Block, StoreMeta, write_store
 from dsd.phase import to_complex
 from dsd.sources import Reader, find_images
+from pipeline.outputs import replaced_outputs
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
 
@@ -20,6 +21,11 @@ __all__ = ["run"]
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
     """Read the images of ``params.data`` and write ``data/prepare`` and ``reports/prepare``."""
+    with replaced_outputs(paths, "prepare") as fresh:
+        _prepare(params, fresh, log)
+
+
+def _prepare(params: Params, paths: Paths, log: StageLog) -> None:
     _check(params.data)
     reader = _reader(params.data, paths)
     complex_ = params.data.phase == "smooth"

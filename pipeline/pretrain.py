@@ -1,6 +1,5 @@
 """Stage ``pretrain``: fit the teacher denoiser to the noisy images, which are all it reads."""
 
-import shutil
 from pathlib import Path
 from typing import final
 
@@ -11,6 +10,7 @@ from dsd.checkpoint import TrainingState, build_denoiser, save_model
 from dsd.config import Churn, Params, Sampler
 from dsd.corruption import noise_of
 from dsd.errors import ParamsError
+from dsd.files import copy_files
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
 from dsd.operators import Operator
@@ -23,8 +23,9 @@ from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
 from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
+from pipeline.origin import Origin
 from pipeline.paths import Paths
-from pipeline.resume import KEPT_BY_STATES, Resumable, fingerprint
+from pipeline.resume import KEPT_BY_STATES, Resumable
 from pipeline.stagelog import StageLog
 from pipeline.stores import open_images
 from pipeline.tables import write_csv
@@ -66,19 +67,19 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
         return _Fit(params, folder, noisy, log, team, device)
 
     carry_out(
-        build, paths, "pretrain", _name(params, noisy), params.compute,
+        build, paths, "pretrain", _origin(params, paths, noisy), params.compute,
         params.pretrain.batch_size, log,
     )  # fmt: skip
 
 
-def _name(params: Params, noisy: ImageStore) -> str:
-    """Of the run, by all that its result depends on."""
+def _origin(params: Params, paths: Paths, noisy: ImageStore) -> Origin:
+    """All that the result depends on."""
     wanted = params.model_dump(
         mode="json",
         include={"seed", "network", "pretrain", "compute"},
         exclude={"compute": KEPT_BY_STATES},
     )
-    return fingerprint({**wanted, "images": noisy.fingerprint})
+    return Origin.here(paths.root, wanted, {"data/corrupt/train": noisy.fingerprint})
 
 
 @final
@@ -119,7 +120,7 @@ class _Fit:
         self._watch = HealthWatch(team)
         self._meter = LevelMeter().to(device)
         self._history = History()
-        self._state = self._resumable(folder)
+        self.state = self._resumable(folder)
         log.say(fit_into_memory(self.training, team, params.compute, device))
 
     def _resumable(self, folder: Path) -> Resumable:
@@ -155,7 +156,7 @@ class _Fit:
                 if training.step % drawing == 0 or training.step == training.num_steps:
                     self._watch.settle()
                     self._watch.by_leader(self._draw, record.images_seen)
-                if self._state.due():
+                if self.state.due():
                     self._save()
 
     def _read(self) -> float:
@@ -169,8 +170,8 @@ class _Fit:
 
     def _save(self) -> None:
         self._watch.settle()
-        self._state.save(self._history.model_dump(mode="json"))
-        self._state.stop_if_asked(self._history.images_seen)
+        self.state.save(self._history.model_dump(mode="json"))
+        self.state.stop_if_asked(self._history.images_seen)
 
     def _draw(self) -> None:
         """Save images of the averaged teacher as it is now."""
@@ -185,13 +186,13 @@ class _Fit:
                 config=PICTURE_SAMPLER,
                 sigma_y=float(self._sigma.max()),
             )
-        target = self._state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
+        target = self.state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
         zoom = max(1, 64 // self._shape[-1])
         save_grid(to_uint8(samples.truncated), target, columns=GRID_COLUMNS, zoom=zoom)
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs; until DVC has noted them, the state stays."""
-        self._state.save(self._history.model_dump(mode="json"))
+        """Write the stage's outputs, which are empty folders."""
+        self.state.save(self._history.model_dump(mode="json"))
         save_model(
             paths.artifact("pretrain"),
             self.training.average,
@@ -205,8 +206,7 @@ class _Fit:
         write_csv(
             report / "loss_by_level.csv", ["images", "sigma", "loss"], self._history.loss_by_level
         )
-        shutil.copytree(self._state.folder / "pictures", report / "samples", dirs_exist_ok=True)
-        self._state.done(paths.root)
+        copy_files(self.state.folder / "pictures", report / "samples")
 
 
 def _build(params: Params, operator: Operator) -> Denoiser:

@@ -6,8 +6,6 @@ therefore continues exactly the run that was interrupted and never one with othe
 folder goes when a later stage begins: only then has DVC noted that this one is done.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,19 +15,20 @@ from typing import TypeVar, final
 
 from pydantic import JsonValue
 
-import dsd
-from dsd.checkpoint import TrainingState
+from dsd.checkpoint import TrainingState, read_info
 from dsd.errors import DataError, Interrupted, NonFiniteError
 from dsd.files import published
 from dsd.training.team import Team
 from pipeline.locks import BusyError, exclusive
+from pipeline.origin import Origin
 from pipeline.stagelog import StageLog
 
 __all__ = [
     "KEPT_BY_STATES",
     "Resumable",
-    "fingerprint",
+    "begin",
     "forget_done",
+    "forget_superseded",
     "reserved",
     "within_strikes",
 ]
@@ -46,16 +45,6 @@ _STATES = (_NEWEST, _LAST, _BEFORE)
 
 _DONE = "done"
 """File in a run's folder that names the workspace which has its results."""
-
-
-def fingerprint(values: Mapping[str, JsonValue]) -> str:
-    """Name of the run that has these parameters and inputs, with the library as it is now."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    package = Path(dsd.__file__).parent
-    for source in sorted(package.rglob("*.py")):
-        digest.update(source.relative_to(package).as_posix().encode())
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -91,6 +80,74 @@ def forget_done(states: Path, root: Path, *, but: str = "") -> None:
             if folder.name != but and (owner == root.resolve() or not owner.exists()):
                 with exclusive(_lock_of(folder), "a training"):
                     _remove(folder)
+
+
+def begin(folder: Path, origin: Origin, log: StageLog) -> None:
+    """Note what a training depends on, and say so if it leaves another one unfinished.
+
+    Args:
+        folder: For its states; one that has none begins at the beginning.
+        origin: What it depends on.
+        log: Where to say it.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    origin.write(folder)
+    others = _unfinished(folder, origin)
+    if not others or any((folder / name).exists() for name in _STATES):
+        return
+    other, earlier = max(others.items(), key=lambda item: (item[0] / _LAST).stat().st_mtime)
+    goes = "it is deleted when this run is done" if _same_command(origin, earlier) else "it stays"
+    log.say(
+        f"starts from the beginning: a run that was stopped {_how_far(other, earlier)} is not "
+        f"continued, because {origin.changes_since(earlier)}. To continue that one, undo the "
+        f"change and run the same command; its state is {other}, and {goes}"
+    )
+
+
+def forget_superseded(folder: Path, origin: Origin) -> None:
+    """Delete what a run that is done has left unfinished: states of the same command.
+
+    Those of this workspace that had the same parameters, but other code or images. With other
+    parameters they stay: whoever sets these again goes on with them.
+
+    Args:
+        folder: Of the run that is done.
+        origin: What it depends on.
+    """
+    for other, earlier in _unfinished(folder, origin).items():
+        if _same_command(origin, earlier):
+            with suppress(BusyError), exclusive(_lock_of(other), "a training"):
+                _remove(other)
+
+
+def _unfinished(folder: Path, origin: Origin) -> dict[Path, Origin]:
+    """Folders of other trainings of the same stage and workspace that were stopped half-way."""
+    found = {other.parent: Origin.read(other.parent) for other in folder.parent.glob(f"*/{_LAST}")}
+    return {
+        other: earlier
+        for other, earlier in found.items()
+        if earlier is not None
+        and earlier.workspace == origin.workspace
+        and other.name != folder.name
+        and not (other / _DONE).exists()
+    }
+
+
+def _same_command(origin: Origin, earlier: Origin) -> bool:
+    return origin.parameters == earlier.parameters
+
+
+def _how_far(folder: Path, origin: Origin) -> str:
+    """How far the training whose states are in ``folder`` had come."""
+    section = origin.parameters.get(folder.parent.name)
+    total = section.get("kimg") if isinstance(section, dict) else None
+    with suppress(OSError, DataError):
+        seen = read_info(folder / _LAST).get("images_seen")
+        if isinstance(seen, int) and isinstance(total, int | float):
+            return f"after {seen:,} of {1000 * total:,.0f} images"
+    return "half-way"
 
 
 def _lock_of(folder: Path) -> Path:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from dsd.checkpoint import load_generator
@@ -16,6 +18,17 @@ from dsd.checkpoint import load_generator
 __all__ = ["ServedGenerator"]
 
 _MAX_IMAGES = 65_536
+
+
+class RequestError(MlflowException, ValueError):
+    """What was asked for cannot be drawn; MLflow's server answers with the message and HTTP 400.
+
+    Args:
+        message: What is wrong, and what may be asked for.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 class ServedGenerator(PythonModel):
@@ -43,7 +56,7 @@ class ServedGenerator(PythonModel):
             Images, uint8, [n, c, h, w].
 
         Raises:
-            ValueError: No rows, a negative seed, or a number of images out of range.
+            RequestError: No rows, a negative seed, or a number of images out of range.
         """
         rows = [(int(row["seed"]), int(row["num_images"])) for _, row in model_input.iterrows()]
         _check(rows)
@@ -55,11 +68,11 @@ def _check(rows: list[tuple[int, int]]) -> None:
     for seed, count in rows:
         if seed < 0 or count < 1:
             msg = f"seed must be >= 0 and num_images >= 1, not {seed} and {count}"
-            raise ValueError(msg)
+            raise RequestError(msg)
     total = sum(count for _, count in rows)
     if not 1 <= total <= _MAX_IMAGES:
         msg = f"a request may ask for 1 to {_MAX_IMAGES} images, not {total}; ask several times"
-        raise ValueError(msg)
+        raise RequestError(msg)
 
 
 mlflow.models.set_model(ServedGenerator())

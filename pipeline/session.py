@@ -21,7 +21,7 @@ from typing import Any, TextIO, final
 from dsd.errors import DataError
 from dsd.files import read_json
 from pipeline.journal import Journal
-from pipeline.locks import try_lock, unlock
+from pipeline.locks import can_lock, try_lock, unlock
 
 __all__ = ["Record", "Session", "abandoned_sessions", "open_session"]
 
@@ -213,7 +213,9 @@ def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
         raise
     if try_lock(lock) and _is_at(lock, folder / "lock"):
         record = _read(folder / _RECORD) or (make() if make is not None else None)
-        if record is not None:
+        # Where there are no locks, a run belongs to a living process until that has left it.
+        free = make is not None or can_lock(lock) or (record is not None and record.left)
+        if record is not None and free:
             return Session(folder, lock, record)
     lock.close()
     return None

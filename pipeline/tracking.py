@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dsd.config import Params
 from dsd.errors import DataError, Interrupted
 from dsd.files import read_json, write_json
+from pipeline.addresses import tracking_address
 from pipeline.journal import STRIKES
 from pipeline.machine import Machine
 from pipeline.mlflow_store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
@@ -85,7 +86,7 @@ def evaluations(paths: Paths, folder: Path) -> list[Evaluation]:
         paths: The workspace whose store it is, unless ``MLFLOW_TRACKING_URI`` names another.
         folder: Where to put copies of their files.
     """
-    return fetch_evaluations(_tracking_uri(paths), _experiment(), folder)
+    return fetch_evaluations(tracking_address(paths), _experiment(), folder)
 
 
 @final
@@ -94,7 +95,7 @@ class StageRun:
 
     def __init__(self, stage: str, params: Params, paths: Paths, stop: StopSignal) -> None:
         self._stage, self._paths, self._stop = stage, paths, stop
-        self._store = Store(_tracking_uri(paths), paths)
+        self._store = Store(tracking_address(paths), paths)
         self._record = _make_record(stage, params, paths, self._store.uri)
         self._session = open_session(paths.tracking_state(stage), self._record)
         self._resumed = bool(self._session.journal.first)
@@ -311,10 +312,6 @@ def _word(value: bool | None) -> str | None:
 
 def _experiment() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd")
-
-
-def _tracking_uri(paths: Paths) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.tracking_store}"
 
 
 def _summary_values(summary: Path) -> dict[str, float]:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 from quick_project import executed, experiments, looks, quick_project
 from workspace import wait_until
 
@@ -98,6 +99,13 @@ def test_an_experiment_has_the_users_changes_and_leaves_the_workspace_alone(tmp_
     home.run("dvc", "exp", "apply", "one")
     assert load_params(home.root).corrupt.sigma == 0.3
     assert home.read("reports/summary.json")["generator"]["frechet"] == 3.0
+
+
+def test_an_experiment_can_be_made_in_a_workspace_of_any_name(tmp_path):
+    home = quick_project(tmp_path / "a %41 b#c?\N{LATIN SMALL LETTER U WITH DIAERESIS}")
+    with workspace_copy(home.root, "one", SIGMA, quiet) as root, Repo(str(root)) as repo:
+        assert load_params(root).corrupt.sigma == 0.3
+        assert Path(repo.cache.local_cache_dir) == home.root / ".dvc" / "cache"
 
 
 @pytest.mark.slow

@@ -54,3 +54,9 @@ def test_sampling_uses_no_dropout_and_leaves_the_mode_as_it_was():
     assert torch.equal(model.sample(4, seed=0), generator().sample(4, seed=0))
     assert model.training
     assert not generator().sample(1, seed=0).is_floating_point()
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (1, -1)])
+def test_a_count_or_seed_out_of_range_is_named(count, seed):
+    with pytest.raises(ValueError, match=f"num_images must be >= 1.*not {count} and {seed}"):
+        generator().sample(count, seed=seed)

@@ -20,8 +20,9 @@ from tiny_training import run_steps, tiny_params
 from dsd.checkpoint import TrainingState
 from dsd.errors import DataError, Interrupted, NonFiniteError
 from dsd.training.team import Team
-from pipeline import distill, pretrain
-from pipeline.locks import BusyError
+from pipeline import distill, origin, pretrain
+from pipeline.locks import BusyError, exclusive
+from pipeline.origin import Origin
 from pipeline.resume import Resumable, forget_done, reserved
 
 STAGES = {"pretrain": pretrain, "distill": distill}
@@ -309,6 +310,133 @@ def test_a_kill_while_a_state_is_forgotten_leaves_none_without_its_files(tmp_pat
     with pytest.raises(EOFError):
         forget_done(tmp_path, tmp_path)
     assert states.restore() is None
+
+
+CODE = '''
+"""What it is."""
+LIMIT = 3  # a number
+"""What it means."""
+
+
+def double(x):
+    """Twice."""
+    return 2 * x
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("# a number", "# another comment", True),
+        ('"""Twice."""', '"""Two times."""', True),
+        ('    """Twice."""\n', "", True),
+        ('"""What it means."""', "", True),
+        ("double(x):", "double( x ) :", True),
+        ("2 * x", "3 * x", False),
+        ("LIMIT = 3", "LIMIT = 4", False),
+        ("LIMIT = 3", 'LIMIT = "3"', False),
+    ],
+)
+def test_words_and_layout_of_the_code_make_no_other_training(
+    old, new, same, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dsd.__file__", str(tmp_path / "dsd" / "__init__.py"))
+    (tmp_path / "dsd").mkdir()
+    (tmp_path / "dsd" / "a.py").write_text(CODE)
+    before = Origin.here(tmp_path, {}, {})
+    (tmp_path / "dsd" / "a.py").write_text(CODE.replace(old, new))
+    now = Origin.here(tmp_path, {}, {})
+    assert (now.name == before.name) == same
+    assert now.changes_since(before) == ("" if same else "dsd/a.py changed")
+    (tmp_path / "dsd" / "b.py").write_text("")
+    assert Origin.here(tmp_path / "x", {}, {}).changes_since(now) == "dsd/b.py changed"
+
+
+def test_what_changed_is_named_in_few_words():
+    earlier = Origin(
+        workspace="/a",
+        parameters={"seed": 0, "pretrain": {"kimg": 1.0, "P_mean": -1.2}},
+        inputs={"data/corrupt/train": "1"},
+        code={f"dsd/{number}.py": "1" for number in range(5)},
+    )
+    changes = {
+        "workspace": Path("/b"),
+        "parameters": {"seed": 1, "pretrain": {"kimg": 1.0}},
+        "inputs": {"data/corrupt/train": "2"},
+        "code": {},
+    }
+    assert earlier.model_copy(update=changes).changes_since(earlier) == (
+        "pretrain.P_mean is null and was -1.2, seed is 1 and was 0, data/corrupt/train changed, "
+        "dsd/0.py changed, dsd/1.py changed and 3 more"
+    )
+
+
+@pytest.fixture
+def stopped(copied):
+    """A workspace in which both trainings were stopped half-way, with their states."""
+    states = {}
+    for name, stage in STAGES.items():
+        with pytest.raises(Interrupted):
+            run(stage, tiny(), copied, Stopper(2))
+        (states[name],) = copied.state(name).glob("*/state")
+    return copied, states
+
+
+def told(log):
+    return [line for line in log.lines if line.startswith("starts from the beginning")]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_training_that_other_code_makes_begin_again_is_told_and_the_old_state_goes(
+    stage, stopped, monkeypatch
+):
+    paths, states = stopped
+    code = {**origin._code(), "dsd/losses/distill.py": "other"}
+    monkeypatch.setattr(origin, "_code", lambda: code)
+    log = Recorder()
+    with pytest.raises(Interrupted):
+        run(STAGES[stage], tiny(), paths, Stopper(1))
+    assert states[stage].exists(), "until the new run is done, there is a way back"
+    shutil.rmtree(max(paths.state(stage).iterdir(), key=lambda path: path.stat().st_mtime))
+    run(STAGES[stage], tiny(), paths, log)
+    (line,) = told(log)
+    assert "stopped after 24 of 160 images is not continued" in line
+    assert "because dsd/losses/distill.py changed." in line
+    assert f"its state is {states[stage].parent}, and it is deleted when this run is done" in line
+    (done,) = paths.state(stage).iterdir()
+    assert (done / "done").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stopped_training_with_other_parameters_is_told_and_stays(stage, stopped):
+    paths, _ = stopped
+    log, again = Recorder(), Recorder()
+    run(STAGES[stage], tiny(**{stage: {"learning_rate": 0.002}}), paths, log)
+    (line,) = told(log)
+    assert f"because {stage}.learning_rate is 0.002 and was 0.0" in line
+    assert line.endswith("and it stays")
+    run(STAGES[stage], tiny(), paths, again)
+    assert "resumed after 24 images" in again.lines
+    assert told(again) == []
+
+
+def test_stopped_trainings_of_others_are_neither_told_nor_deleted(stopped, monkeypatch, tmp_path):
+    paths, states = stopped
+    state = states["pretrain"].parent
+    found = Origin.read(state)
+    monkeypatch.setattr(origin, "_code", lambda: {})
+    log = Recorder()
+    with exclusive(state.with_suffix(".lock"), "a training"):
+        run(pretrain, tiny(), paths, log)
+    assert told(log)
+    assert state.exists(), "another process has it"
+    shutil.rmtree(paths.root / ".dsd" / "state" / "distill")
+    found.model_copy(update={"workspace": tmp_path / "another"}).write(state)
+    monkeypatch.setattr(origin, "_code", lambda: {"dsd/x.py": "1"})
+    log = Recorder()
+    run(pretrain, tiny(), paths, log)
+    assert told(log) == []
+    assert state.exists()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -18,12 +18,16 @@ from uuid import uuid4
 import psutil
 import pytest
 from ports import free_port
+from sqlalchemy.engine import make_url
 from tiny_project import PATTERNS, Project, until
 
+from flows import services
 from flows.alive import ended_runs, living_runs
-from flows.environment import DEFAULTS
+from flows.environment import DEFAULTS, ROOT, set_defaults
 from flows.services import gpus_of_workers, main, require_free_port, require_same_version
 from flows.supervisor import Service, ServiceError, Supervisor
+from pipeline.addresses import sqlite_address
+from pipeline.paths import Paths
 from pipeline.tether import tether
 
 HOLD = """
@@ -245,6 +249,34 @@ except MlflowException as error:
     print("refused" if "pickle is disallowed" in str(error) else error)
 print(Path("canary").exists(), ResultStore().serializer.type)
 """
+
+
+@pytest.mark.parametrize("home", ["/a/%41", "/a/b?c"])
+def test_prefect_s_data_base_is_where_its_home_is_whatever_its_name(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", home)
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "")
+    monkeypatch.delenv("PREFECT_API_DATABASE_CONNECTION_URL")
+    set_defaults()
+    found = make_url(os.environ["PREFECT_API_DATABASE_CONNECTION_URL"])
+    assert (found.drivername, found.database) == ("sqlite+aiosqlite", f"{home}/prefect.db")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("sqlite:///my.db", sqlite_address(ROOT / "my.db")),
+        ("postgresql://me:p%40ss@host/db", "postgresql://me:p%40ss@host/db"),
+        (None, sqlite_address(Paths(ROOT).tracking_store)),
+    ],
+)
+def test_mlflow_s_server_sees_a_relative_store_from_the_home(given, found, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
+    if given is not None:
+        monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", given)
+    service = services._mlflow(5000, shared=False)
+    assert service.environment["MLFLOW_BACKEND_STORE_URI"] == found
+    assert given is None or given not in service.command
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import grimp
 import mlflow
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -21,7 +23,7 @@ from tiny_params import set_params
 
 from dsd.checkpoint import read_spec
 from dsd.errors import Interrupted, NonFiniteError
-from pipeline import champion, mlflow_store, model_registry, session, tracking
+from pipeline import addresses, champion, mlflow_store, model_registry, session, tracking
 from pipeline.params import flatten, load_params
 from pipeline.paths import Paths
 
@@ -124,6 +126,94 @@ def test_a_finished_stage_is_one_run_with_everything(paths):
     }
     assert 0 < run_file(paths, "pretrain")["seconds"] < 60
     assert list(paths.tracking_state("pretrain").iterdir()) == []
+
+
+ODD = ["a b", "\N{LATIN SMALL LETTER U WITH DIAERESIS}", "c#d", "e?f=1&g", "h%41i", "%20?#/j"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_workspace_of_any_name_has_its_store_and_files_inside(
+    name, paths, tmp_path, fresh_store, tmp_path_factory
+):
+    around = tmp_path_factory.mktemp("around")
+    odd = Paths(around / name)
+    odd.root.mkdir(parents=True)
+    shutil.copy(tmp_path / "params.yaml", odd.root)
+    shutil.copy(fresh_store, odd.tracking_store)
+    report(odd, "pretrain")
+    track(odd, "pretrain", steps=(128, 256))
+    with sqlite3.connect(odd.tracking_store) as store:
+        ((run_id, status),) = store.execute("select run_uuid, status from runs")
+    assert status == "FINISHED"
+    assert run_file(odd, "pretrain")["tracking_uri"] == "sqlite:///mlflow.db"
+    kept = odd.tracking_artifacts / run_id / "artifacts" / "grids" / "last.png"
+    assert kept.read_bytes() == b"picture"
+    client = MlflowClient(addresses.tracking_address(odd))
+    fetched = client.download_artifacts(run_id, "grids/last.png", str(tmp_path))
+    assert Path(fetched).read_bytes() == b"picture"
+    addresses.remove_stray_folder(addresses.tracking_address(odd))  # of this client
+    assert [each.name for each in around.iterdir()] == [name.partition("/")[0]]
+
+
+def test_a_new_store_and_a_model_are_made_in_a_workspace_of_any_name(tmp_path, paths):
+    odd = Paths(tmp_path / "around" / "%41 b?#\N{LATIN SMALL LETTER U WITH DIAERESIS}")
+    odd.root.mkdir(parents=True)
+    shutil.copy(tmp_path / "params.yaml", odd.root)
+    save_tiny_generator(odd.artifact("distill") / "generator")
+    track(odd, "distill", steps=(128,))
+    assert odd.tracking_store.is_file()
+    assert [each.name for each in (tmp_path / "around").iterdir()] == [odd.root.name]
+    mlflow.set_tracking_uri(addresses.tracking_address(odd))
+    (tmp_path / "copy").mkdir()  # MLflow would misread the path of the model where it lies
+    model = mlflow.pyfunc.load_model(
+        "models:/one-step-generator/1", dst_path=str(tmp_path / "copy")
+    )
+    images = model.predict(pd.DataFrame({"seed": [3], "num_images": [2]}))
+    assert images.shape == (2, 1, 8, 8)
+
+
+def test_a_relative_address_is_the_home_s_and_outlives_an_experiment(paths, tmp_path, monkeypatch):
+    copy = Paths(tmp_path / ".dvc/tmp/exps/flows/one")
+    copy.root.mkdir(parents=True)
+    shutil.copy(tmp_path / "params.yaml", copy.root)
+    paths.summary.parent.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.chdir(copy.root)  # as a flow runs the stages of an experiment
+    copy.summary.parent.mkdir()
+    copy.summary.write_text(json.dumps({"generator": {"proximal_frechet": 2.5}, "protocol": {}}))
+    track(copy, "evaluate")
+    assert not [*copy.root.rglob("*.db")]
+    (run,) = runs_of(paths)
+    assert run.info.status == "FINISHED"
+    shutil.rmtree(copy.root)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fetched").mkdir()
+    (found,) = tracking.evaluations(paths, tmp_path / "fetched")
+    assert found.run_id == run.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:////h/mlflow.db"),
+        ("sqlite:///../x/my.db?timeout=9", "sqlite:////h/../x/my.db?timeout=9"),
+        ("sqlite+pysqlite:///a%3Fb.db", "sqlite+pysqlite:////h/a%3Fb.db"),
+        ("sqlite:////abs/my.db", "sqlite:////abs/my.db"),
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("mlruns", "file:///h/mlruns"),
+        ("./my runs", "file:///h/my%20runs"),
+        ("file:mlruns", "file:///h/mlruns"),
+        ("file:///abs/a%20b", "file:///abs/a%20b"),
+        ("http://me:secret@host:5000/x", "http://me:secret@host:5000/x"),
+        ("postgresql+psycopg2://me:p%40ss@host/db", "postgresql+psycopg2://me:p%40ss@host/db"),
+        ("databricks", "databricks"),
+        ("databricks://profile", "databricks://profile"),
+    ],
+)
+@pytest.mark.parametrize("root", ["/h", "/h/.dvc/tmp/exps/flows/one"])
+def test_addresses_are_seen_from_the_home(root, given, found):
+    assert addresses.absolute_address(given, Path(root)) == found
 
 
 def test_a_run_says_which_commit_and_experiment_it_is_from(paths, monkeypatch):
@@ -399,6 +489,13 @@ try:
     model.predict(pd.DataFrame({"seed": [0], "num_images": [0]}))
 except ValueError as error:
     print(error)
+from fastapi.testclient import TestClient
+from mlflow.pyfunc.scoring_server import init
+client = TestClient(init(model))
+for count in (1, -4, 10**9, 1e30):
+    rows = {"dataframe_records": [{"seed": 0, "num_images": count}]}
+    answer = client.post("/invocations", json=rows)
+    print(count, answer.status_code, "Traceback" in answer.text, answer.json().get("message"))
 import dsd
 print(images.shape, images.dtype, dsd.__file__)
 """
@@ -429,6 +526,10 @@ def test_the_generator_is_registered_without_pickle_and_works_anywhere(paths, tm
     )
     assert done.returncode == 0, done.stderr
     assert "seed must be >= 0 and num_images >= 1" in done.stdout
+    assert "\n1 200 False None\n" in done.stdout
+    for count in ("-4", "1000000000", "1e+30"):
+        assert f"\n{count} 400 False Failed to predict data" in done.stdout
+    assert "\nError: seed must be >= 0 and num_images >= 1, not 0 and -4\n" in done.stdout
     assert "(3, 1, 8, 8) uint8" in done.stdout
 
 
