@@ -10,8 +10,9 @@ STAMP := .venv/installed
 # Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# dvc.yaml runs `python -m pipeline ...`: that python must be the environment's, also where it is not activated.
+# Commands and stages (pipeline/stage.sh) must be those of .venv, also where another environment is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DSD_PYTHON := $(CURDIR)/$(BIN)/python
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true

@@ -46,9 +46,10 @@ def set_defaults() -> None:
 
 
 def stage_environment() -> dict[str, str]:
-    """Environment for ``dvc``: stages say ``python`` and must get this interpreter, unbuffered."""
+    """Environment for ``dvc``: stages get this interpreter, unbuffered."""
     folder = str(Path(sys.executable).parent)
     return {
+        "DSD_PYTHON": sys.executable,  # for pipeline/stage.sh
         **os.environ,
         "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
