@@ -28,8 +28,9 @@ from pydantic import Field
 from dsd.errors import DsdError, ParamsError
 from flows.alive import declare_alive
 from flows.environment import ROOT
-from flows.experiment import REPORTS, check_home, default_name
+from flows.experiment import REPORTS, default_name
 from flows.overrides import Axis, Overrides, combinations, to_overrides
+from flows.repository import check_home
 from flows.results import DISTANCES, Row
 from flows.training_flow import refuse_push_to_nowhere, train
 from pipeline.params import preview_params
