@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 from dvc.repo import Repo
 
+from dsd.errors import DsdError
 from flows.environment import stage_environment
 from pipeline.tether import tether
 
@@ -62,17 +63,15 @@ _BLOCKER = re.compile(r"\(PID (\d+)\)")
 _KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM})
 
 
-class DvcError(Exception):
+class DvcError(DsdError):
     """DVC itself refused or failed; the message is DVC's."""
-
-    exit_code = 1
 
 
 class WorkspaceBusyError(DvcError):
     """Another DVC process kept the workspace for longer than the limit."""
 
 
-class StageFailedError(Exception):
+class StageFailedError(DsdError):
     """A stage's command ended with an error.
 
     Args:

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.paths import home_of
+from pipeline.proxies import ask_local_servers_directly, is_local
 
 __all__ = ["ROOT", "set_defaults", "stage_environment"]
 
@@ -40,9 +42,20 @@ def set_defaults() -> None:
     """Set what the user has not set; to be called before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    ask_local_servers_directly()
+    _forget_proxies_that_prefect_cannot_use()
     if _INDEX.parents[1].is_dir():
         # DVC itself would make it writable for all.
         _INDEX.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _forget_proxies_that_prefect_cannot_use() -> None:
+    """Prefect's client refuses to start with a SOCKS proxy, also where it would not ask it."""
+    address = os.environ.get("PREFECT_API_URL")
+    if find_spec("socksio") is None and (address is None or is_local(address)):
+        for name in ("all_proxy", "ALL_PROXY"):
+            if os.environ.get(name, "").lower().startswith("socks"):
+                del os.environ[name]
 
 
 def stage_environment() -> dict[str, str]:

@@ -34,6 +34,8 @@ from pipeline.paths import Paths
 
 __all__ = [
     "REPORTS",
+    "check_name",
+    "check_named_files",
     "default_name",
     "keep_report",
     "save_experiment",
@@ -58,6 +60,40 @@ _DIFF = (
     "--ignore-submodules",
     "HEAD",
 )
+
+
+def check_name(name: str) -> None:
+    """Make sure that git and file systems take the name of an experiment or a sweep.
+
+    Raises:
+        ParamsError: They do not.
+    """
+    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
+        msg = (
+            f"{name!r} cannot be an experiment's name; use at most 100 letters, digits and any of "
+            "_ . + = -, beginning with a letter or digit"
+        )
+        raise ParamsError(msg)
+
+
+def check_named_files(home: Path, params: Params) -> None:
+    """Make sure that a copy of the workspace will see the files that the parameters name.
+
+    Raises:
+        DataError: The data do not exist, or a relative path leads out of the workspace.
+    """
+    data = Path(params.data.path)
+    for key, path in [("data.path", str(data)), *_own_code_and_weights(params)]:
+        if not Path(path).is_absolute() and ".." in Path(path).parts:
+            msg = (
+                f"params.yaml: {key} = {path!r} leads out of the workspace, and a run with other "
+                "parameters is made in a copy elsewhere; write the absolute path"
+            )
+            raise DataError(msg)
+    in_cache = any((home / f"{path}.dvc").is_file() for path in (data, *data.parents))
+    if not (home / data).exists() and not in_cache:
+        msg = f"params.yaml: data.path = {str(data)!r} does not exist (seen from {home}); "
+        raise DataError(msg + "correct the path")
 
 
 def default_name(home: Path, values: Mapping[str, Any], params: Params) -> str:
@@ -103,12 +139,7 @@ def workspace_copy(
         DvcError: git or DVC failed.
     """
     check_home(home)
-    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
-        msg = (
-            f"{name!r} cannot be an experiment's name; use at most 100 letters, digits and any of "
-            "_ . + = -, beginning with a letter or digit"
-        )
-        raise ParamsError(msg)
+    check_name(name)
     _prune(home)
     clone = home / _COPIES / name
     root = clone / _place(home)
@@ -118,6 +149,7 @@ def workspace_copy(
             _share_settings(home, root)
             if values:
                 update_params(root, values)
+            check_named_files(home, load_params(root))
             _refuse_other_of_this_name(home, root, name)
             _bring_data(home, root, on_line)
             yield root
@@ -248,10 +280,10 @@ def _bring_data(home: Path, root: Path, on_line: OnLine) -> None:
     if tracked:
         run_dvc(root, ["checkout", *tracked], on_line)
     params = load_params(root)
-    _link_named(home, root, "data.path", params.data.path)
-    for key, path in _own_code_and_weights(params):
-        if (home / path).exists():  # otherwise the stage that needs it says so
-            _link_named(home, root, key, path)
+    named = [params.data.path, *(path for _, path in _own_code_and_weights(params))]
+    for path in named:  # what does not exist is missed by the stage that needs it
+        if not Path(path).is_absolute() and (home / path).exists():
+            _link(home / path, root / path)
 
 
 def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
@@ -263,27 +295,6 @@ def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
         package = module.partition(".")[0]
         for path in (package, f"{package}.py") if is_function else (space,):
             yield "evaluate.features", path
-
-
-def _link_named(home: Path, root: Path, key: str, path: str) -> None:
-    """Make a file or folder that a parameter names visible in the copy.
-
-    Raises:
-        DataError: It does not exist, or the path leads out of the workspace.
-    """
-    if Path(path).is_absolute():
-        return
-    if ".." in Path(path).parts:
-        msg = (
-            f"params.yaml: {key} = {path!r} leads out of the workspace, and a run with other "
-            "parameters is made in a copy elsewhere; write the absolute path"
-        )
-        raise DataError(msg)
-    if not (home / path).exists() and not (root / path).exists():
-        msg = f"params.yaml: {key} = {path!r} does not exist (seen from {home}); correct the path"
-        raise DataError(msg)
-    if (home / path).exists():
-        _link(home / path, root / path)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ each machine with GPUs; docs/deployment.md says how. Everything ends with Ctrl-C
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,11 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
+from dsd.errors import DsdError
 from flows.addresses import ask, prefect_version
 from flows.alive import RECORDS, living_runs
 from flows.environment import ROOT, stage_environment
+from flows.prefect_server import make_database
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.paths import Paths
+from pipeline.proxies import through_proxy
 
 __all__ = ["gpus_of_workers", "main", "require_free_port", "require_same_version"]
 
@@ -65,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        _require_tools()
+        _require_workspace()
         _run(options)
-    except ServiceError as error:
+    except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -127,9 +131,9 @@ def require_same_version(api: str) -> None:
     theirs, ours = prefect_version(api), version("prefect")
     if theirs is None:
         msg = (
-            f"no Prefect server answers at {api}; start it (`python -m flows.services servers`), "
-            "open the tunnel to it, correct PREFECT_API_URL, or, if it wants a password, set "
-            "PREFECT_API_AUTH_STRING"
+            f"no Prefect server answers at {api}{through_proxy(api)}; start it (`python -m "
+            "flows.services servers`), open the tunnel to it, correct PREFECT_API_URL (such as "
+            "http://127.0.0.1:4200/api), or, if it wants a password, set PREFECT_API_AUTH_STRING"
         )
         raise ServiceError(msg)
     if theirs != ours:
@@ -160,10 +164,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="for runs that train with several processes (default: 1)",
     )
-    parser.add_argument("--name", default=socket.gethostname(), help="of this machine's workers")
-    parser.add_argument("--port-prefect", type=int, default=4200, metavar="PORT")
-    parser.add_argument("--port-mlflow", type=int, default=5000, metavar="PORT")
+    parser.add_argument(
+        "--name", type=_name, default=socket.gethostname(), help="of this machine's workers"
+    )
+    parser.add_argument("--port-prefect", type=_port, default=4200, metavar="PORT")
+    parser.add_argument("--port-mlflow", type=_port, default=5000, metavar="PORT")
     return parser
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w.+=-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits and _ . + = -")
+    return text
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 1 to 65535")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -172,6 +190,9 @@ def _run(options: argparse.Namespace) -> None:
     gpus = gpus_of_workers(options.gpus, options.gpus_per_worker, os.environ)
     addresses = _local(options) if with_servers else _given()
     os.environ.update(addresses.environment())
+    if with_servers and options.port_prefect == options.port_mlflow:
+        msg = f"Prefect and MLflow cannot share port {options.port_mlflow}; change --port-mlflow"
+        raise ServiceError(msg)
     if with_servers:
         require_free_port("127.0.0.1", options.port_prefect, "--port-prefect")
         require_free_port("127.0.0.1", options.port_mlflow, "--port-mlflow")
@@ -208,6 +229,7 @@ def _start_servers(
     servers: Supervisor, addresses: _Addresses, options: argparse.Namespace
 ) -> None:
     _say("waiting for the servers; their first start makes the data bases")
+    make_database()
     servers.start(_prefect(options.port_prefect))
     mlflow = _mlflow(options.port_mlflow, shared=options.what == "servers")
     _finish("MLflow's data base", [sys.executable, "-c", _MAKE_STORE], mlflow.environment)
@@ -303,13 +325,13 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _require_tools() -> None:
-    if shutil.which("git") is None:
-        msg = "git is not installed, but DVC and the experiments need it; install git"
-        raise ServiceError(msg)
+def _require_workspace() -> None:
     if not (ROOT / ".dvc").is_dir():
         msg = f"{ROOT} is no DVC workspace; start this command from a clone of the project"
         raise ServiceError(msg)
+    from flows.repository import tell_dvc  # late, because --help must not wait for DVC
+
+    tell_dvc(ROOT)
 
 
 def _local(options: argparse.Namespace) -> _Addresses:

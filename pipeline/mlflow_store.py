@@ -16,6 +16,7 @@ from dsd.files import read_json
 from pipeline.champion import consider
 from pipeline.locks import in_turn
 from pipeline.paths import Paths
+from pipeline.proxies import ask_local_servers_directly
 from pipeline.session import Record, Session
 
 # MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
@@ -325,6 +326,7 @@ def shown_uri(uri: str, paths: Paths) -> str:
 def _quiet_client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    ask_local_servers_directly()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
