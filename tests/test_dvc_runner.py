@@ -234,6 +234,32 @@ def test_a_busy_workspace_is_waited_for_and_its_owner_is_named(tmp_path):
         end(owner)
 
 
+def test_what_a_killed_dvc_left_half_written_hinders_no_run(tmp_path):
+    root = workspace(tmp_path)
+    notes = root / ".dvc" / "tmp" / "rwlock"
+    run_stage(root, "first", quiet)
+    whole = notes.read_bytes()
+    for content in (b"", b'{"write": {"', b"\xff", b'{"write": 3}'):
+        notes.write_bytes(content)
+        lines: list[str] = []
+        assert run_stage(root, "first", lines.append).outcome == "cached"
+        assert f"removed {notes}" in lines[0]
+    assert notes.read_bytes() == whole
+    assert run_stage(root, "first", lines.append).outcome == "cached"
+    assert sum("removed" in line for line in lines) == 1
+
+    (root / "work.py").write_text(WORK.replace("{body}", SLEEP.strip()))
+    command = [sys.executable, "-m", "dvc", "repro", "-s", "first"]
+    owner = subprocess.Popen(command, cwd=root, start_new_session=True)
+    try:
+        wait_for(root / "pids")
+        notes.write_bytes(b"")
+        with pytest.raises(DvcError, match=rf"PID {owner.pid}\): let it finish"):
+            run_stage(root, "middle", quiet)
+    finally:
+        end(owner)
+
+
 def test_results_are_pushed_to_a_remote_if_there_is_one(tmp_path):
     root = tmp_path / "work"
     root.mkdir()
