@@ -190,9 +190,6 @@ def _run(options: argparse.Namespace) -> None:
     gpus = gpus_of_workers(options.gpus, options.gpus_per_worker, os.environ)
     addresses = _local(options) if with_servers else _given()
     os.environ.update(addresses.environment())
-    if with_servers and options.port_prefect == options.port_mlflow:
-        msg = f"Prefect and MLflow cannot share port {options.port_mlflow}; change --port-mlflow"
-        raise ServiceError(msg)
     if with_servers:
         require_free_port("127.0.0.1", options.port_prefect, "--port-prefect")
         require_free_port("127.0.0.1", options.port_mlflow, "--port-mlflow")
@@ -335,6 +332,10 @@ def _require_workspace() -> None:
 
 
 def _local(options: argparse.Namespace) -> _Addresses:
+    """The addresses of servers that are started here."""
+    if options.port_prefect == options.port_mlflow:
+        msg = f"Prefect and MLflow cannot share port {options.port_mlflow}; change --port-mlflow"
+        raise ServiceError(msg)
     return _Addresses(
         prefect_api=f"http://127.0.0.1:{options.port_prefect}/api",
         mlflow=f"http://127.0.0.1:{options.port_mlflow}",
