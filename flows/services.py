@@ -27,7 +27,7 @@ from flows.environment import ROOT, stage_environment
 from flows.prefect_server import make_database
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.paths import Paths
-from pipeline.proxies import through_proxy
+from pipeline.proxies import ask_local_servers_directly, through_proxy
 
 __all__ = ["gpus_of_workers", "main", "require_free_port", "require_same_version"]
 
@@ -367,12 +367,13 @@ def _installed_gpus() -> list[str]:
 def _overview(addresses: _Addresses, what: str, gpus: Sequence[str]) -> str:
     """The table that says where everything is."""
     on = f"GPU {' and '.join(gpus)}" if gpus else "the CPU"
+    variables = addresses.environment() | ask_local_servers_directly()
     rows = {
         "Prefect": addresses.prefect_api.removesuffix("/api"),
         "MLflow": addresses.mlflow,
         **({} if what == "servers" else {"workers": f"training on {on}; sweeps: 1"}),
         "logs": str(_shown(LOGS)),
-        "shell": " ".join(f"export {k}={v};" for k, v in addresses.environment().items()),
+        "shell": " ".join(f"export {k}={v};" for k, v in variables.items()),
         "run": "prefect deployment run train/train --watch",
         "stop": "Ctrl-C",
     }

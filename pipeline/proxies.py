@@ -13,13 +13,16 @@ _EXCEPTIONS = ("no_proxy", "NO_PROXY")
 _SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 
 
-def ask_local_servers_directly() -> None:
+def ask_local_servers_directly() -> dict[str, str]:
     """Add this machine's names to the hosts that are asked without a proxy, if there is a proxy.
 
-    To be called before clients of servers are imported. What the user has excepted stays so.
+    To be called before the first request. What the user has excepted stays so.
+
+    Returns:
+        The variables that say so; empty where no proxy is set.
     """
     if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
-        return
+        return {}
     hosts = ["localhost", "127.0.0.1", "::1", socket.gethostname()]
     hosts += [_host(url) for name in _SERVERS if is_local(url := os.environ.get(name, ""))]
     given = next((os.environ[name] for name in _EXCEPTIONS if os.environ.get(name)), "")
@@ -27,6 +30,7 @@ def ask_local_servers_directly() -> None:
         own = [host.strip() for host in (os.environ.get(name) or given).split(",")]
         if "*" not in own:
             os.environ[name] = ",".join(dict.fromkeys([*filter(None, own), *hosts]))
+    return {name: os.environ[name] for name in _EXCEPTIONS if name in os.environ}
 
 
 def is_local(url: str) -> bool:

@@ -19,6 +19,7 @@ from flows.turns import in_stage_turn
 from pipeline.locks import BusyError, exclusive
 from pipeline.params import load_params, preview_params
 from pipeline.paths import home_of
+from pipeline.provenance import commit_of, is_dirty
 
 SIGMA = {"corrupt.sigma": 0.3}
 
@@ -183,12 +184,16 @@ def test_what_git_lacks_is_said_with_a_remedy_that_is_right_for_it(project, tmp_
     in_git(home.parent, "init", "-q")
     in_git(home.parent, "commit", "-q", "--allow-empty", "-m", "other")
     assert "git init" not in refused("does not know dvc.yaml .*: `git add -A . && git commit")
+    assert commit_of(home) is None  # that of the other repository says nothing about this project
+    assert is_dirty(home) is None
     (home.parent / ".gitignore").write_text("/copy/\n")
     refused("'.*.gitignore:1:/copy/' ignores it; change that rule")
     in_git(home, "init", "-q")
     refused("there is none yet: `git add -A && git commit")
     in_git(home, "add", "-A")
     in_git(home, "commit", "-q", "-m", "start")
+    assert len(commit_of(home)) == 40
+    assert is_dirty(home) is False
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own means to try this
     assert "git init" not in refused("git refuses .*dubious ownership.*--add safe.directory")
     monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
