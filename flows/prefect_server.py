@@ -41,27 +41,38 @@ def make_database() -> None:
     if any(os.environ.get(name) for name in _CONNECTIONS):
         return
     home = Path(os.environ["PREFECT_HOME"]).expanduser()
-    database, part = home / "prefect.db", home / "prefect.db.part"
+    database = home / "prefect.db"
     if database.exists():
         return
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with in_turn(home / "prefect.db.lock"):
-        if database.exists():
-            return
-        print("making Prefect's data base, once", file=sys.stderr)
-        for left in home.glob(f"{part.name}*"):
-            left.unlink()
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
-            env=os.environ | {_CONNECTIONS[0]: f"sqlite+aiosqlite:///{part}"},
-            text=True,
-            capture_output=True,
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with in_turn(home / "prefect.db.lock"):
+            if not database.exists():
+                _make(database)
+    except OSError as error:
+        msg = (
+            f"Prefect's data base {database} could not be made: {error.strerror}; make its folder "
+            "writable, or set PREFECT_HOME to one that is"
         )
-        if done.returncode:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            msg = f"Prefect's data base {database} could not be made:\n" + "\n".join(lines[-5:])
-            raise ServerError(msg)
-        part.replace(database)
+        raise ServerError(msg) from error
+
+
+def _make(database: Path) -> None:
+    print("making Prefect's data base, once", file=sys.stderr)
+    part = database.with_name(f"{database.name}.part")
+    for left in database.parent.glob(f"{part.name}*"):
+        left.unlink()
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
+        env=os.environ | {_CONNECTIONS[0]: f"sqlite+aiosqlite:///{part}"},
+        text=True,
+        capture_output=True,
+    )
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        msg = f"Prefect's data base {database} could not be made:\n" + "\n".join(lines[-5:])
+        raise ServerError(msg)
+    part.replace(database)
 
 
 def named_server() -> str:

@@ -16,7 +16,7 @@ from flows.environment import ROOT
 
 __all__ = ["check_home", "git", "git_process", "tell_dvc", "top_of"]
 
-_PROJECT = ("dvc.yaml", "params.yaml", ".dvc/config")
+_PROJECT = ("dvc.yaml", "params.yaml", ".dvc/config", "pipeline/stage.sh")
 _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 _KEPT_AS = "a run with other parameters is kept as a DVC experiment"
 

@@ -22,6 +22,7 @@ from tiny_project import PATTERNS, Project, until
 
 from flows.alive import ended_runs, living_runs
 from flows.environment import DEFAULTS
+from flows.prefect_server import ServerError, make_database
 from flows.services import gpus_of_workers, main, require_free_port, require_same_version
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.tether import tether
@@ -258,6 +259,13 @@ def test_flows_that_need_a_lasting_server_say_so():
     for module in ("reconcile", "deploy"):
         (line,) = said_by("-m", f"flows.{module}")
         assert "set PREFECT_API_URL, for example" in line
+
+
+def test_a_prefect_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ServerError, match=r"file/home.*Not a directory; .*set PREFECT_HOME"):
+        make_database()
 
 
 ASK = """
