@@ -10,8 +10,9 @@ STAMP := .venv/installed
 # Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# dvc.yaml runs `python -m pipeline ...`: that python must be the environment's, also where it is not activated.
+# Commands and stages (pipeline/stage.sh) must be those of .venv, also where another environment is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DSD_PYTHON := $(CURDIR)/$(BIN)/python
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
@@ -27,6 +28,8 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv and install the locked packages (once, and after either file changed)
+	@# DVC refuses to work in a downloaded archive unless it is told that there is no git.
+	@$(BIN)/python -m flows.repository
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

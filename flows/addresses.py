@@ -5,6 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 __all__ = ["ask", "prefect_version"]
 
@@ -13,13 +14,14 @@ _TIMEOUT_S = 5.0
 
 def ask(url: str) -> str | None:
     """The text at an address; None if nothing answers there, or refuses."""
-    request = urllib.request.Request(url)
-    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
-        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     try:
+        request = urllib.request.Request(url)
+        if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+            coded = base64.b64encode(secret.encode()).decode()
+            request.add_header("Authorization", f"Basic {coded}")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             text: str = answer.read().decode(errors="replace")
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return None
     return text
 

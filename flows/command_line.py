@@ -17,22 +17,42 @@ def run_flow(flow: Callable[[], bool]) -> int:
         flow: Runs the flow, and says whether it did what was wanted.
 
     Returns:
-        0; 1 if the flow ended without an error but not well; else the error's own code, after its
-        message. Errors that are ours leave a traceback.
+        0; 1 if the flow ended without an error but not well; 128 plus the number of the signal
+        that stopped it; else the error's own code, after its message. Errors that are ours leave
+        a traceback.
     """
-    from flows.dvc_runner import DvcError, StageFailedError
+    from flows.environment import ROOT
+    from flows.repository import tell_dvc
 
     # Otherwise a SIGTERM ends the process so abruptly that Prefect's own server stays behind.
     signal.signal(signal.SIGTERM, _stop)
     try:
+        tell_dvc(ROOT)
         return 0 if flow() else 1
     except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (DsdError, DvcError, StageFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return max(error.exit_code, 1)
+        return _stopped(signal.SIGINT)
+    except DsdError as error:
+        return _fail(error)
+    except Exception as error:
+        from flows.prefect_server import explained
+        from flows.stopping import stopped_by
+
+        if number := stopped_by():  # its server was stopped too
+            return _stopped(number)
+        if known := explained(error):
+            return _fail(known)
+        raise
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    sys.exit(_stopped(number))
+
+
+def _stopped(number: int) -> int:
+    print("stopped; the same command continues", file=sys.stderr)
+    return 128 + number
+
+
+def _fail(error: DsdError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return max(error.exit_code, 1)  # a negative one is a signal's

@@ -10,20 +10,29 @@ import sys
 from collections.abc import Sequence
 
 from flows.environment import ROOT, stage_environment
+from flows.prefect_server import ServerError, explained, named_server
 from flows.reconcile import POOLS
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Create pools and deployments on the server of ``PREFECT_API_URL``."""
+    """Create pools and deployments on the server of ``PREFECT_API_URL``; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.deploy",
         description="Create the work pools and the deployments of prefect.yaml.",
     )
     parser.parse_args(arguments)
-    for pool in POOLS:
-        _create(pool)
+    try:
+        named_server()  # Prefect would deploy to a server that ends with the command
+        for pool in POOLS:
+            _create(pool)
+    except Exception as error:
+        known = error if isinstance(error, ServerError) else explained(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        return 1
     # The command line reads prefect.yaml; the flows' code is found from the project's folder.
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     return subprocess.run(command, cwd=ROOT, env=stage_environment()).returncode

@@ -5,6 +5,7 @@ in a process group of its own, because a signal that reaches only ``dvc`` leaves
 writing.
 """
 
+import json
 import os
 import queue
 import re
@@ -22,8 +23,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+import psutil
+from dvc.lock import make_lock
 from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, SCHEMA
+from voluptuous import Invalid
 
+from dsd.errors import DsdError
 from flows.environment import stage_environment
 from pipeline.locks import locks_work_in
 from pipeline.tether import tether
@@ -63,17 +69,15 @@ _BLOCKER = re.compile(r"\(PID (\d+)\)")
 _KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM})
 
 
-class DvcError(Exception):
+class DvcError(DsdError):
     """DVC itself refused or failed; the message is DVC's."""
-
-    exit_code = 1
 
 
 class WorkspaceBusyError(DvcError):
     """Another DVC process kept the workspace for longer than the limit."""
 
 
-class StageFailedError(Exception):
+class StageFailedError(DsdError):
     """A stage's command ended with an error.
 
     Args:
@@ -195,6 +199,7 @@ def run_stage(
     start = time.monotonic()
     command = ["repro", "--single-item", *(["--force"] if force else []), stage]
     for wait_s in _pauses(busy_limit_s):
+        _remove_broken_notes(root, on_line)
         code, lines = _dvc(root, command, on_line, environment)
         if code == 0:
             return StageOutcome(stage, _outcome(stage, lines), time.monotonic() - start)
@@ -244,6 +249,45 @@ def _default_remote(root: Path) -> str | None:
         name = repo.config["core"].get("remote")
         url = repo.config["remote"].get(name, {}).get("url", "no address") if name else None
     return f"{name!r} ({url})" if name else None
+
+
+def _remove_broken_notes(root: Path, on_line: OnLine) -> None:
+    """Remove DVC's list of who works on which files if a kill left it half written.
+
+    DVC rewrites it in place, and then refuses it for ever. Nobody else reads or writes it while
+    its guard is held.
+
+    Raises:
+        DvcError: A DVC process is at work here, of which a new list would not know.
+    """
+    folder = root / ".dvc" / "tmp"
+    notes = folder / RWLOCK_FILE
+    if not notes.exists():
+        return
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), wait=True):
+        try:
+            SCHEMA(json.loads(notes.read_bytes()))
+        except (ValueError, Invalid):
+            if pids := _dvc_at_work(root):
+                msg = (
+                    f"{notes} is broken, and DVC is at work here (PID {', '.join(pids)}): "
+                    "let it finish or stop it, then run again"
+                )
+                raise DvcError(msg) from None
+            notes.unlink()
+            on_line(f"removed {notes}, which a killed DVC had left broken")
+
+
+def _dvc_at_work(root: Path) -> list[str]:
+    """Ids of processes of DVC in a workspace."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = process.info["cmdline"] or []
+        # `dvc repro` is `python .../bin/dvc repro`, and `python -m dvc repro` is what it says.
+        is_dvc = any(Path(word).name == "dvc" for word in words[:3])
+        if is_dvc and process.info["cwd"] == str(root.resolve()):
+            found.append(str(process.pid))
+    return found
 
 
 def _pauses(limit_s: float) -> Iterator[float]:

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.addresses import sqlite_address
 from pipeline.paths import home_of
+from pipeline.proxies import ask_local_servers_directly, is_local
 
 __all__ = ["ROOT", "set_defaults", "stage_environment"]
 
@@ -45,15 +47,27 @@ def set_defaults() -> None:
     if {"%", "?"} & set(str(database)):  # Prefect would write them into the address unescaped
         address = sqlite_address(database, "sqlite+aiosqlite")
         os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", address)
+    ask_local_servers_directly()
+    _forget_proxies_that_prefect_cannot_use()
     if _INDEX.parents[1].is_dir():
         # DVC itself would make it writable for all.
         _INDEX.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def _forget_proxies_that_prefect_cannot_use() -> None:
+    """Prefect's client refuses to start with a SOCKS proxy, also where it would not ask it."""
+    address = os.environ.get("PREFECT_API_URL")
+    if find_spec("socksio") is None and (address is None or is_local(address)):
+        for name in ("all_proxy", "ALL_PROXY"):
+            if os.environ.get(name, "").lower().startswith("socks"):
+                del os.environ[name]
+
+
 def stage_environment() -> dict[str, str]:
-    """Environment for ``dvc``: stages say ``python`` and must get this interpreter, unbuffered."""
+    """Environment for ``dvc``: stages get this interpreter, unbuffered."""
     folder = str(Path(sys.executable).parent)
     return {
+        "DSD_PYTHON": sys.executable,  # for pipeline/stage.sh
         **os.environ,
         "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",

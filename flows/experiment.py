@@ -11,10 +11,8 @@ store) is in the home anyway, see :func:`pipeline.paths.home_of`.
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,14 +27,16 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from dsd.config import Params
 from dsd.errors import DataError, ParamsError
 from dsd.files import published, replaced
-from flows.dvc_runner import DvcError, OnLine, run_dvc
+from flows.dvc_runner import OnLine, run_dvc
+from flows.repository import check_home, git, git_process, top_of
 from pipeline.locks import BusyError, exclusive, locks_work_in
 from pipeline.params import flatten, load_params, update_params
 from pipeline.paths import Paths
 
 __all__ = [
     "REPORTS",
-    "check_home",
+    "check_name",
+    "check_named_files",
     "default_name",
     "keep_report",
     "save_experiment",
@@ -49,7 +49,6 @@ REPORTS = Path("reports") / "experiments"
 _COPIES = Path(".dvc") / "tmp" / "exps" / "flows"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
 _KEPT = ("summary.json", "report.html", "evaluate/samples/generator.png")
-_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 _DIFF = (
     "diff",
     "--binary",
@@ -64,25 +63,38 @@ _DIFF = (
 )
 
 
-def check_home(home: Path) -> None:
-    """Make sure that experiments can be made from the workspace ``home``.
+def check_name(name: str) -> None:
+    """Make sure that git and file systems take the name of an experiment or a sweep.
 
     Raises:
-        DvcError: It is not the root of a git repository with a commit.
+        ParamsError: They do not.
     """
-    done = _git_process(home, "rev-parse", "--show-toplevel")
-    if done.returncode != 0 or Path(done.stdout.decode().strip()).resolve() != home.resolve():
+    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
         msg = (
-            f"a run with other parameters is kept as a DVC experiment, and {home} is not the root "
-            "of a git repository: `git init && git add -A && git commit -m start` makes it one"
+            f"{name!r} cannot be an experiment's name; use at most 100 letters, digits and any of "
+            "_ . + = -, beginning with a letter or digit"
         )
-        raise DvcError(msg)
-    if _git_process(home, "rev-parse", "--verify", "HEAD").returncode != 0:
-        msg = (
-            "a run with other parameters is kept as a DVC experiment of the last commit, and "
-            "there is none yet: `git add -A && git commit -m start` makes one"
-        )
-        raise DvcError(msg)
+        raise ParamsError(msg)
+
+
+def check_named_files(home: Path, params: Params) -> None:
+    """Make sure that a copy of the workspace will see the files that the parameters name.
+
+    Raises:
+        DataError: The data do not exist, or a relative path leads out of the workspace.
+    """
+    data = Path(params.data.path)
+    for key, path in [("data.path", str(data)), *_own_code_and_weights(params)]:
+        if not Path(path).is_absolute() and ".." in Path(path).parts:
+            msg = (
+                f"params.yaml: {key} = {path!r} leads out of the workspace, and a run with other "
+                "parameters is made in a copy elsewhere; write the absolute path"
+            )
+            raise DataError(msg)
+    in_cache = any((home / f"{path}.dvc").is_file() for path in (data, *data.parents))
+    if not (home / data).exists() and not in_cache:
+        msg = f"params.yaml: data.path = {str(data)!r} does not exist (seen from {home}); "
+        raise DataError(msg + "correct the path")
 
 
 def default_name(home: Path, values: Mapping[str, Any], params: Params) -> str:
@@ -94,7 +106,7 @@ def default_name(home: Path, values: Mapping[str, Any], params: Params) -> str:
         params: All parameters that result.
     """
     # Other code makes another experiment, though all values are the same.
-    code = _git(home, *_DIFF, "--", ".", ":!params.yaml", ":!dvc.lock")
+    code = git(home, *_DIFF, "--", ".", ":!params.yaml", ":!dvc.lock")
     state = [json.dumps(flatten(params)), hashlib.sha256(code).hexdigest()]
     short = hashlib.sha256("\n".join(state).encode()).hexdigest()[:6]
     words = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
@@ -128,25 +140,22 @@ def workspace_copy(
         DvcError: git or DVC failed.
     """
     check_home(home)
-    if not _NAME.fullmatch(name) or name.endswith((".lock", ".")) or ".." in name:
-        msg = (
-            f"{name!r} cannot be an experiment's name; use at most 100 letters, digits and any of "
-            "_ . + = -, beginning with a letter or digit"
-        )
-        raise ParamsError(msg)
+    check_name(name)
     _prune(home)
-    root = home / _COPIES / name
+    clone = home / _COPIES / name
+    root = clone / _place(home)
     with exclusive(_lock(home, name), f"experiment {name}"):
         try:
-            _clone(home, root)
+            _clone(home, clone)
             _share_settings(home, root)
             if values:
                 update_params(root, values)
+            check_named_files(home, load_params(root))
             _refuse_other_of_this_name(home, root, name)
             _bring_data(home, root, on_line)
             yield root
         finally:
-            _remove(root)
+            _remove(home, clone)
 
 
 def save_experiment(home: Path, root: Path, name: str, on_line: OnLine) -> None:
@@ -155,10 +164,12 @@ def save_experiment(home: Path, root: Path, name: str, on_line: OnLine) -> None:
     Raises:
         DvcError: DVC or git failed.
     """
+    # DVC 3.67 forgets a new dvc.lock that does not lie at the top of the repository.
+    git(root, "add", "dvc.lock")
     run_dvc(root, ["exp", "save", "--force", "--name", name], on_line)
     reference = _reference(root, name)
     quiet = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
-    _git(home, "fetch", *quiet, str(root), f"+{reference}:{reference}")
+    git(home, "fetch", *quiet, str(top_of(root)), f"+{reference}:{reference}")
 
 
 def keep_report(home: Path, root: Path, name: str) -> Path:
@@ -189,35 +200,41 @@ def _prune(home: Path) -> None:
     """Remove copies whose runs were killed."""
     copies = home / _COPIES
     # Without locks a copy may be that of a living run.
-    for root in copies.iterdir() if copies.is_dir() and locks_work_in(copies) else []:
-        with suppress(BusyError), exclusive(_lock(home, root.name), root.name):
-            _remove(root)
+    for clone in copies.iterdir() if copies.is_dir() and locks_work_in(copies) else []:
+        with suppress(BusyError), exclusive(_lock(home, clone.name), clone.name):
+            _remove(home, clone)
 
 
-def _remove(root: Path) -> None:
+def _place(home: Path) -> Path:
+    """Where the workspace lies in its git repository, which may hold other things too."""
+    return home.resolve().relative_to(top_of(home).resolve())
+
+
+def _remove(home: Path, clone: Path) -> None:
     """Delete a copy, and DVC's notes about it outside."""
     with suppress(DvcException, OSError):
+        root = clone / _place(home)
         if (root / ".dvc").is_dir():
             with Repo(str(root)) as repo:
                 notes = repo.site_cache_dir
             shutil.rmtree(notes, ignore_errors=True)
-    shutil.rmtree(root, ignore_errors=True)
+    shutil.rmtree(clone, ignore_errors=True)
 
 
-def _clone(home: Path, root: Path) -> None:
+def _clone(home: Path, clone: Path) -> None:
     """The last commit with uncommitted changes of tracked files."""
-    _remove(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    head = _git(home, "rev-parse", "HEAD").decode().strip()
-    _git(home, "clone", "--quiet", "--no-checkout", "--no-tags", str(home), str(root))
+    _remove(home, clone)
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    head = git(home, "rev-parse", "HEAD").decode().strip()
+    git(home, "clone", "--quiet", "--no-checkout", "--no-tags", str(top_of(home)), str(clone))
     for key in ("user.name", "user.email"):
-        value = _git_process(home, "config", key).stdout.decode().strip()
+        value = git_process(home, "config", key).stdout.decode().strip()
         if value:
-            _git(root, "config", key, value)
-    _git(root, "checkout", "--quiet", "--detach", head)
-    changes = _git(home, *_DIFF)
+            git(clone, "config", key, value)
+    git(clone, "checkout", "--quiet", "--detach", head)
+    changes = git(home, *_DIFF)
     if changes:
-        _git(root, "apply", "--index", "--whitespace=nowarn", content=changes)
+        git(clone, "apply", "--index", "--whitespace=nowarn", content=changes)
 
 
 def _share_settings(home: Path, root: Path) -> None:
@@ -237,7 +254,7 @@ def _share_settings(home: Path, root: Path) -> None:
 
 def _refuse_other_of_this_name(home: Path, root: Path, name: str) -> None:
     """The same experiment may be run again; another one must not take its name."""
-    taken = _git_process(home, "show", f"{_reference(root, name)}:params.yaml")
+    taken = git_process(home, "show", f"{_reference(root, name)}:./params.yaml")
     if taken.returncode == 0 and _parameters(taken.stdout) != load_params(root):
         msg = (
             f"there is an experiment {name!r} with other parameters; choose another name, leave "
@@ -258,19 +275,19 @@ def _parameters(content: bytes) -> Params | None:
 
 def _reference(root: Path, name: str) -> str:
     """The git reference under which DVC keeps an experiment of the commit that ``root`` is at."""
-    return str(ExpRefInfo(_git(root, "rev-parse", "HEAD").decode().strip(), name))
+    return str(ExpRefInfo(git(root, "rev-parse", "HEAD").decode().strip(), name))
 
 
 def _bring_data(home: Path, root: Path, on_line: OnLine) -> None:
     """Data that DVC tracks from the cache; other files that the parameters name as links."""
-    tracked = _git(root, "ls-files", "-z", "--", "*.dvc").decode().split("\0")[:-1]
+    tracked = git(root, "ls-files", "-z", "--", "*.dvc").decode().split("\0")[:-1]
     if tracked:
         run_dvc(root, ["checkout", *tracked], on_line)
     params = load_params(root)
-    _link_named(home, root, "data.path", params.data.path)
-    for key, path in _own_code_and_weights(params):
-        if (home / path).exists():  # otherwise the stage that needs it says so
-            _link_named(home, root, key, path)
+    named = [params.data.path, *(path for _, path in _own_code_and_weights(params))]
+    for path in named:  # what does not exist is missed by the stage that needs it
+        if not Path(path).is_absolute() and (home / path).exists():
+            _link(home / path, root / path)
 
 
 def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
@@ -284,27 +301,6 @@ def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
             yield "evaluate.features", path
 
 
-def _link_named(home: Path, root: Path, key: str, path: str) -> None:
-    """Make a file or folder that a parameter names visible in the copy.
-
-    Raises:
-        DataError: It does not exist, or the path leads out of the workspace.
-    """
-    if Path(path).is_absolute():
-        return
-    if ".." in Path(path).parts:
-        msg = (
-            f"params.yaml: {key} = {path!r} leads out of the workspace, and a run with other "
-            "parameters is made in a copy elsewhere; write the absolute path"
-        )
-        raise DataError(msg)
-    if not (home / path).exists() and not (root / path).exists():
-        msg = f"params.yaml: {key} = {path!r} does not exist (seen from {home}); correct the path"
-        raise DataError(msg)
-    if (home / path).exists():
-        _link(home / path, root / path)
-
-
 def _link(source: Path, target: Path) -> None:
     """Make what is in ``source`` visible at ``target``, where git or DVC has not put it."""
     if not target.exists():
@@ -313,25 +309,3 @@ def _link(source: Path, target: Path) -> None:
     elif source.is_dir() and target.is_dir() and not target.is_symlink():
         for inner in source.iterdir():
             _link(inner, target / inner.name)
-
-
-def _git(root: Path, *arguments: str, content: bytes | None = None) -> bytes:
-    """Output of git.
-
-    Raises:
-        DvcError: git failed; the message is git's.
-    """
-    done = _git_process(root, *arguments, content=content)
-    if done.returncode != 0:
-        words = done.stderr.decode(errors="replace").strip()
-        raise DvcError(f"git {arguments[0]} failed: {words}")
-    return done.stdout
-
-
-def _git_process(
-    root: Path, *arguments: str, content: bytes | None = None
-) -> "subprocess.CompletedProcess[bytes]":
-    """Run git in ``root``, whatever repository the caller's environment is about."""
-    command = ["git", "-C", str(root), *arguments]
-    own = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
-    return subprocess.run(command, input=content, capture_output=True, check=False, env=own)

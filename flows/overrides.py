@@ -33,6 +33,7 @@ __all__ = [
     "combinations",
     "parse_axis",
     "parse_setting",
+    "parse_settings",
     "to_overrides",
     "values_of",
 ]
@@ -194,7 +195,18 @@ def parse_setting(text: str) -> tuple[str, Any]:
         ParamsError: It is not of this form.
     """
     key, value = _split(text)
-    return key, parse_value(value)
+    return key, _value(key, value)
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of several settings.
+
+    Raises:
+        ParamsError: One of them is none, or two are about the same key.
+    """
+    settings = [parse_setting(text) for text in texts]
+    _refuse_repetition([key for key, _ in settings], "the command line")
+    return dict(settings)
 
 
 def parse_axis(text: str) -> Axis:
@@ -215,6 +227,17 @@ def _split(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def _value(key: str, text: str) -> object:
+    """A value as params.yaml would hold it; the error names its key."""
+    if not text.strip():
+        msg = f"{key}: a value is empty; write null for an empty value"
+        raise ParamsError(msg)
+    try:
+        return parse_value(text)
+    except ParamsError as error:
+        raise ParamsError(f"{key}={error}") from None
+
+
 def combinations(grid: Sequence[Axis]) -> list[dict[str, Any]]:
     """All combinations of a grid's values by dotted key.
 
@@ -228,7 +251,7 @@ def combinations(grid: Sequence[Axis]) -> list[dict[str, Any]]:
         msg = "a sweep needs a parameter to vary, for example corrupt.sigma with 0.2 and 0.4"
         raise ParamsError(msg)
     _refuse_repetition([axis.key for axis in grid], "the sweep")
-    values = {axis.key: [parse_value(text) for text in axis.values] for axis in grid}
+    values = {axis.key: [_value(axis.key, text) for text in axis.values] for axis in grid}
     for key, several in values.items():
         _refuse_repetition([repr(value) for value in several], key)
     order = [*all_keys()]

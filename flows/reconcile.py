@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.alive import RECORDS, Record, ended_runs, living_runs
+from flows.prefect_server import ServerError, named_server
+from pipeline.proxies import through_proxy
 
 # Prefect is imported where it is used: it takes a second, too long for --help.
 if TYPE_CHECKING:
@@ -43,25 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m flows.reconcile",
         description="Mark flow runs as Crashed whose process on this machine is gone.",
     )
-    parser.add_argument("--every", type=float, metavar="SECONDS", help="repeat until stopped")
+    parser.add_argument("--every", type=_pause, metavar="SECONDS", help="repeat until stopped")
     options = parser.parse_args(arguments)
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL
 
-    address = PREFECT_API_URL.value()
-    if not address:
-        return _fail(
-            "no Prefect server is named; "
-            "set PREFECT_API_URL, for example to http://127.0.0.1:4200/api"
-        )
+    try:
+        address = named_server()
+    except ServerError as error:
+        return _fail(str(error))
     with get_client(sync_client=True) as client:
         while True:
             trouble = _attempt(client)
+            silent = f"{address} does not answer{through_proxy(address)}"
             if options.every is None:
-                return _fail(f"{address} does not answer: {trouble}") if trouble else 0
+                return _fail(f"{silent}: {trouble}") if trouble else 0
             if trouble:
-                print(f"{address} does not answer, trying again: {trouble}", flush=True)
+                print(f"{silent}, trying again: {trouble}", flush=True)
             time.sleep(options.every)
+
+
+def _pause(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0.1 and 86400 seconds")
+    return seconds
 
 
 def reconcile(
@@ -100,7 +107,7 @@ def _attempt(client: "SyncPrefectClient") -> str | None:
     try:
         for line in reconcile(client, RECORDS):
             print(line, flush=True)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return str(error) or type(error).__name__
     return None
 

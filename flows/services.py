@@ -6,6 +6,7 @@ each machine with GPUs; docs/deployment.md says how. Everything ends with Ctrl-C
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,12 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
+from dsd.errors import DsdError
 from flows.addresses import ask, prefect_version
 from flows.alive import RECORDS, living_runs
 from flows.environment import ROOT, stage_environment
+from flows.prefect_server import make_database
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.addresses import absolute_address, sqlite_address
 from pipeline.paths import Paths
+from pipeline.proxies import ask_local_servers_directly, through_proxy
 
 __all__ = ["gpus_of_workers", "main", "require_free_port", "require_same_version"]
 
@@ -66,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        _require_tools()
+        _require_workspace()
         _run(options)
-    except ServiceError as error:
+    except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -128,9 +132,9 @@ def require_same_version(api: str) -> None:
     theirs, ours = prefect_version(api), version("prefect")
     if theirs is None:
         msg = (
-            f"no Prefect server answers at {api}; start it (`python -m flows.services servers`), "
-            "open the tunnel to it, correct PREFECT_API_URL, or, if it wants a password, set "
-            "PREFECT_API_AUTH_STRING"
+            f"no Prefect server answers at {api}{through_proxy(api)}; start it (`python -m "
+            "flows.services servers`), open the tunnel to it, correct PREFECT_API_URL (such as "
+            "http://127.0.0.1:4200/api), or, if it wants a password, set PREFECT_API_AUTH_STRING"
         )
         raise ServiceError(msg)
     if theirs != ours:
@@ -161,10 +165,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="for runs that train with several processes (default: 1)",
     )
-    parser.add_argument("--name", default=socket.gethostname(), help="of this machine's workers")
-    parser.add_argument("--port-prefect", type=int, default=4200, metavar="PORT")
-    parser.add_argument("--port-mlflow", type=int, default=5000, metavar="PORT")
+    parser.add_argument(
+        "--name", type=_name, default=socket.gethostname(), help="of this machine's workers"
+    )
+    parser.add_argument("--port-prefect", type=_port, default=4200, metavar="PORT")
+    parser.add_argument("--port-mlflow", type=_port, default=5000, metavar="PORT")
     return parser
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w.+=-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits and _ . + = -")
+    return text
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text} is no port; give a number from 1 to 65535")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -209,6 +227,7 @@ def _start_servers(
     servers: Supervisor, addresses: _Addresses, options: argparse.Namespace
 ) -> None:
     _say("waiting for the servers; their first start makes the data bases")
+    make_database()
     servers.start(_prefect(options.port_prefect))
     mlflow = _mlflow(options.port_mlflow, shared=options.what == "servers")
     _finish("MLflow's data base", [sys.executable, "-c", _MAKE_STORE], mlflow.environment)
@@ -305,16 +324,20 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _require_tools() -> None:
-    if shutil.which("git") is None:
-        msg = "git is not installed, but DVC and the experiments need it; install git"
-        raise ServiceError(msg)
+def _require_workspace() -> None:
     if not (ROOT / ".dvc").is_dir():
         msg = f"{ROOT} is no DVC workspace; start this command from a clone of the project"
         raise ServiceError(msg)
+    from flows.repository import tell_dvc  # late, because --help must not wait for DVC
+
+    tell_dvc(ROOT)
 
 
 def _local(options: argparse.Namespace) -> _Addresses:
+    """The addresses of servers that are started here."""
+    if options.port_prefect == options.port_mlflow:
+        msg = f"Prefect and MLflow cannot share port {options.port_mlflow}; change --port-mlflow"
+        raise ServiceError(msg)
     return _Addresses(
         prefect_api=f"http://127.0.0.1:{options.port_prefect}/api",
         mlflow=f"http://127.0.0.1:{options.port_mlflow}",
@@ -346,12 +369,13 @@ def _installed_gpus() -> list[str]:
 def _overview(addresses: _Addresses, what: str, gpus: Sequence[str]) -> str:
     """The table that says where everything is."""
     on = f"GPU {' and '.join(gpus)}" if gpus else "the CPU"
+    variables = addresses.environment() | ask_local_servers_directly()
     rows = {
         "Prefect": addresses.prefect_api.removesuffix("/api"),
         "MLflow": addresses.mlflow,
         **({} if what == "servers" else {"workers": f"training on {on}; sweeps: 1"}),
         "logs": str(_shown(LOGS)),
-        "shell": " ".join(f"export {k}={v};" for k, v in addresses.environment().items()),
+        "shell": " ".join(f"export {k}={v};" for k, v in variables.items()),
         "run": "prefect deployment run train/train --watch",
         "stop": "Ctrl-C",
     }

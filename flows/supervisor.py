@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from dsd.errors import DsdError
 from pipeline.tether import tether
 
 __all__ = ["Service", "ServiceError", "Supervisor"]
@@ -24,7 +25,7 @@ _MAX_SHORT_LIVES = 3
 _TAIL_LINES = 15
 
 
-class ServiceError(Exception):
+class ServiceError(DsdError):
     """A service cannot be started or kept alive; the message says why and what to do."""
 
 

@@ -41,8 +41,11 @@ def _sweep(options: argparse.Namespace) -> bool:
     grid = [parse_axis(text) for text in options.axes]
     from prefect.exceptions import FailedRun
 
-    from flows.sweep_flow import sweep
+    from flows.prefect_server import prepare_own_server
+    from flows.sweep_flow import check_sweep, sweep
 
+    check_sweep(grid, options.name, push=options.push)
+    prepare_own_server()
     state = sweep(grid, name=options.name, push=options.push, return_state=True)
     error = state.result(raise_on_failure=False)
     if isinstance(error, Exception) and not isinstance(error, FailedRun):

@@ -25,17 +25,20 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
+from dsd.config import Params
 from dsd.errors import DsdError, ParamsError
 from flows.alive import declare_alive
 from flows.environment import ROOT
-from flows.experiment import REPORTS, check_home, default_name
+from flows.experiment import REPORTS, check_name, check_named_files, default_name
 from flows.overrides import Axis, Overrides, combinations, to_overrides
+from flows.repository import check_home
 from flows.results import DISTANCES, Row
+from flows.stopping import end_soon_when_stopped
 from flows.training_flow import refuse_push_to_nowhere, train
 from pipeline.params import preview_params
 from pipeline.paths import Paths
 
-__all__ = ["DEPLOYMENT", "NoWorkerError", "sweep"]
+__all__ = ["DEPLOYMENT", "NoWorkerError", "check_sweep", "sweep"]
 
 DEPLOYMENT = "train/train"
 """The deployment whose workers take the runs of a sweep."""
@@ -66,7 +69,7 @@ class _Run:
         return self.state is not None and self.state.is_completed()
 
 
-@flow(name="sweep", on_running=[declare_alive])
+@flow(name="sweep", on_running=[declare_alive, end_soon_when_stopped])
 def sweep(
     grid: Annotated[list[Axis], Field(min_length=1)], name: str = "", push: bool = False
 ) -> State[None]:
@@ -84,11 +87,7 @@ def sweep(
         DvcError: There is no commit, or no remote to push to.
         NoWorkerError: The server has the deployment, but no worker is there to run it.
     """
-    check_home(ROOT)
-    if push:
-        refuse_push_to_nowhere(ROOT)
-    runs = _plan(grid)
-    name = name or "-".join(axis.key.rpartition(".")[2].replace("_", "-") for axis in grid)
+    runs, name = check_sweep(grid, name, push=push)
     if _has_deployment():
         _run_by_workers(runs, name, push=push)
     else:
@@ -96,19 +95,45 @@ def sweep(
     return _conclude(runs, [axis.key for axis in grid], name)
 
 
-def _plan(grid: Sequence[Axis]) -> list[_Run]:
-    """All combinations, checked before any of them runs."""
-    runs = []
+def check_sweep(grid: Sequence[Axis], name: str, *, push: bool) -> tuple[list[_Run], str]:
+    """Refuse a sweep that cannot succeed, before anything is started.
+
+    Args:
+        grid: The parameters that vary, with their values.
+        name: Folder of the comparison, or empty.
+        push: Whether the results are to be sent to the default DVC remote.
+
+    Returns:
+        All combinations, and the folder's name.
+
+    Raises:
+        ParamsError: Combinations or the name are not valid; one line for each mistake.
+        DataError: The parameters name a file that an experiment cannot see.
+        DvcError: There is no commit, or no remote to push to.
+    """
+    found: list[tuple[dict[str, Any], Params]] = []
+    mistakes: dict[str, str] = {}
     for values in combinations(grid):
         try:
-            params = preview_params(ROOT, values)
+            found.append((values, preview_params(ROOT, values)))
         except ParamsError as error:
             told = ", ".join(f"{key}={value}" for key, value in values.items())
-            msg = f"the combination {told} is not valid, so nothing was run: {error}"
-            raise ParamsError(msg) from error
-        name = default_name(ROOT, values, params)
-        runs.append(_Run(values, name, to_overrides(values, params)))
-    return runs
+            for line in str(error).splitlines():
+                mistakes.setdefault(line, f"the combination {told} is not valid: {line}")
+    if mistakes:
+        raise ParamsError("\n".join(mistakes.values()))
+    if push:
+        refuse_push_to_nowhere(ROOT)
+    check_home(ROOT)
+    name = name or "-".join(axis.key.rpartition(".")[2].replace("_", "-") for axis in grid)
+    check_name(name)
+    for _, params in found:
+        check_named_files(ROOT, params)
+    return [_planned(values, params) for values, params in found], name
+
+
+def _planned(values: Mapping[str, Any], params: Params) -> _Run:
+    return _Run(values, default_name(ROOT, values, params), to_overrides(values, params))
 
 
 def _has_deployment() -> bool:

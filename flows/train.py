@@ -38,13 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> bool:
     # Late, because --help must not wait for them.
     from flows.environment import ROOT
-    from flows.overrides import parse_setting, to_overrides
+    from flows.overrides import parse_settings, to_overrides
     from pipeline.params import preview_params
 
-    values = dict(parse_setting(text) for text in options.settings)
+    values = parse_settings(options.settings)
     overrides = to_overrides(values, preview_params(ROOT, values))
-    from flows.training_flow import train
+    from flows.prefect_server import prepare_own_server
+    from flows.training_flow import check_run, train
 
+    check_run(values, options.name, push=options.push)
+    prepare_own_server()
     train(overrides, name=options.name, force=options.force, push=options.push)
     return True
 

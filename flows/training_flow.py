@@ -4,6 +4,7 @@ Prefect adds retries, schedules, logs and a history; it restates neither the ord
 nor what is up to date.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from dsd.config import Params
+from dsd.errors import DsdError
 from flows.alive import declare_alive
 from flows.dvc_runner import (
     DvcError,
@@ -26,16 +28,25 @@ from flows.dvc_runner import (
     run_stage,
 )
 from flows.environment import ROOT
-from flows.experiment import default_name, keep_report, save_experiment, workspace_copy
+from flows.experiment import (
+    check_name,
+    check_named_files,
+    default_name,
+    keep_report,
+    save_experiment,
+    workspace_copy,
+)
 from flows.overrides import Overrides, values_of
+from flows.repository import check_home
 from flows.results import Row, distance_rows, result_page, stage_row
 from flows.stage_progress import StageProgress
+from flows.stopping import end_soon_when_stopped
 from flows.turns import in_stage_turn
 from pipeline.params import load_params, preview_params
 from pipeline.paths import Paths
 from pipeline.provenance import commit_of
 
-__all__ = ["bring_up_to_date", "refuse_push_to_nowhere", "send_to_remote", "train"]
+__all__ = ["bring_up_to_date", "check_run", "refuse_push_to_nowhere", "send_to_remote", "train"]
 
 _STATES = {"ran": "Ran", "cached": "Cached", "restored": "Restored"}
 _WORDS = {
@@ -44,6 +55,21 @@ _WORDS = {
     "restored": "restored from DVC's run-cache",
 }
 _AS_IT_IS = Overrides()
+
+
+class _WithoutTraceback(logging.Filter):
+    """Errors whose message says all to the user are logged without the code's lines."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the record, and drop its traceback."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, DsdError):
+            record.exc_info = None
+        return True
+
+
+for _logger in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_logger).addFilter(_WithoutTraceback())
 
 
 def _was_killed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -83,7 +109,7 @@ def send_to_remote(root: Path) -> None:
     push(root, get_run_logger().info)
 
 
-@flow(name="train", on_running=[declare_alive])
+@flow(name="train", on_running=[declare_alive, end_soon_when_stopped])
 def train(
     overrides: Overrides = _AS_IT_IS, name: str = "", force: bool = False, push: bool = False
 ) -> None:
@@ -103,18 +129,42 @@ def train(
         DvcError: No remote is configured to push to, or DVC failed.
         StageFailedError: A stage failed; those after it have not run.
     """
-    if push:
-        refuse_push_to_nowhere(ROOT)
     values = values_of(overrides)
-    params = preview_params(ROOT, values)
-    if values or name:
-        name = name or default_name(ROOT, values, params)
+    params, name = check_run(values, name, push=push)
+    if name:
         _run_experiment(name, values, force=force, push=push)
     else:
         _run_stages(ROOT, params, {}, force=force)
         if push:
             send_to_remote(ROOT)
         _publish_result(ROOT, Paths(ROOT).report_page, None)
+
+
+def check_run(values: Mapping[str, Any], name: str, *, push: bool) -> tuple[Params, str]:
+    """Refuse a run of :func:`train` that cannot succeed, before anything is started.
+
+    Args:
+        values: Overridden values by dotted key.
+        name: Of the experiment, or empty.
+        push: Whether the results are to be sent to the default DVC remote.
+
+    Returns:
+        All parameters that result, and the experiment's name; empty for the workspace itself.
+
+    Raises:
+        ParamsError: The resulting parameters or the name are not valid.
+        DataError: The parameters name a file that an experiment cannot see.
+        DvcError: There is no commit for an experiment, or no remote to push to.
+    """
+    params = preview_params(ROOT, values)
+    if push:
+        refuse_push_to_nowhere(ROOT)
+    if values or name:
+        check_home(ROOT)
+        name = name or default_name(ROOT, values, params)
+        check_name(name)
+        check_named_files(ROOT, params)
+    return params, name
 
 
 def _run_experiment(name: str, values: Mapping[str, Any], *, force: bool, push: bool) -> None:

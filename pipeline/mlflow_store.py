@@ -17,6 +17,7 @@ from pipeline.addresses import database_of, remove_stray_folder, sqlite_address
 from pipeline.champion import consider
 from pipeline.locks import in_turn
 from pipeline.paths import Paths
+from pipeline.proxies import ask_local_servers_directly
 from pipeline.session import Record, Session
 
 # MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
@@ -327,6 +328,7 @@ def shown_uri(uri: str, paths: Paths) -> str:
 def _quiet_client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    ask_local_servers_directly()
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     remove_stray_folder(uri)
     return client

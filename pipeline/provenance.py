@@ -12,12 +12,16 @@ _PACKAGES = ("torch", "numpy", "scipy", "dvc", "mlflow")
 
 
 def commit_of(root: Path) -> str | None:
-    """The commit that is checked out in ``root``; None without git or a repository."""
-    return _git(root, "rev-parse", "HEAD")
+    """The commit that is checked out in ``root``; None if git knows none that has the project."""
+    # A folder that was unpacked inside another repository has nothing to do with its commit.
+    has_project = _git(root, "cat-file", "-e", "HEAD:./params.yaml") is not None
+    return _git(root, "rev-parse", "HEAD") if has_project else None
 
 
 def is_dirty(root: Path) -> bool | None:
-    """Whether tracked files differ from the commit; None without git or a repository."""
+    """Whether tracked files differ from the commit; None if there is no commit."""
+    if commit_of(root) is None:
+        return None
     # dvc.lock is always in motion while a pipeline runs; it says nothing about the code.
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     return None if changes is None else bool(changes)
@@ -29,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """Output of git, or None without git or a repository."""
+    """Output of git, or None if git is not installed or refuses."""
     if shutil.which("git") is None:
         return None
     done = subprocess.run(

@@ -215,7 +215,7 @@ def _provenance(params: Params, paths: Paths) -> dict[str, str]:
     commit = commit_of(paths.root)
     changed = " with changes" if is_dirty(paths.root) else ""
     return {
-        "commit": "none: this is no git repository" if commit is None else commit + changed,
+        "commit": "none that git knows here" if commit is None else commit + changed,
         "device of the evaluation": _device(params),
         **versions(),
     }

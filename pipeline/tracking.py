@@ -28,6 +28,7 @@ from pipeline.paths import Paths
 from pipeline.process import StopSignal
 from pipeline.progress import make_progress, say
 from pipeline.provenance import commit_of, is_dirty
+from pipeline.proxies import through_proxy
 from pipeline.session import Record, Session, abandoned_sessions, open_session
 from pipeline.stagelog import Progress
 
@@ -245,7 +246,7 @@ class StageRun:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS["KILLED"])
 
     def _troubled(self, error: Exception) -> None:
-        self._trouble = _reason(error)
+        self._trouble = _reason(error) + through_proxy(self._store.uri)
         if not self._warned:
             self._warned = True
             _warn(

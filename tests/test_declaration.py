@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import subprocess
+import sys
 import textwrap
 import tomllib
 from functools import cache
@@ -107,7 +108,7 @@ def test_the_stages_are_those_of_the_design_in_order():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_one_name_everywhere(stage):
-    assert STAGES[stage]["cmd"] == f"python -m pipeline {stage}"
+    assert STAGES[stage]["cmd"] == f"sh pipeline/stage.sh {stage}"
     assert f"reports/{stage}" in out_paths(stage)
     others = {"reports/summary.json", "reports/report.html"} if stage == "evaluate" else set()
     assert set(out_paths(stage)) <= {f"data/{stage}", f"reports/{stage}", *others}
@@ -122,6 +123,17 @@ def test_a_stage_depends_on_all_code_it_imports_and_on_no_other(stage):
     assert not missing
     assert not {d for d in declared if not any(covers(d, path) for path in needed)}
     assert not {d for d in declared if not (ROOT / d).exists()}
+
+
+def test_the_command_of_a_stage_looks_for_all_packages_that_stages_import():
+    files = [file for part in ("dsd", "pipeline") for file in (ROOT / part).rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    own = {"dsd", "pipeline", *sys.stdlib_module_names}
+    script = (ROOT / "pipeline" / "stage.sh").read_text()
+    listed = re.search(r'needed = """(.*?)"""', script, re.S)[1].split()
+    assert {name.partition(".")[0] for name in names} - own == set(listed)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -22,6 +22,8 @@ from flows.dvc_runner import (
     stages_in_order,
 )
 
+PIPELINE = Path(dvc_runner.__file__).parents[1] / "pipeline"
+
 DVC_YAML = """
 stages:
   last:
@@ -232,6 +234,32 @@ def test_a_busy_workspace_is_waited_for_and_its_owner_is_named(tmp_path):
         end(owner)
 
 
+def test_what_a_killed_dvc_left_half_written_hinders_no_run(tmp_path):
+    root = workspace(tmp_path)
+    notes = root / ".dvc" / "tmp" / "rwlock"
+    run_stage(root, "first", quiet)
+    whole = notes.read_bytes()
+    for content in (b"", b'{"write": {"', b"\xff", b'{"write": 3}'):
+        notes.write_bytes(content)
+        lines: list[str] = []
+        assert run_stage(root, "first", lines.append).outcome == "cached"
+        assert f"removed {notes}" in lines[0]
+    assert notes.read_bytes() == whole
+    assert run_stage(root, "first", lines.append).outcome == "cached"
+    assert sum("removed" in line for line in lines) == 1
+
+    (root / "work.py").write_text(WORK.replace("{body}", SLEEP.strip()))
+    command = [sys.executable, "-m", "dvc", "repro", "-s", "first"]
+    owner = subprocess.Popen(command, cwd=root, start_new_session=True)
+    try:
+        wait_for(root / "pids")
+        notes.write_bytes(b"")
+        with pytest.raises(DvcError, match=rf"PID {owner.pid}\): let it finish"):
+            run_stage(root, "middle", quiet)
+    finally:
+        end(owner)
+
+
 def test_results_are_pushed_to_a_remote_if_there_is_one(tmp_path):
     root = tmp_path / "work"
     root.mkdir()
@@ -270,3 +298,59 @@ def test_a_remote_that_does_not_take_the_results_is_named_with_the_reason(tmp_pa
     assert message.startswith(f"the DVC remote 'store' ({tmp_path}/file/store) did not take")
     assert "Not a directory" in message
     assert "computes nothing again" in message
+
+
+TELLS = """
+import os, signal, sys
+print(os.environ["WHO"], sys.argv[1:], flush=True)
+os.kill(os.getpid(), signal.SIGTERM) if sys.argv[1] == "die" else sys.exit(7)
+"""
+
+
+def environment(folder: Path, packages: bool) -> Path:
+    """An environment whose Python tells which one it is, or lacks what stages need."""
+    (folder / "bin").mkdir(parents=True)
+    python = folder / "bin" / "python"
+    inner = f"WHO={folder.name} exec {sys.executable}" if packages else "exit 1 #"
+    python.write_text(f'#!/bin/sh\n{inner} "$@"\n')
+    python.chmod(0o755)
+    return folder
+
+
+def test_a_stage_finds_its_python_where_no_environment_is_active(tmp_path):
+    home = tmp_path / "a home"
+    copy = home / ".dvc/tmp/exps/flows/one/inner"
+    for root in (home, copy):
+        (root / "pipeline").mkdir(parents=True)
+        (root / "pipeline" / "stage.sh").write_text((PIPELINE / "stage.sh").read_text())
+        (root / "pipeline" / "__main__.py").write_text(TELLS)
+
+    def said(root: Path, stage: str = "prepare", **variables: object) -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["/bin/sh", "pipeline/stage.sh", stage],
+            cwd=root,
+            env={"PATH": "/nowhere"} | {name: str(value) for name, value in variables.items()},
+            text=True,
+            capture_output=True,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, message = said(home)
+    assert code == 1
+    assert message.endswith("or activate the environment that has them\n")
+    assert f"run `make setup` in {home}" in message
+
+    broken = environment(tmp_path / "broken", packages=False)
+    active = environment(tmp_path / "active", packages=True)
+    on_path = environment(tmp_path / "on_path", packages=True) / "bin"
+    assert said(home, PATH=on_path)[:2] == (7, "on_path ['prepare']\n")
+    environment(home / ".venv", packages=True)
+    for root in (home, copy):
+        assert said(root, PATH=on_path)[:2] == (7, ".venv ['prepare']\n")
+    assert said(home, VIRTUAL_ENV=broken, CONDA_PREFIX=active)[1] == "active ['prepare']\n"
+    assert said(home, VIRTUAL_ENV=active, CONDA_PREFIX=broken)[1] == "active ['prepare']\n"
+    assert said(home, DSD_PYTHON=active / "bin/python")[1] == "active ['prepare']\n"
+    code, _, message = said(home, DSD_PYTHON="/none")
+    assert (code, message.count("\n")) == (1, 1)
+    assert message.startswith("error: DSD_PYTHON is /none, which is no program")
+    assert said(home, "die")[0] == -signal.SIGTERM

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 from quick_project import executed, experiments, looks, quick_project
-from workspace import wait_until
+from workspace import Workspace, wait_until
 
 from dsd.errors import DataError, ParamsError
 from flows.dvc_runner import DvcError, planned_stages, run_stage
 from flows.experiment import default_name, keep_report, save_experiment, workspace_copy
+from flows.repository import tell_dvc
 from flows.turns import in_stage_turn
 from pipeline.locks import BusyError, exclusive
 from pipeline.params import load_params, preview_params
 from pipeline.paths import home_of
+from pipeline.provenance import commit_of, is_dirty
 
 SIGMA = {"corrupt.sigma": 0.3}
 
@@ -166,13 +168,94 @@ def test_what_cannot_be_run_is_refused_before_anything_is(unchanged, tmp_path):
         assert load_params(root).data.path == str(tmp_path)
 
 
-def test_without_a_commit_it_says_how_to_make_one(project, tmp_path):
-    shutil.copytree(project.root, tmp_path / "copy", ignore=shutil.ignore_patterns(".git"))
-    with pytest.raises(DvcError, match="not the root of a git repository: `git init"):
-        begin(tmp_path / "copy")
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "copy", check=True)
-    with pytest.raises(DvcError, match="there is none yet: `git add -A && git commit"):
-        begin(tmp_path / "copy")
+def without_git(project, target):
+    """A copy of the project as an archive of it would be."""
+    shutil.copytree(project.root, target, ignore=shutil.ignore_patterns(".git", "tmp"))
+    return target
+
+
+def in_git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_what_git_lacks_is_said_with_a_remedy_that_is_right_for_it(project, tmp_path, monkeypatch):
+    home = without_git(project, tmp_path / "other" / "copy")
+
+    def refused(match):
+        with pytest.raises(DvcError, match=match) as caught:
+            begin(home)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    refused("is in no git repository: `git init && git add -A && git commit")
+    # Unpacked in the work tree of something else: another repository inside would be wrong.
+    in_git(home.parent, "init", "-q")
+    in_git(home.parent, "commit", "-q", "--allow-empty", "-m", "other")
+    assert "git init" not in refused("does not know dvc.yaml .*: `git add -A . && git commit")
+    assert commit_of(home) is None  # that of the other repository says nothing about this project
+    assert is_dirty(home) is None
+    (home.parent / ".gitignore").write_text("/copy/\n")
+    refused("'.*.gitignore:1:/copy/' ignores it; change that rule")
+    in_git(home, "init", "-q")
+    refused("there is none yet: `git add -A && git commit")
+    in_git(home, "add", "-A")
+    in_git(home, "commit", "-q", "-m", "start")
+    assert len(commit_of(home)) == 40
+    assert is_dirty(home) is False
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own means to try this
+    assert "git init" not in refused("git refuses .*dubious ownership.*--add safe.directory")
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    (home / ".git/HEAD").unlink()
+    refused("no git repository|does not know")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused("git is not installed")
+
+
+def test_dvc_works_without_git_and_hears_of_a_repository_that_comes_later(project, tmp_path):
+    home = without_git(project, tmp_path / "copy")
+    (home / ".gitignore").open("a").write("/data/p*\n/reports/*\n")  # as the real project has
+    settings = home / ".dvc" / "config.local"
+    tell_dvc(home)
+    assert [run_stage(home, one.name, quiet).outcome for one in planned_stages(home)] == [
+        "ran"
+    ] * 3
+    assert "no_scm = true" in settings.read_text()
+    in_git(home, "init", "-q")
+    in_git(home, "add", "-A")
+    in_git(home, "commit", "-q", "-m", "start")
+    tell_dvc(home)
+    assert "no_scm" not in settings.read_text()
+    assert make(home, "one", SIGMA) == ["restored", "ran", "ran"]
+
+
+@pytest.mark.slow
+def test_a_project_in_a_folder_of_a_larger_repository_has_experiments(project, tmp_path):
+    top = tmp_path / "a top"
+    home = without_git(project, top / "inner" / "project")
+    (top / "else").write_text("else\n")
+    in_git(top, "init", "-q")
+    in_git(top, "add", "-A")
+    in_git(top, "commit", "-q", "-m", "start")
+    in_git(top, "checkout", "-q", "--detach")
+    (top / "else").write_text("changed\n")
+    (home / "work.py").open("a").write("# changed\n")
+    with workspace_copy(home, "two", SIGMA, quiet) as root:
+        assert (root / "work.py").read_text().endswith("# changed\n")
+        assert home_of(root) == home.resolve()
+    values = {**SIGMA, "distill.divergence": "dmd"}
+    name = default_name(home, values, preview_params(home, values))
+    assert make(home, name, values) == ["ran"] * 3
+    assert make(home, name, values) == ["restored"] * 3
+    with pytest.raises(ParamsError, match=f"dvc exp remove {name}"):
+        make(home, name, {"corrupt.sigma": 0.4})
+    assert not [*home.glob(".dvc/tmp/exps/flows/*")]
+    inner = Workspace(home)
+    assert experiments(inner)[name]["params"]["params.yaml"]["data"]["corrupt"]["sigma"] == 0.3
+    inner.run("git", "commit", "-aqm", "changes")
+    inner.run("git", "reset", "-q", "--soft", "HEAD~1")
+    inner.run("dvc", "exp", "apply", name)
+    assert load_params(home).corrupt.sigma == 0.3
+    assert (top / "else").read_text() == "changed\n"
 
 
 def test_a_copy_goes_whatever_ends_its_run_and_those_of_the_dead_go_later(unchanged):

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -17,7 +18,7 @@ import pytest
 from pages import check
 from ports import free_port
 from quick_project import executed, experiments, looks, quick_project
-from workspace import STAGES, Workspace, end, wait_until
+from workspace import PROJECT, STAGES, Workspace, end, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,67 @@ def test_stopping_an_experiment_stops_its_stage_and_removes_its_copy(workspace, 
     assert "experiment" not in workspace.run("git", "log", "--all", "--oneline").stdout
 
 
+FLOW = """
+import sys, time
+from flows.command_line import run_flow
+
+def run():
+    from prefect import flow
+    from flows.prefect_server import prepare_own_server
+    from flows.stopping import end_soon_when_stopped
+
+    @flow(on_running=[end_soon_when_stopped])
+    def works():
+        print("works", flush=True)
+        time.sleep(float(sys.argv[1]))
+
+    prepare_own_server()
+    works()
+    return True
+
+sys.exit(run_flow(run))
+"""
+
+
+def start_flow(home, seconds):
+    """A flow that works for some seconds, with a server of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", FLOW, str(seconds)],
+        cwd=PROJECT,
+        env={**os.environ, "PREFECT_HOME": str(home)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_first_flows_at_once_both_run_and_one_that_is_stopped_with_its_server_ends_soon(
+    tmp_path,
+):
+    two = [start_flow(tmp_path / "fresh", 0) for _ in range(2)]
+    try:
+        printed = [process.communicate(timeout=500)[0] for process in two]
+        assert [process.returncode for process in two] == [0, 0], printed
+        assert sum("making Prefect's data base" in text for text in printed) == 1
+
+        process = start_flow(tmp_path / "fresh", 600)
+        for line in process.stdout:
+            if line == "works\n":
+                break
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)  # as systemd does: the server hears it too
+        printed = process.communicate(timeout=300)[0]
+    finally:
+        for one in [*two, process]:
+            end(one)
+    assert time.monotonic() - start < 35
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped; the same command continues" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.fixture(scope="module")
 def project(server, tmp_path_factory):
     """A quick project that the server knows."""
@@ -208,9 +270,9 @@ def test_the_server_refuses_nonsense_and_the_flow_what_cannot_succeed(project):
     assert executed(project) == []
 
     project.set({"pretrain.kimg": 666.0})
-    assert "the loss is NaN" in "\n".join(
-        project.run(sys.executable, "-m", "flows.train", code=1).stderr.splitlines()[-3:]
-    )
+    printed = project.run(sys.executable, "-m", "flows.train", code=1).stderr
+    assert "the loss is NaN" in "\n".join(printed.splitlines()[-3:])
+    assert "Traceback" not in printed
     project.run("git", "checkout", "-q", "params.yaml")
     names = {one["name"]: one["state_name"] for one in ask(project.env, "task_runs/filter", {})}
     assert names == {"prepare": "Ran", "pretrain": "Failed"}

@@ -15,10 +15,13 @@ from flows.overrides import (
     combinations,
     parse_axis,
     parse_setting,
+    parse_settings,
     to_overrides,
     values_of,
 )
+from flows.sweep import main as sweep_command
 from flows.sweep_flow import sweep
+from flows.train import main as train_command
 from flows.training_flow import train
 from pipeline.params import leaves, load_params, preview_params
 from pipeline.params_schema import all_keys
@@ -124,6 +127,41 @@ def test_nonsense_is_refused_by_the_server_and_by_the_flow(overrides):
         Overrides.model_validate(overrides)
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "code", "messages"),
+    [
+        (sweep_command, ["--set", "corrupt.sgima=1"], 2, ["did you mean corrupt.sigma"]),
+        (
+            sweep_command,
+            ["--set", "corrupt.sigma=banana,-1", "--set", "distill.divergence=sid,foo"],
+            2,
+            ['"banana" must be a number', "-1 must be >= 0", '"foo" must be one of'],
+        ),
+        (sweep_command, ["--set", "seed=1", "--name", "../x"], 2, ["'../x' cannot be"]),
+        (sweep_command, ["--set", "seed=1,"], 2, ["seed: a value is empty"]),
+        (sweep_command, ["--set", "data.path=/none"], 3, ["'/none' does not exist"]),
+        (
+            train_command,
+            ["--set", "corrupt.sigma=banana", "--set", "seed=x"],
+            2,
+            ["seed = ", "corrupt.sigma = "],
+        ),
+        (train_command, ["--set", "seed=1", "--name", "a b"], 2, ["'a b' cannot be"]),
+        (train_command, ["--set", "data.path=none"], 3, ["'none' does not exist"]),
+        (train_command, ["--set", "data.path=../none"], 3, ["write the absolute path"]),
+    ],
+)
+def test_a_wrong_command_gets_a_line_for_each_mistake_before_any_server(
+    command, options, code, messages, capfd, monkeypatch
+):
+    monkeypatch.setattr("flows.prefect_server.prepare_own_server", lambda: pytest.fail("begun"))
+    assert command(options) == code
+    printed = "".join(capfd.readouterr())
+    assert len(printed.splitlines()) == len(messages)
+    for line, message in zip(printed.splitlines(), messages, strict=True):
+        assert message in line
+
+
 def test_a_sweep_takes_known_keys_and_lists_only():
     good = {"key": "corrupt.sigma", "values": ["0.2", "0.4"]}
     assert is_valid({"grid": [good]}, SWEEP)
@@ -179,6 +217,11 @@ def test_a_wrong_setting_gets_one_message(text, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_one_key_is_set_once():
+    with pytest.raises(ParamsError, match=r"command line has corrupt\.sigma more than once"):
+        parse_settings(["corrupt.sigma=0.2", "seed=1", "corrupt.sigma=0.3"])
+
+
 def test_all_combinations_come_once_and_early_stages_alternate_first():
     grid = [parse_axis("distill.divergence=sid,dmd"), parse_axis("corrupt.sigma=0.2,0.4,0.6")]
     found = combinations(grid)
@@ -198,6 +241,8 @@ def test_all_combinations_come_once_and_early_stages_alternate_first():
         ([], "a parameter to vary"),
         ([Axis(key="seed", values=["1"]), Axis(key="seed", values=["2"])], "seed more than once"),
         ([Axis(key="corrupt.sigma", values=["0.2", "0.20"])], "0.2 more than once"),
+        ([parse_axis("corrupt.sigma_hat=0.2,")], "corrupt.sigma_hat: a value is empty"),
+        ([parse_axis("network.channel_mult=[1,[2")], "network.channel_mult=.*line 1"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(grid, message):

@@ -24,6 +24,7 @@ from tiny_project import PATTERNS, Project, until
 from flows import services
 from flows.alive import ended_runs, living_runs
 from flows.environment import DEFAULTS, ROOT, set_defaults
+from flows.prefect_server import ServerError, make_database
 from flows.services import gpus_of_workers, main, require_free_port, require_same_version
 from flows.supervisor import Service, ServiceError, Supervisor
 from pipeline.addresses import sqlite_address
@@ -203,15 +204,108 @@ def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeyp
     assert "set PREFECT_API_URL and MLFLOW_TRACKING_URI" in line
 
 
-def test_reconcile_without_a_server_says_so(tmp_path):
-    address = f"http://127.0.0.1:{free_port()}/api"
-    env = {**os.environ, "PREFECT_API_URL": address}
-    command = [sys.executable, "-m", "flows.reconcile"]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port-prefect", "99999"], "99999 is no port"),
+        (["--port-mlflow", "-5"], "-5 is no port"),
+        (["--port-prefect", "5000"], "cannot share port 5000"),
+        (["--name", "a/b"], "'a/b' is not made of letters"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(options, message, capsys):
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    try:
+        code = main(options)
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def said_by(*command, **variables):
+    """What a command of the project says on its standard error."""
+    own = {n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")}
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=env, text=True, capture_output=True
+        [sys.executable, *command],
+        cwd=Path(__file__).parents[1],
+        env={**own, **variables},
+        text=True,
+        capture_output=True,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {address} does not answer")
+    return done.stderr.splitlines()
+
+
+DEAD_PROXY = "http://user:secret@127.0.0.1:9"
+
+
+@pytest.mark.parametrize("module", ["reconcile", "deploy", "train"])
+def test_a_server_that_does_not_answer_is_named_and_the_proxy_that_was_asked(module):
+    address = f"http://127.0.0.1:{free_port()}/api"
+    proxies = {"HTTP_PROXY": DEAD_PROXY, "ALL_PROXY": "socks5://127.0.0.1:9"}
+    (line,) = said_by("-m", f"flows.{module}", PREFECT_API_URL=address, **proxies)
+    assert line.startswith("error: ")
+    assert address in line
+    assert "proxy" not in line  # this machine is asked directly
+    away = "http://192.0.2.1:4200/api"  # an address that is nobody's
+    (line,) = said_by("-m", f"flows.{module}", PREFECT_API_URL=away, HTTP_PROXY=DEAD_PROXY)
+    assert f"{away}" in line
+    assert "through the proxy 127.0.0.1:9 of the environment" in line
+    assert "add 192.0.2.1 to NO_PROXY" in line
+    assert "secret" not in line
+
+
+def test_flows_that_need_a_lasting_server_say_so():
+    for module in ("reconcile", "deploy"):
+        (line,) = said_by("-m", f"flows.{module}")
+        assert "set PREFECT_API_URL, for example" in line
+
+
+def test_a_prefect_home_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ServerError, match=r"file/home.*Not a directory; .*set PREFECT_HOME"):
+        make_database()
+
+
+ASK = """
+import os, sys
+url = sys.argv[1]
+if sys.argv[2] == "flows":
+    import flows, httpx
+    from flows.addresses import ask
+    print(ask(url), httpx.get(url).text)
+else:
+    from mlflow import MlflowException
+    from pipeline import mlflow_store
+    try:
+        mlflow_store.fetch_evaluations(url, "dsd", None)
+    except MlflowException as error:
+        print("ProxyError" in str(error))
+print(os.environ["no_proxy"], os.environ["NO_PROXY"])
+"""
+
+
+@pytest.mark.parametrize(("who", "told"), [("flows", '"2" "2"'), ("mlflow", "False")])
+def test_servers_of_this_machine_are_asked_past_a_proxy_and_the_users_exceptions_stay(who, told):
+    with answering("2") as port:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK, f"http://127.0.0.1:{port}/", who],
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "http_proxy": DEAD_PROXY, "NO_PROXY": "intern.example, .lan"},
+            text=True,
+            capture_output=True,
+        )
+    assert done.returncode == 0, done.stderr
+    first, exceptions = done.stdout.splitlines()
+    assert first == told
+    lower, upper = exceptions.split()
+    assert lower == upper
+    assert lower.startswith("intern.example,.lan,localhost,127.0.0.1,::1,")
 
 
 @pytest.mark.parametrize("module", ["services", "reconcile", "deploy"])

@@ -1,0 +1,58 @@
+"""A flow that is asked to stop ends soon, also where Prefect's server is gone.
+
+Who stops a flow often stops its server with it: Ctrl-C in a terminal and systemd signal all
+processes of a group. Prefect would then ask the dead server for minutes how the run ended.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+
+__all__ = ["end_soon_when_stopped", "stopped_by"]
+
+_SECONDS = 25.0  # who sends SIGTERM kills after half a minute as a rule
+
+_numbers: list[int] = []
+
+
+def stopped_by() -> int | None:
+    """The signal that asked this process to stop, if any has."""
+    return _numbers[0] if _numbers else None
+
+
+def end_soon_when_stopped(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
+    """Hook ``on_running`` of every flow: hear of SIGINT and SIGTERM before Prefect does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        if callable(before) and not isinstance(before, _Ending):
+            signal.signal(number, _Ending(before))
+
+
+@final
+class _Ending:
+    """A handler of signals that does what the one before it did, and sees to the end."""
+
+    def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
+        self._before = before
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not _numbers:
+            _numbers.append(number)
+            _ask_the_server_once_more()
+            timer = threading.Timer(_SECONDS, os._exit, [128 + number])
+            timer.daemon = True
+            timer.start()
+        self._before(number, frame)
+
+
+def _ask_the_server_once_more() -> None:
+    """Repeat a request to Prefect's server at most once from now on."""
+    from prefect.settings import get_current_settings
+
+    get_current_settings().client.max_retries = 1
