@@ -136,13 +136,13 @@ def _decoding(content: bytes) -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
     except UnidentifiedImageError as error:
-        kinds = "is a TIFF picture of a kind that is not read; save it as PNG"
-        msg = kinds if is_tiff(content) else "is no PNG, JPEG, BMP, WebP or TIFF picture"
+        msg = "is no PNG, JPEG, BMP, WebP or TIFF picture"
+        if is_tiff(content):
+            msg = "is TIFF of a compression or colours that are not read; save it as grey or RGB"
         raise ValueError(msg) from error
     # On damaged bytes, Pillow's decoders raise nearly anything.
     except Exception as error:
-        reason = f"unknown value {error}" if isinstance(error, KeyError) else error
-        msg = f"cannot be decoded ({reason})"
+        msg = f"cannot be decoded ({error})"
         raise ValueError(msg) from error
 
 

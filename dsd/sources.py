@@ -55,7 +55,7 @@ FORMATS = {
 }  # fmt: skip
 """Formats of scientific images that are not read, by suffix."""
 
-ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
 TORCHVISION = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "celeba": "CelebA"}
 

@@ -97,10 +97,11 @@ def _read_pages(content: Content) -> list[Page]:
     if max(frames for frames, _ in promised) > found:
         msg = f"says that it holds {promised[0][0]} frames, but has {found}; save it once more"
         raise ValueError(msg)
-    if found > MAX_FRAMES or sum(page.frames * page.frame_size for page in pages) > MAX_SAMPLES:
+    numbers = sum(page.frames * page.frame_size for page in pages)
+    if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
         msg = f"holds {found} frames, more than {MAX_FRAMES} or {MAX_SAMPLES} numbers; split it"
         raise ValueError(msg)
-    _check_rest(content, directories, pages)
+    _check_rest(directories, pages)
     return pages
 
 
@@ -126,8 +127,8 @@ class _Directory:
     file: _File
     entries: dict[int, tuple[int, int, int]]
     following: int
-    size: int
-    """Bytes of the directory and of all values that it points at."""
+    extents: list[tuple[int, int]]
+    """Where the directory itself, and then the values that it points at, begin and end."""
 
     @classmethod
     def at(cls, file: _File, at: int) -> "_Directory":
@@ -136,13 +137,14 @@ class _Directory:
         first, step = at + struct.calcsize("<" + head), struct.calcsize("<" + entry)
         # Read before the entries, so that a wrong count is found before they are gone through.
         (following,) = file.unpack(link, first + count * step)
-        entries, size = {}, first + count * step + inline - at
+        entries, extents = {}, [(at, first + count * step + inline)]
         for place in range(first, first + count * step, step):
             tag, kind, number, value = file.unpack(entry, place)
             length = number * _SIZES.get(kind, 1)
-            size += length if length > inline else 0
             entries[tag] = kind, number, value if length > inline else place + step - inline
-        return cls(file, entries, following, size)
+            if length > inline:
+                extents.append((value, value + length))
+        return cls(file, entries, following, extents)
 
     def numbers(self, tag: int, most: int = 16) -> list[int]:
         """The first values of a tag; none where it is missing."""
@@ -152,6 +154,12 @@ class _Directory:
     def number(self, tag: int, default: int) -> int:
         """The first value of a tag."""
         return next(iter(self.numbers(tag, 1)), default)
+
+    def last(self, tag: int) -> int:
+        """The last value of a tag that is there."""
+        kind, count, at = self.entries[tag]
+        code = _WHOLE.get(kind, "B")
+        return self.file.unpack(code, at + (count - 1) * struct.calcsize(code))[0]
 
     @property
     def text(self) -> str:
@@ -184,24 +192,26 @@ class _Directory:
         return math.ceil(width / columns) * math.ceil(height / rows) * planes
 
     @property
-    def uncompressed_bytes(self) -> int:
-        """Bytes of the pixels of one picture."""
+    def cell_bytes(self) -> int:
+        """Bytes of a strip or tile without compression."""
         columns, rows = self.cell
         samples = 1 if self.number(_PLANAR, 1) == 2 else self.samples
-        return self.cells * rows * math.ceil(columns * samples * self.number(_BITS, 1) / 8)
+        return rows * math.ceil(columns * samples * self.number(_BITS, 1) / 8)
 
 
 def _directories(file: _File) -> Iterator[_Directory]:
     """The directories in the order of the file."""
-    seen = set[int]()
+    seen, used = set[int](), 0
     (at,) = file.unpack("Q", 8) if file.large else file.unpack("I", 4)
     while (at and at not in seen) or not seen:
         seen.add(at)
         directory = _Directory.at(file, at)
         yield directory
         at = directory.following
-        if len(seen) > MAX_FRAMES:
-            msg = f"holds more than {MAX_FRAMES} pages; split it"
+        (begin, end), *_ = directory.extents
+        used += end - begin
+        if len(seen) > MAX_FRAMES or used > len(file.content):
+            msg = f"holds more than {MAX_FRAMES} pages, or pages that overlap; split it"
             raise ValueError(msg)
 
 
@@ -318,27 +328,42 @@ def _page(page: _Directory, frames: int) -> Page:
     return Page(frames, starts[0], size)
 
 
-def _check_rest(content: Content, directories: list[_Directory], pages: list[Page]) -> None:
-    """Raise ValueError where bytes that may be a frame belong to no page."""
+def _check_rest(directories: list[_Directory], pages: list[Page]) -> None:
+    """Raise ValueError where a frame may lie between, or behind, all that is known."""
     if any(directory.number(_COMPRESSION, 1) != 1 for directory in directories):
         return
-    places = zip(directories, pages, strict=True)
-    known = 16 + sum(one.size + page.frames * one.uncompressed_bytes for one, page in places)
-    for directory in directories:
-        known += sum(_size_of_linked(directory, tag) for tag in (_EXIF, _GPS))
-    rest = len(content) - known
-    if rest >= min(directory.uncompressed_bytes for directory in directories):
-        msg = (
-            f"has {rest} bytes that belong to none of its {len(pages)} pages and may be further "
-            "frames; save it once more, each frame as a page"
-        )
-        raise ValueError(msg)
+    end = len(directories[0].file.content)
+    known = [(0, 16), (end, end)]
+    for directory, page in zip(directories, pages, strict=True):
+        known += directory.extents + _pixels(directory, page)
+        known += [part for tag in (_EXIF, _GPS) for part in _linked(directory, tag)]
+    smallest = min(directory.cells * directory.cell_bytes for directory in directories)
+    reached = 0
+    for begin, stop in sorted(known):
+        if begin - reached >= smallest and reached < end:
+            msg = (
+                f"has {min(begin, end) - reached} bytes that belong to none of its {len(pages)} "
+                "pages and may be further frames; save it once more, each frame as a page"
+            )
+            raise ValueError(msg)
+        reached = max(reached, stop)
 
 
-def _size_of_linked(directory: _Directory, tag: int) -> int:
-    """Bytes of a directory of data about the picture, 0 where there is none."""
+def _pixels(directory: _Directory, page: Page) -> list[tuple[int, int]]:
+    """Where the pixels of a page begin and end, of strips or tiles in order."""
+    if page.frames > 1:
+        return [(page.start, page.start + page.frames * page.frame_size)]
+    tag = _TILES if _TILES in directory.entries else _STRIPS
+    if not directory.numbers(tag, 1):
+        return []
+    ends = directory.number(tag, 0), directory.last(tag)
+    return [(min(ends), max(ends) + directory.cell_bytes)]
+
+
+def _linked(directory: _Directory, tag: int) -> list[tuple[int, int]]:
+    """Where data about the picture lie, which a tag points at."""
     at = directory.number(tag, 0)
     try:
-        return _Directory.at(directory.file, at).size if at else 0
+        return _Directory.at(directory.file, at).extents if at else []
     except struct.error:
-        return 0
+        return []
