@@ -57,6 +57,8 @@ FORMATS = {
 
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
+_CORRECT = "correct data.path in params.yaml"
+
 TORCHVISION = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "celeba": "CelebA"}
 
 
@@ -159,52 +161,51 @@ def find_images(
     if kind == "torchvision":
         return _torchvision(path, name or "")
     if not path.exists():
-        msg = f"{path} does not exist: correct data.path in params.yaml"
+        msg = f"{path} does not exist: {_CORRECT}"
         raise DataError(msg)
     if not (path.is_dir() or path.is_file()):
-        msg = f"{path} is neither a file nor a folder: correct data.path in params.yaml"
+        msg = f"{path} is neither a file nor a folder: {_CORRECT}"
         raise DataError(msg)
     if path.is_dir():
         return _folder(path) if kind == "folder" else _shards(path)
     suffix = ".parquet" if is_parquet(path) else suffix_of(path.name)
     if kind == "folder" or suffix in FORMATS.keys() | ARCHIVES | SUFFIXES:
-        msg = f"{path} is a file of the kind {suffix}: {_remedy(suffix, kind)}"
+        msg = f"{path} is a file {suffix}: {_remedy(suffix, kind) or _CORRECT}"
         raise DataError(msg)
     return Source(count_rows(path), _Items(partial(_rows, path)))
 
 
-def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str:
+def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str | None:
     """What to do with files of a suffix that ``kind`` of source does not read."""
     if suffix in PARQUET_SUFFIXES:
         return "set data.source to parquet"
     if suffix in SUFFIXES:
-        change = "set data.path to its folder"
-        return change if kind == "folder" else f"{change} and data.source to folder"
-    if suffix in ARCHIVES:
+        change = "set data.path to the folder that holds it"
         return (
-            "unpack it, and set data.source to folder and data.path to the folder with its files"
+            change if kind == "folder" else "set data.source to folder and data.path to a folder"
         )
+    if suffix in ARCHIVES:
+        return "unpack it; set data.source to folder, and data.path to the folder with its files"
     if suffix in FORMATS:
         return (
             f"{FORMATS[suffix]} is {ONE_MAP}; save them as grey or RGB pictures (PNG, TIFF), and "
             "set data.source to folder and data.path to their folder"
         )
-    return "correct data.path in params.yaml"
+    return None
 
 
 def _nothing(content: FolderContent, kind: Literal["parquet", "folder"]) -> DataError:
     """The error where no file of a folder can be taken."""
-    wanted = ("images", SUFFIXES) if kind == "folder" else ("Parquet files", PARQUET_SUFFIXES)
-    there = content.left_out
-    if content.folder.suffix.lower() in FORMATS:
-        most = content.folder.suffix.lower()
-    else:
-        known = [
-            one for one, _ in content.other.most_common() if _remedy(one, kind)[:7] != "correct"
-        ]
-        most = known[0] if known else ""
-    msg = f"{content.folder} holds no {wanted[0]} ({' '.join(sorted(wanted[1]))})"
-    return DataError(f"{msg}{f', but {there}' if there else ''}: {_remedy(most, kind)}")
+    name, wanted = (
+        ("images", SUFFIXES) if kind == "folder" else ("Parquet files", PARQUET_SUFFIXES)
+    )
+    there = f", but {content.left_out}" if content.left_out else ""
+    suffixes = [suffix_of(content.folder.name), *(one for one, _ in content.other.most_common())]
+    remedies = [remedy for one in suffixes if (remedy := _remedy(one, kind))]
+    remedy = next(iter(remedies), _CORRECT)
+    return DataError(
+        f"{content.folder} holds no {name} ({' '.join(sorted(wanted))}){there}: {remedy}"
+    )
 
 
 def _folder(folder: Path) -> Source:
@@ -495,9 +496,10 @@ class Reader:
         """
         kinds: dict[tuple[int, ...], list[str]] = {}
         refused: list[Refused] = []
-        sizes: list[int] = []
-        items = takewhile(lambda _: sum(sizes) < SURVEYED_BYTES, islice(self._source.items, most))
-        images = self._images(items, refused.append, lambda data: sizes.append(len(data)))
+        read: Counter[str] = Counter()
+        some = islice(self._source.items, most)
+        items = takewhile(lambda _: read["bytes"] < SURVEYED_BYTES, some)
+        images = self._images(items, refused.append, lambda data: read.update(bytes=len(data)))
         for image in islice(images, min(most, self._max_images or most)):
             kinds.setdefault(image.pixels.shape, []).append(image.name)
         return kinds, refused

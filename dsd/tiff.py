@@ -34,6 +34,19 @@ _FILL_ORDER, _DESCRIPTION, _STRIPS, _SAMPLES, _ROWS, _PLANAR = 266, 270, 273, 27
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _SUB_DIRECTORIES, _EXTRA = 322, 323, 324, 330, 338
 _SAMPLE_FORMAT, _DEPTH, _EXIF, _GPS = 339, 32997, 34665, 34853
 
+_MAX_TEXT = 2**13
+"""Bytes of a description that are looked at."""
+
+_USED = frozenset(
+    {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _DESCRIPTION}
+    | {_STRIPS, _SAMPLES, _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _SUB_DIRECTORIES}
+    | {_EXTRA, _SAMPLE_FORMAT, _DEPTH, _EXIF, _GPS}
+)
+"""Tags that are looked at."""
+
+_MAX_ENTRIES = 2**21
+"""Entries of directories; those of usual files are some twenty a page."""
+
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
           16: 8, 17: 8, 18: 8}  # fmt: skip
 """Bytes of one value, by its type."""
@@ -94,8 +107,9 @@ def _read_pages(content: Content) -> list[Page]:
         for directory, (frames, truncated) in zip(directories, promised, strict=True)
     ]
     found = sum(page.frames for page in pages)
-    if max(frames for frames, _ in promised) > found:
-        msg = f"says that it holds {promised[0][0]} frames, but has {found}; save it once more"
+    most = max(frames for frames, _ in promised)
+    if most > found:
+        msg = f"says that it holds {most} frames, but has {found}; save it once more"
         raise ValueError(msg)
     numbers = sum(page.frames * page.frame_size for page in pages)
     if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
@@ -126,6 +140,9 @@ class _Directory:
 
     file: _File
     entries: dict[int, tuple[int, int, int]]
+    count: int
+    """Entries of all tags; ``entries`` holds those that are looked at."""
+
     following: int
     extents: list[tuple[int, int]]
     """Where the directory itself, and then the values that it points at, begin and end."""
@@ -134,6 +151,9 @@ class _Directory:
     def at(cls, file: _File, at: int) -> "_Directory":
         head, entry, link, inline = ("Q", "HHQQ", "Q", 8) if file.large else ("H", "HHII", "I", 4)
         (count,) = file.unpack(head, at)
+        if count > _MAX_ENTRIES:
+            msg = f"cannot be decoded (a TIFF directory of {count} entries)"
+            raise ValueError(msg)
         first, step = at + struct.calcsize("<" + head), struct.calcsize("<" + entry)
         # Read before the entries, so that a wrong count is found before they are gone through.
         (following,) = file.unpack(link, first + count * step)
@@ -141,10 +161,11 @@ class _Directory:
         for place in range(first, first + count * step, step):
             tag, kind, number, value = file.unpack(entry, place)
             length = number * _SIZES.get(kind, 1)
-            entries[tag] = kind, number, value if length > inline else place + step - inline
+            if tag in _USED:
+                entries[tag] = kind, number, value if length > inline else place + step - inline
             if length > inline:
                 extents.append((value, value + length))
-        return cls(file, entries, following, extents)
+        return cls(file, entries, count, following, extents)
 
     def numbers(self, tag: int, most: int = 16) -> list[int]:
         """The first values of a tag; none where it is missing."""
@@ -165,7 +186,7 @@ class _Directory:
     def text(self) -> str:
         """The beginning of the description, empty where there is none."""
         _, count, at = self.entries.get(_DESCRIPTION, (2, 0, 0))
-        return self.file.content[at : at + min(count, 2**16)].decode("latin-1")
+        return self.file.content[at : at + min(count, _MAX_TEXT)].decode("latin-1")
 
     @property
     def samples(self) -> int:
@@ -201,24 +222,23 @@ class _Directory:
 
 def _directories(file: _File) -> Iterator[_Directory]:
     """The directories in the order of the file."""
-    seen, used = set[int](), 0
+    seen, entries = set[int](), 0
     (at,) = file.unpack("Q", 8) if file.large else file.unpack("I", 4)
     while (at and at not in seen) or not seen:
         seen.add(at)
         directory = _Directory.at(file, at)
         yield directory
         at = directory.following
-        (begin, end), *_ = directory.extents
-        used += end - begin
-        if len(seen) > MAX_FRAMES or used > len(file.content):
-            msg = f"holds more than {MAX_FRAMES} pages, or pages that overlap; split it"
+        entries += directory.count
+        if len(seen) > MAX_FRAMES or entries > _MAX_ENTRIES:
+            msg = f"holds more than {MAX_FRAMES} pages, or {_MAX_ENTRIES} tags; split it"
             raise ValueError(msg)
 
 
 def _check_picture(page: _Directory) -> None:
     """Raise ValueError unless all of a page can be read as it is."""
-    if min(page.sides + page.cell) < 1:
-        msg = "cannot be decoded (TIFF with a side of 0 pixels)"
+    if min(*page.sides, *page.cell, page.samples) < 1:
+        msg = "cannot be decoded (TIFF of 0 pixels or 0 channels)"
         raise ValueError(msg)
     for objection in (_parts, _type_of_numbers, _channels):
         complaint = objection(page)
@@ -282,7 +302,7 @@ def _promised(page: _Directory) -> tuple[int, bool]:
     """
     text = page.text
     listed = re.search(r"shape\"?\s*[:=]\s*[\[(]([\d,\s]{1,200})[\])]", text)
-    shape = [int(side) for side in listed[1].split(",") if side.strip()] if listed else []
+    shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])] if listed else []
     axes = re.search(r'"axes":\s*"([A-Z]{1,20})"', text)
     channels = [int(found) for found in re.findall(r"^channels=(\d{1,9})", text, re.MULTILINE)]
     channels += [int(found) // page.samples for found in re.findall(r'SizeC="(\d{1,9})"', text)]
@@ -296,7 +316,7 @@ def _promised(page: _Directory) -> tuple[int, bool]:
         raise ValueError(msg)
     if text.startswith("ImageJ="):
         images = re.search(r"^images=(\d{1,9})", text, re.MULTILINE)
-        return int(images[1]) if images else 1, False
+        return max(int(images[1]) if images else 1, 1), False
     width, height = page.sides
     frames = math.prod(shape) // (width * height * page.samples)
     return max(frames, 1), bool(re.search(r'"truncated":\s*true', text))

@@ -2,7 +2,6 @@ import gzip
 import hashlib
 import io
 import pickle
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -206,7 +205,7 @@ def test_file_and_folder_confused_says_what_to_set(tmp_path):
     with pytest.raises(DataError, match=r"no Parquet files .*1 \.png .*data\.source to folder"):
         find_images("parquet", tmp_path, None)
     for kind in ("folder", "parquet"):
-        with pytest.raises(DataError, match=r"a\.png is a file .*data\.path to its folder"):
+        with pytest.raises(DataError, match=r"a\.png is a file \.png: set .*data\.path to "):
             find_images(kind, picture, None)
 
 
@@ -290,18 +289,16 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
         ("stack.npy", "a NumPy array is not read yet: .*set data.source to folder"),
         ("volume.nii.gz", "NIfTI is not read yet"),
         ("all.h5", "HDF5 is not read yet"),
-        ("all.zip", "unpack it, and set data.source to folder"),
+        ("all.zip", "unpack it; set data.source to folder"),
         ("all.tar.gz", "unpack it"),
     ],
 )
 def test_files_of_other_kinds_are_named_with_what_to_do(tmp_path, name, remedy):
     folder = folder_of(tmp_path / "in", {name: b"", "a.txt": b"", "b.txt": b""})
     for kind in ("folder", "parquet"):
-        with pytest.raises(DataError, match=rf"holds no .*1 \.{name[-2:]}|{remedy}") as caught:
+        with pytest.raises(DataError, match=rf"holds no .*2 \.txt, 1 \..*{remedy}"):
             find_images(kind, folder, None)
-        assert re.search(remedy, str(caught.value))
-        assert "2 .txt" in str(caught.value)
-        with pytest.raises(DataError, match=rf"{name} is a file of the kind \.\w+.*{remedy}"):
+        with pytest.raises(DataError, match=rf"{name} is a file \.\w+.*{remedy}"):
             find_images(kind, folder / name, None)
 
 
