@@ -188,16 +188,16 @@ def _encoding(image: ImageFile.ImageFile, raw_mode: str, content: bytes) -> Enco
     name = {"WEBP": "WebP", "MPO": "JPEG"}.get(str(image.format), str(image.format))
     few = _FEW_BITS.search(raw_mode)
     if image.mode in {"P", "PA"}:
-        return Encoding(f"{name} palette", "none" if _is_grey_ramp(image) else "reduced")
+        return Encoding(f"palette {name}", "none" if _is_grey_ramp(image) else "reduced")
     if image.mode == "1" or few:
-        return Encoding(f"{name} of {few[1] if few else 1} bits", "reduced")
+        return Encoding(f"{few[1] if few else 1}-bit {name}", "reduced")
     if name == "WebP":
         lossy = _webp_is_lossy(content)
-        return Encoding(f"{name} {'lossy' if lossy else 'lossless'}", "lossy" if lossy else "none")
+        return Encoding("lossy WebP", "lossy") if lossy else Encoding("lossless WebP", "none")
     inner = _LOSSY_TIFF.get(image.info.get("compression", "")) if name == "TIFF" else None
-    return Encoding(
-        f"{name} {inner}" if inner else name, "lossy" if inner or name == "JPEG" else "none"
-    )
+    if inner:
+        return Encoding(f"{inner} in TIFF", "lossy")
+    return Encoding(name, "lossy" if name == "JPEG" else "none")
 
 
 def _webp_is_lossy(content: bytes) -> bool:

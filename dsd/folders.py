@@ -68,8 +68,9 @@ class FolderContent:
     def _taken_lines(self) -> Iterator[str]:
         groups = Counter((name.rpartition("/")[0], suffix_of(name)) for name in self.taken)
         largest = sorted(groups, key=lambda group: (-groups[group], group))
+        root = self.folder.name or self.folder.resolve().name
         for folder, suffix in largest[:_GROUPS]:
-            shown = one_line(f"{self.folder.name}/{folder}".rstrip("/"))
+            shown = one_line(f"{root}/{folder}".rstrip("/"))
             yield f"took {groups[folder, suffix]} {suffix} from {shown}"
         rest = largest[_GROUPS:]
         if rest:

@@ -33,13 +33,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"}) | TIFF_SUFFIXES
 BLOCK_BYTES = 2**20
 """Decoded pixels in memory at a time, about."""
 
-SURVEYED = 100
-"""The most common kind among so many first images is kept where others are skipped."""
-
 COUNTED = 10_000
-"""Images that are counted by kind where several kinds are refused."""
+"""First images that are counted by kind, to name all kinds or to keep the most common one."""
 
-SURVEYED_BYTES = 2**30
+COUNTED_BYTES = 2**30
 """Encoded bytes that are read to count them, about."""
 
 _KINDS = 5
@@ -58,6 +55,9 @@ FORMATS = {
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
 _CORRECT = "correct data.path in params.yaml"
+
+PICTURES = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"})
+"""Other pictures that are not read."""
 
 TORCHVISION = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "celeba": "CelebA"}
 
@@ -169,10 +169,11 @@ def find_images(
     if path.is_dir():
         return _folder(path) if kind == "folder" else _shards(path)
     suffix = ".parquet" if is_parquet(path) else suffix_of(path.name)
-    if kind == "folder" or suffix in FORMATS.keys() | ARCHIVES | SUFFIXES:
-        msg = f"{path} is a file {suffix}: {_remedy(suffix, kind) or _CORRECT}"
-        raise DataError(msg)
-    return Source(count_rows(path), _Items(partial(_rows, path)))
+    remedy = _remedy(suffix, kind)
+    if kind == "parquet" and (suffix in PARQUET_SUFFIXES or remedy is None):
+        return Source(count_rows(path), _Items(partial(_rows, path)))
+    msg = f"{path} is a file {suffix}: {remedy or _CORRECT}"
+    raise DataError(msg)
 
 
 def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str | None:
@@ -186,6 +187,8 @@ def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str | None:
         )
     if suffix in ARCHIVES:
         return "unpack it; set data.source to folder, and data.path to the folder with its files"
+    if suffix in PICTURES:
+        return "save them as PNG, in 8 bits and without loss"
     if suffix in FORMATS:
         return (
             f"{FORMATS[suffix]} is {ONE_MAP}; save them as grey or RGB pictures (PNG, TIFF), and "
@@ -425,8 +428,8 @@ class Reader:
         lines = []
         if self._others and self._shape is not None:
             lines.append(
-                f"kept images of {_kind(self._shape)}, the most common kind among the first "
-                f"{SURVEYED}; skipped {_by_kind(self._others)}"
+                f"kept images of {_kind(self._shape)}, the most common kind (of up to {COUNTED} "
+                f"that were counted); skipped {_by_kind(self._others)}"
             )
         lossy = {one.name: n for one, n in self.encodings.items() if one.harm == "lossy"}
         if self._noisy and lossy:
@@ -459,7 +462,7 @@ class Reader:
     def _usable(self) -> Iterator[Planes]:
         """Decoded images of one kind, the others refused or noted."""
         if self._on_broken == "skip":
-            kinds, _ = self._survey(SURVEYED)
+            kinds, _ = self._survey()
             self._shape = max(kinds, key=lambda shape: len(kinds[shape]), default=None)
         for image in self._images(self._source.items, self._refuse, self._digest.update):
             if self._is_kept(image):
@@ -488,19 +491,15 @@ class Reader:
             else:
                 yield image
 
-    def _survey(self, most: int) -> tuple[dict[tuple[int, ...], list[str]], list[Refused]]:
-        """What the first images are: names of the usable ones by shape, and the others.
-
-        Args:
-            most: Images to look at; large ones may be fewer.
-        """
+    def _survey(self) -> tuple[dict[tuple[int, ...], list[str]], list[Refused]]:
+        """What the first images are: names of the usable ones by shape, and the others."""
         kinds: dict[tuple[int, ...], list[str]] = {}
         refused: list[Refused] = []
         read: Counter[str] = Counter()
-        some = islice(self._source.items, most)
-        items = takewhile(lambda _: read["bytes"] < SURVEYED_BYTES, some)
+        some = islice(self._source.items, COUNTED)
+        items = takewhile(lambda _: read["bytes"] < COUNTED_BYTES, some)
         images = self._images(items, refused.append, lambda data: read.update(bytes=len(data)))
-        for image in islice(images, min(most, self._max_images or most)):
+        for image in islice(images, min(COUNTED, self._max_images or COUNTED)):
             kinds.setdefault(image.pixels.shape, []).append(image.name)
         return kinds, refused
 
@@ -513,7 +512,7 @@ class Reader:
         if shape == self._shape:
             return True
         if self._on_broken == "refuse":
-            raise DataError(self._mixture())
+            raise DataError(self._mixture(image))
         kept = _kind(self._shape or shape)
         self.refused.append(Refused(image.name, f"is {_kind(shape)}, and {kept} are kept"))
         self._others[_kind(shape)] += 1
@@ -523,7 +522,7 @@ class Reader:
         self.refused.append(refused)
         if self._on_broken == "skip":
             return
-        kinds, others = self._survey(COUNTED)
+        kinds, others = self._survey()
         usable = sum(map(len, kinds.values()))
         if not usable:
             msg = (
@@ -545,9 +544,10 @@ class Reader:
     def _complaint(self) -> str:
         return f"{self.refused[0].name} {self.refused[0].reason}" if self.refused else "no image"
 
-    def _mixture(self) -> str:
-        """What images of several kinds there are."""
-        kinds, _ = self._survey(COUNTED)
+    def _mixture(self, odd: _Image) -> str:
+        """What images of several kinds there are, ``odd`` among them."""
+        kinds, _ = self._survey()
+        kinds.setdefault(odd.pixels.shape, [odd.name])
         largest = sorted(kinds, key=lambda shape: -len(kinds[shape]))
         parts = [f"{len(kinds[largest[0]])} are {_kind(largest[0])}"]
         for shape in largest[1:_KINDS]:

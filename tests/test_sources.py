@@ -291,6 +291,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
         ("all.h5", "HDF5 is not read yet"),
         ("all.zip", "unpack it; set data.source to folder"),
         ("all.tar.gz", "unpack it"),
+        ("a.heic", "save them as PNG"),
     ],
 )
 def test_files_of_other_kinds_are_named_with_what_to_do(tmp_path, name, remedy):
@@ -381,8 +382,18 @@ def test_of_mixed_images_the_most_common_kind_is_kept_if_others_are_skipped(tmp_
     assert [Path(refused.name).name for refused in reader.refused] == ["0.png", "5.png"]
     assert reader.refused[0].reason == f"is {found}, and 16 x 16 grey are kept"
     (note,) = reader.notes
-    assert note.startswith("kept images of 16 x 16 grey, the most common kind among the first")
+    assert note.startswith("kept images of 16 x 16 grey, the most common kind (of up to ")
     assert note.endswith(f"skipped 2 of {found}")
+
+
+def test_an_odd_image_behind_those_that_are_counted_is_named_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(dsd.sources, "COUNTED", 4)
+    message = r"of 5, 4 are 16 x 16 grey, 1 are 8 x 8 grey \(the first: .*9\.png\)"
+    folder = mixed(tmp_path / "in", (8, 8))
+    (folder / "0.png").rename(folder / "9.png")
+    (folder / "5.png").unlink()
+    with pytest.raises(DataError, match=message):
+        read(folder, "folder")
 
 
 def test_several_broken_images_are_counted(tmp_path):
@@ -473,14 +484,14 @@ def kept_as():
     rgb = Image.fromarray(random_images(1, 32, 32, 3)[0])
     return {
         "PNG": saved(grey, "PNG"),
-        "PNG palette": saved(rgb.quantize(64), "PNG"),
-        "PNG of 1 bits": saved(grey.convert("1"), "PNG"),
-        "PNG of 4 bits": raw_png(32, 32, 4, 0, b"".join(b"\0" + bytes(16) for _ in range(32))),
+        "palette PNG": saved(rgb.quantize(64), "PNG"),
+        "1-bit PNG": saved(grey.convert("1"), "PNG"),
+        "4-bit PNG": raw_png(32, 32, 4, 0, b"".join(b"\0" + bytes(16) for _ in range(32))),
         "JPEG": saved(grey, "JPEG"),
-        "WebP lossy": saved(rgb, "WEBP"),
-        "WebP lossless": saved(rgb, "WEBP", lossless=True),
+        "lossy WebP": saved(rgb, "WEBP"),
+        "lossless WebP": saved(rgb, "WEBP", lossless=True),
         "TIFF": saved(grey, "TIFF", compression="tiff_lzw"),
-        "TIFF JPEG": saved(grey, "TIFF", compression="jpeg"),
+        "JPEG in TIFF": saved(grey, "TIFF", compression="jpeg"),
         "BMP": saved(rgb, "BMP"),
     }
 
@@ -493,7 +504,7 @@ def test_how_pixels_were_kept_is_known_and_noise_that_was_rounded_is_refused(tmp
     assert [encoding.name for encoding in reader.encodings] == [name]
     assert reader.notes == ()
     noisy = reader_of(folder, "folder", noisy=True)
-    if "palette" in name or "bits" in name:
+    if "palette" in name or "-bit" in name:
         with pytest.raises(DataError, match=rf"a\.png is {name}, to whose few levels its noise"):
             list(noisy.blocks())
         return
