@@ -102,14 +102,10 @@ def _read_pages(content: Content) -> list[Page]:
         _check_picture(directory)
     promised = [_promised(directory) for directory in directories]
     alone = len(directories) == 1
-    pages = [
-        _page(directory, frames if alone or truncated else 1)
-        for directory, (frames, truncated) in zip(directories, promised, strict=True)
-    ]
+    pages = [_page(directory, promised[0] if alone else 1) for directory in directories]
     found = sum(page.frames for page in pages)
-    most = max(frames for frames, _ in promised)
-    if most > found:
-        msg = f"says that it holds {most} frames, but has {found}; save it once more"
+    if max(promised) > found:
+        msg = f"says that it holds {max(promised)} frames, but has {found}; save it once more"
         raise ValueError(msg)
     numbers = sum(page.frames * page.frame_size for page in pages)
     if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
@@ -292,10 +288,8 @@ def _channels(page: _Directory) -> str | None:
     )
 
 
-def _promised(page: _Directory) -> tuple[int, bool]:
-    """Frames that a description speaks of, and whether it says that only one has a directory.
-
-    ImageJ and tifffile write such descriptions.
+def _promised(page: _Directory) -> int:
+    """Frames that a description of ImageJ or tifffile speaks of; 1 where there is none.
 
     Raises:
         ValueError: Some of these are channels of one picture.
@@ -316,10 +310,9 @@ def _promised(page: _Directory) -> tuple[int, bool]:
         raise ValueError(msg)
     if text.startswith("ImageJ="):
         images = re.search(r"^images=(\d{1,9})", text, re.MULTILINE)
-        return max(int(images[1]) if images else 1, 1), False
+        return max(int(images[1]) if images else 1, 1)
     width, height = page.sides
-    frames = math.prod(shape) // (width * height * page.samples)
-    return max(frames, 1), bool(re.search(r'"truncated":\s*true', text))
+    return max(math.prod(shape) // (width * height * page.samples), 1)
 
 
 def _page(page: _Directory, frames: int) -> Page:

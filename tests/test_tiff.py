@@ -131,7 +131,9 @@ def test_a_description_that_promises_nothing_changes_nothing():
 def test_what_belongs_to_a_picture_raises_no_alarm():
     exif = Image.Exif()
     exif[0x010E], exif[0x8298] = "a description " * 40, "an owner " * 40
-    exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + b"a comment " * 200
+    end = len(tiff(more={34665: [0]}))
+    camera = struct.pack("<HHHIII", 1, 37510, 7, 2000, end + 18, 0) + bytes(2000)
+    assert len(read_pages(tiff(more={34665: [end]}, tail=camera))) == 1
     for mode, options in [("L", {"exif": exif}), ("RGB", {"icc_profile": bytes(3000)}), ("P", {})]:
         target = io.BytesIO()
         Image.new(mode, (4, 4)).save(target, "TIFF", **options)
