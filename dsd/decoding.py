@@ -154,7 +154,7 @@ def _objection(image: ImageFile.ImageFile) -> str | None:
     if frames > 1 and image.format == "MPO":
         return (
             f"holds {frames} pictures (MPO: a stereo pair, or a photograph and its preview); save "
-            "the one that you mean as a file of its own"
+            "the one that you mean as a single picture"
         )
     if frames > 1:
         return f"is an animation of {frames} frames; save those that you mean as pictures"
@@ -226,7 +226,7 @@ def _planes(image: Image.Image) -> Planes:
         if image.getextrema()[-1] != (255, 255):
             msg = (
                 "is partly transparent: its alpha channel is not 255 everywhere; flatten it onto "
-                "a background, or save the channel as a picture of its own where it holds data"
+                "a background, or save the channel as a separate picture where it holds data"
             )
             raise ValueError(msg)
         image = image.convert(image.mode[:-1])

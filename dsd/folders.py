@@ -9,7 +9,7 @@ from typing import final
 
 from dsd.errors import DataError, one_line
 
-__all__ = ["FolderContent", "counted", "list_folder", "suffix_of"]
+__all__ = ["FolderContent", "list_folder", "suffix_of"]
 
 SYSTEM_NAMES = frozenset(
     {"@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot", "$RECYCLE.BIN"}
@@ -55,9 +55,9 @@ class FolderContent:
         parts = []
         if self.hidden:
             names = _some(sorted(one_line(name) for name in self.hidden_names))
-            parts.append(f"{counted(self.hidden)} hidden or in hidden folders ({names})")
+            parts.append(f"{_counted(self.hidden)} hidden or in hidden folders ({names})")
         if self.other:
-            parts.append(f"{counted(self.other)} (not read)")
+            parts.append(f"{_counted(self.other)} (not read)")
         return ", ".join(parts)
 
     @property
@@ -89,7 +89,7 @@ class FolderContent:
             names = _some(self.not_followed)
             yield f"left out: links to folders that are read already or hold this one: {names}"
         if self.repeated:
-            yield f"{self.repeated} links lead to files that are taken by another name, too"
+            yield f"links to files that are taken by another name, too: {self.repeated}"
         if self.dangling:
             yield (
                 f"links that lead nowhere: {len(self.dangling)} ({_some(self.dangling)}); remove "
@@ -97,7 +97,7 @@ class FolderContent:
             )
 
 
-def counted(suffixes: Counter[str]) -> str:
+def _counted(suffixes: Counter[str]) -> str:
     """Numbers of files by suffix, the largest first."""
     ordered = sorted(suffixes, key=lambda suffix: (-suffixes[suffix], suffix))
     return _some([f"{suffixes[suffix]} {one_line(suffix)}" for suffix in ordered])

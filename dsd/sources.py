@@ -225,7 +225,7 @@ def _folder(folder: Path) -> Source:
 
 
 def _frames(path: Path) -> int:
-    """Images in a TIFF file; 1 where it cannot be told, which its reading will say."""
+    """Images in a TIFF file; 1 where that is unknown; reading it will say why."""
     if not path.is_file():
         return 1
     try:

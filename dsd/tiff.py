@@ -249,7 +249,7 @@ def _parts(page: _Directory) -> str | None:
     if _SUB_DIRECTORIES in page.entries:
         return (
             "holds further pictures inside a page (SubIFDs: often copies of lower resolution); "
-            "save those that you mean as pages or files of their own"
+            "save those that you mean as separate pages or files"
         )
     if page.number(_SUBFILE, 0) & 0b101:
         return "holds a page that is a reduced copy or a mask; save it without that page"
@@ -304,8 +304,8 @@ def _promised(page: _Directory) -> int:
         channels.append(shape[axes[1].index("C")] // page.samples)
     if max(channels, default=1) > 1:
         msg = (
-            f"holds {max(channels)} channels as pages or frames of their own; save each channel "
-            "as a file of its own, and those of each channel in a folder of their own"
+            f"holds {max(channels)} channels as separate pages or frames; save each channel "
+            "as a separate file, with one folder for each channel"
         )
         raise ValueError(msg)
     if text.startswith("ImageJ="):

@@ -269,7 +269,7 @@ def test_linked_folders_are_read_once_and_no_circle_is_gone_through(tmp_path):
     notes = notes_of(folder)
     assert "followed links to folders: more; DVC does not see what changes" in notes[-3]
     assert notes[-2].endswith("read already or hold this one: again, part, self, up, more/back")
-    assert notes[-1] == "1 links lead to files that are taken by another name, too"
+    assert notes[-1] == "links to files that are taken by another name, too: 1"
 
 
 def test_links_that_lead_nowhere_are_told(tmp_path):

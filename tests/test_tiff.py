@@ -89,7 +89,8 @@ REFUSED = {
     "one strip for each frame": (
         stack(more={273: [8] * 5, 279: [24] * 5}), "has 5 strips or tiles for a page of which"),
     "compressed frames": (stack(more={259: [5]}), "holds 5 frames, but has one page"),
-    "channels of ImageJ": (stack(text=f"{IMAGEJ}channels=2\n"), "holds 2 channels as pages"),
+    "channels of ImageJ": (
+        stack(text=f"{IMAGEJ}channels=2\n"), "holds 2 channels as separate pages"),
     "channels of OME": (
         paged(STACK[:2], description='<OME><Pixels SizeC="2" SizeT="1"/></OME>'), "2 channels"),
     "channels of tifffile": (
