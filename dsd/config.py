@@ -92,12 +92,12 @@ class Data(Section):
     """Where the images come from and how they are brought to one layout."""
 
     source: Literal["parquet", "folder", "torchvision"]
-    """Kind of source: a Parquet file with an ``image`` column, a folder of image files, or a
+    """Kind of source: Parquet files with an ``image`` column, a folder of image files, or a
     torchvision set."""
 
     path: Annotated[str, Field(min_length=1)]
-    """The Parquet file or the folder; for torchvision the folder that holds (or will hold) its
-    downloads."""
+    """The Parquet file or a folder of these, or the folder of image files; for torchvision the
+    folder that holds (or will hold) its downloads."""
 
     name: Literal["cifar10", "fashion-mnist", "celeba"] | None
     """Which torchvision set (``source: torchvision`` only, else null)."""
@@ -113,7 +113,8 @@ class Data(Section):
     """Height and width after area averaging; null keeps the size as found."""
 
     on_broken: Literal["refuse", "skip"]
-    """An unreadable image either refuses the whole source or is skipped and listed."""
+    """An image that cannot be used, or is of another size or colour than most, either refuses the
+    whole source or is skipped and listed."""
 
     max_images: Count | None
     """Use only the first so many images; null uses all."""

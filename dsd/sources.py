@@ -1,30 +1,63 @@
-"""Images as users have them: a Parquet file, a folder of picture files, or a torchvision set.
+"""Images as users have them: Parquet files, a folder of picture files, or a torchvision set.
 
 ``find_images`` says what there is; ``Reader`` decodes it in order, refuses what is broken, mixed
 or not 8-bit, and brings everything to one size. Only a block of images is in memory at a time.
 """
 
 import hashlib
+import mmap
 import stat
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from dsd.decoding import MAX_BYTES, Planes, area_average, decode
+from dsd.decoding import MAX_BYTES, Encoding, PictureFile, Planes, area_average
 from dsd.errors import DataError, one_line
+from dsd.folders import FolderContent, list_folder, suffix_of
+from dsd.parquet import count_rows, is_parquet, read_rows
+from dsd.tiff import ONE_MAP, is_tiff, read_pages
 
 __all__ = ["Item", "Reader", "Refused", "Source", "find_images"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"}) | TIFF_SUFFIXES
 
 BLOCK_BYTES = 2**20
 """Decoded pixels in memory at a time, about."""
+
+COUNTED = 10_000
+"""First images that are counted by kind, to name all kinds or to keep the most common one."""
+
+COUNTED_BYTES = 2**30
+"""Encoded bytes that are read to count them, about."""
+
+_KINDS = 5
+"""Kinds that a message names."""
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+
+FORMATS = {
+    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".h5": "HDF5", ".hdf5": "HDF5",
+    ".zarr": "Zarr", ".mrc": "MRC", ".mrcs": "MRC", ".fits": "FITS", ".fit": "FITS",
+    ".dcm": "DICOM", ".nii": "NIfTI", ".nii.gz": "NIfTI", ".mat": "MATLAB", ".czi": "Zeiss CZI",
+    ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".stk": "MetaMorph STK",
+}  # fmt: skip
+"""Formats of scientific images that are not read, by suffix."""
+
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+
+_CORRECT = "correct data.path in params.yaml"
+
+PICTURES = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"})
+"""Other pictures that are not read."""
 
 TORCHVISION = {"cifar10": "CIFAR10", "fashion-mnist": "FashionMNIST", "celeba": "CelebA"}
 
@@ -38,7 +71,8 @@ class Item:
     """For messages: which file or row."""
 
     content: bytes | Path | np.ndarray | None
-    """Encoded bytes, the file that has them, or pixels [c, h, w]; None where a table is empty."""
+    """Encoded bytes, the file that has them, or pixels [c, h, w]; None where a table is empty.
+    Encoded bytes may hold several images."""
 
     def load(self) -> bytes | np.ndarray:
         """The encoded bytes or the pixels.
@@ -64,7 +98,7 @@ def _read(path: Path) -> bytes:
             msg = "cannot be read: it is no regular file"
             raise ValueError(msg)
         if status.st_size > MAX_BYTES:
-            msg = f"has {status.st_size} bytes, more than {MAX_BYTES}"
+            msg = f"has {status.st_size} bytes, more than {MAX_BYTES}; split or crop it"
             raise ValueError(msg)
         return path.read_bytes()
     except OSError as error:
@@ -78,10 +112,13 @@ class Source:
     """Images that were found."""
 
     count: int
-    """How many items there are, broken ones included."""
+    """How many images there are, broken ones included; the pages of TIFF files count."""
 
     items: Iterable[Item]
-    """The images, always in the same order."""
+    """What holds the images, always in the same order, as often as it is asked."""
+
+    notes: tuple[str, ...] = ()
+    """Short sentences: what was taken, by folder and suffix, and what was left out."""
 
     square: bool = False
     """Whether to cut each image to its central square (CelebA: 178 x 218 to 178 x 178)."""
@@ -96,6 +133,17 @@ class Refused:
     reason: str
 
 
+@final
+@dataclass(frozen=True)
+class _Items(Iterable[Item]):
+    """Items that are made while they are gone through."""
+
+    begin: Callable[[], Iterator[Item]]
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.begin()
+
+
 def find_images(
     kind: Literal["parquet", "folder", "torchvision"], path: Path, name: str | None
 ) -> Source:
@@ -103,7 +151,8 @@ def find_images(
 
     Args:
         kind: Kind of source.
-        path: The Parquet file or the folder; for torchvision its folder for downloads.
+        path: The Parquet file, or a folder of these; the folder of pictures; for torchvision its
+            folder for downloads.
         name: Which torchvision set: cifar10, fashion-mnist or celeba, its training part.
 
     Raises:
@@ -112,79 +161,97 @@ def find_images(
     if kind == "torchvision":
         return _torchvision(path, name or "")
     if not path.exists():
-        msg = f"{path} does not exist: correct data.path in params.yaml"
+        msg = f"{path} does not exist: {_CORRECT}"
         raise DataError(msg)
     if not (path.is_dir() or path.is_file()):
-        msg = f"{path} is neither a file nor a folder: correct data.path in params.yaml"
+        msg = f"{path} is neither a file nor a folder: {_CORRECT}"
         raise DataError(msg)
-    if path.is_dir() != (kind == "folder"):
-        found, other = ("folder", "folder") if path.is_dir() else ("file", "parquet")
-        msg = f"{path} is a {found}: correct data.path, or set data.source to {other}"
-        raise DataError(msg)
-    return _folder(path) if kind == "folder" else _parquet(path)
+    if path.is_dir():
+        return _folder(path) if kind == "folder" else _shards(path)
+    suffix = ".parquet" if is_parquet(path) else suffix_of(path.name)
+    remedy = _remedy(suffix, kind)
+    if kind == "parquet" and (suffix in PARQUET_SUFFIXES or remedy is None):
+        return Source(count_rows(path), _Items(partial(_rows, path)))
+    msg = f"{path} is a file {suffix}: {remedy or _CORRECT}"
+    raise DataError(msg)
+
+
+def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str | None:
+    """What to do with files of a suffix that ``kind`` of source does not read."""
+    if suffix in PARQUET_SUFFIXES:
+        return "set data.source to parquet"
+    if suffix in SUFFIXES:
+        change = "set data.path to the folder that holds it"
+        return (
+            change if kind == "folder" else "set data.source to folder and data.path to a folder"
+        )
+    if suffix in ARCHIVES:
+        return "unpack it; set data.source to folder, and data.path to the folder with its files"
+    if suffix in PICTURES:
+        return "save them as PNG, in 8 bits and without loss"
+    if suffix in FORMATS:
+        return (
+            f"{FORMATS[suffix]} is {ONE_MAP}; save them as grey or RGB pictures (PNG, TIFF), and "
+            "set data.source to folder and data.path to their folder"
+        )
+    return None
+
+
+def _nothing(content: FolderContent, kind: Literal["parquet", "folder"]) -> DataError:
+    """The error where no file of a folder can be taken."""
+    name, wanted = (
+        ("images", SUFFIXES) if kind == "folder" else ("Parquet files", PARQUET_SUFFIXES)
+    )
+    there = f", but {content.left_out}" if content.left_out else ""
+    suffixes = [suffix_of(content.folder.name), *(one for one, _ in content.other.most_common())]
+    remedies = [remedy for one in suffixes if (remedy := _remedy(one, kind))]
+    remedy = next(iter(remedies), _CORRECT)
+    return DataError(
+        f"{content.folder} holds no {name} ({' '.join(sorted(wanted))}){there}: {remedy}"
+    )
 
 
 def _folder(folder: Path) -> Source:
     """The picture files in a folder and its subfolders, sorted by their relative names."""
-    found = {
-        file.relative_to(folder).as_posix(): file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    }
+    content = list_folder(folder, SUFFIXES)
+    found, notes = content.taken, content.notes
     if not found:
-        suffixes = " ".join(sorted(SUFFIXES))
-        msg = f"{folder} holds no images ({suffixes}): correct data.path in params.yaml"
-        raise DataError(msg)
-    return Source(len(found), [Item(one_line(found[name]), found[name]) for name in sorted(found)])
+        raise _nothing(content, "folder")
+    counts = [_frames(found[name]) for name in found if suffix_of(name) in TIFF_SUFFIXES]
+    if sum(counts) > len(counts):
+        notes += (f"{len(counts)} TIFF files hold {sum(counts)} images",)
+    items = [Item(one_line(found[name]), found[name]) for name in sorted(found)]
+    return Source(len(found) - len(counts) + sum(counts), items, notes)
 
 
-def _parquet(path: Path) -> Source:
-    """The column ``image`` of a Parquet file: encoded, or a struct with a field ``bytes``."""
+def _frames(path: Path) -> int:
+    """Images in a TIFF file; 1 where that is unknown; reading it will say why."""
+    if not path.is_file():
+        return 1
     try:
-        file = pq.ParquetFile(path)
-        schema = file.schema_arrow
-        columns = [one_line(name) for name in schema.names]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = one_line(error)
-        msg = f"{path} is no readable Parquet file ({reason}): correct data.path in params.yaml"
-        raise DataError(msg) from error
-    _check_column(path, schema, columns)
-    return Source(file.metadata.num_rows, _rows(path, file))
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return sum(page.frames for page in read_pages(content)) if is_tiff(content) else 1
+    except (OSError, ValueError):
+        return 1
 
 
-def _check_column(path: Path, schema: pa.Schema, columns: list[str]) -> None:
-    """Raise DataError unless there is one column ``image`` of bytes."""
-    if "image" not in columns:
-        msg = f"{path} has no column 'image', only {columns}: rename the column of images"
-        raise DataError(msg)
-    if columns.count("image") > 1:
-        msg = f"{path} has several columns 'image': rename those that are not meant"
-        raise DataError(msg)
-    kind = schema.field("image").type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        msg = f"{path}: column 'image' is {kind}: it must hold encoded images (PNG, JPEG, ...)"
-        raise DataError(msg)
+def _shards(folder: Path) -> Source:
+    """All Parquet files in a folder and its subfolders, sorted by their relative names."""
+    content = list_folder(folder, PARQUET_SUFFIXES)
+    if not content.taken:
+        raise _nothing(content, "parquet")
+    paths = [content.taken[name] for name in sorted(content.taken)]
+    count = sum(map(count_rows, paths))
+    rows = _Items(lambda: chain.from_iterable(map(_rows, paths)))
+    return Source(count, rows, content.notes)
 
 
-def _rows(path: Path, file: pq.ParquetFile) -> Iterator[Item]:
-    """The images of a Parquet file, one row in memory at a time.
-
-    A few hundred bytes can say that any number of rows repeat one large value, so more rows at a
-    time would let a small file fill the memory; they would not be faster either.
-    """
-    number = 0
-    try:
-        for batch in file.iter_batches(batch_size=1, columns=["image"]):
-            for value in batch.column(0).to_pylist():
-                content = value["bytes"] if isinstance(value, dict) else value
-                yield Item(f"{path}, row {number}", content)
-                number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = one_line(error)
-        msg = f"{path} is damaged near row {number} ({reason}): fetch the file again"
-        raise DataError(msg) from error
+def _rows(path: Path) -> Iterator[Item]:
+    """The images of a Parquet file."""
+    return (Item(f"{path}, row {i}", content) for i, content in enumerate(read_rows(path)))
 
 
 def _torchvision(path: Path, name: str) -> Source:
@@ -215,9 +282,8 @@ def _torchvision(path: Path, name: str) -> Source:
         msg = f"torchvision's files of {name} in {path} hold no pictures: delete them"
         raise DataError(msg)
     planes = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    return Source(
-        len(planes), (Item(f"{name}, image {i}", image) for i, image in enumerate(planes))
-    )
+    items = [Item(f"{name}, image {i}", image) for i, image in enumerate(planes)]
+    return Source(len(items), items)
 
 
 def _load_torchvision(path: Path, name: str) -> Any:  # noqa: ANN401 - torchvision is untyped
@@ -230,9 +296,9 @@ def _load_torchvision(path: Path, name: str) -> Any:  # noqa: ANN401 - torchvisi
     return getattr(datasets, TORCHVISION[name])(path, download=True, **part)
 
 
-def _kind(pixels: Planes) -> str:
+def _kind(shape: tuple[int, ...]) -> str:
     """Size and channels as a person would say them."""
-    channels, height, width = pixels.shape
+    channels, height, width = shape
     return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
 
 
@@ -244,6 +310,63 @@ def _central_square(pixels: Planes) -> UInt8[np.ndarray, " c s s"]:
     return pixels[:, top : top + side, left : left + side]
 
 
+def _by_kind(kinds: Counter[str]) -> str:
+    """Numbers of images by kind, the largest first."""
+    parts = [f"{count} of {kind}" for kind, count in kinds.most_common(_KINDS)]
+    rest = len(kinds) - len(parts)
+    return ", ".join(parts) + (f" and those of {rest} further kinds" if rest else "")
+
+
+@final
+@dataclass(frozen=True)
+class _Pixels:
+    """An image that needs no decoding, like a picture file of one picture."""
+
+    pixels: Planes
+    count: int = 1
+
+    def read(self, _: int) -> tuple[Planes, Encoding]:
+        """The pixels and that they are just these."""
+        return self.pixels, Encoding("pixels", "none")
+
+
+class _Image(NamedTuple):
+    """One decoded image, its name and how it was encoded."""
+
+    name: str
+    pixels: Planes
+    encoding: Encoding
+
+
+def _decoded(
+    items: Iterable[Item], refuse: Callable[[Refused], None], digest: Callable[[bytes], None]
+) -> Iterator[_Image]:
+    """All images that can be decoded.
+
+    Args:
+        items: Where they are.
+        refuse: Called for each that cannot.
+        digest: Called with the bytes of each item.
+    """
+    for item in items:
+        try:
+            content = item.load()
+            data = content if isinstance(content, bytes) else content.tobytes()
+            digest(len(data).to_bytes(8, "little") + data)
+            file = PictureFile(content) if isinstance(content, bytes) else _Pixels(content)
+        except ValueError as error:
+            refuse(Refused(item.name, str(error)))
+            continue
+        for number in range(file.count):
+            name = item.name if file.count == 1 else f"{item.name}, frame {number}"
+            try:
+                pixels, encoding = file.read(number)
+            except ValueError as error:
+                refuse(Refused(name, str(error)))
+                continue
+            yield _Image(name, pixels, encoding)
+
+
 @final
 class Reader:
     """Decodes a source, once, and remembers what happened.
@@ -251,6 +374,8 @@ class Reader:
     Attributes:
         refused: Images that were skipped, complete when all blocks are read.
         count: Images used so far.
+        encodings: How the images used so far were encoded.
+        averaged: Pixels in a row of noisy images that become one; None where they are kept.
     """
 
     def __init__(
@@ -261,16 +386,31 @@ class Reader:
         resolution: int | None,
         on_broken: Literal["refuse", "skip"],
         max_images: int | None,
+        noisy: bool = False,
     ) -> None:
+        """Prepare to read.
+
+        Args:
+            source: The images.
+            pad: Black pixels around each.
+            resolution: Height and width to average them down to.
+            on_broken: What becomes of an image that is broken or of another size or colour.
+            max_images: Usable images to read.
+            noisy: Whether their noise must stay what it is; what would change it is refused.
+        """
         self.refused: list[Refused] = []
         self.count = 0
+        self.encodings: Counter[Encoding] = Counter()
+        self.averaged: int | None = None
         self._source = source
         self._pad = pad
         self._resolution = resolution
         self._on_broken = on_broken
         self._max_images = max_images
+        self._noisy = noisy
         self._digest = hashlib.sha256()
-        self._first: tuple[Item, Planes] | None = None
+        self._shape: tuple[int, ...] | None = None
+        self._others: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
@@ -282,12 +422,30 @@ class Reader:
         """SHA-256 over the source's bytes, in order, as far as they were read."""
         return self._digest.hexdigest()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Short sentences on what was skipped by kind, and on what was done to noise before."""
+        lines = []
+        if self._others and self._shape is not None:
+            lines.append(
+                f"kept images of {_kind(self._shape)}, the most common kind (of up to {COUNTED} "
+                f"that were counted); skipped {_by_kind(self._others)}"
+            )
+        lossy = {one.name: n for one, n in self.encodings.items() if one.harm == "lossy"}
+        if self._noisy and lossy:
+            lines.append(
+                f"{sum(lossy.values())} of {self.count} noisy images are {' or '.join(lossy)}: "
+                "lossy compression removes and correlates noise, so that no level describes it; "
+                "use the originals"
+            )
+        return tuple(lines)
+
     def blocks(self) -> Iterator[UInt8[np.ndarray, " n c h w"]]:
         """All usable images, brought to one size, some at a time.
 
         Raises:
-            DataError: An image is broken (unless these are skipped) or differs in size or channels
-                from the first, none is usable, or the size does not allow the resolution.
+            DataError: An image is broken or of another kind than the others (unless these are
+                skipped), none is usable, or the size does not allow the resolution.
         """
         block: list[Planes] = []
         for pixels in self._usable():
@@ -302,63 +460,140 @@ class Reader:
             raise DataError(msg)
 
     def _usable(self) -> Iterator[Planes]:
-        """Decoded images, the broken ones refused or noted."""
-        for item in self._source.items:
+        """Decoded images of one kind, the others refused or noted."""
+        if self._on_broken == "skip":
+            kinds, _ = self._survey()
+            self._shape = max(kinds, key=lambda shape: len(kinds[shape]), default=None)
+        for image in self._images(self._source.items, self._refuse, self._digest.update):
+            if self._is_kept(image):
+                self.count += 1
+                self.encodings[image.encoding] += 1
+                yield image.pixels
             if self.count == self._max_images:
                 return
-            try:
-                pixels = self._decoded(item)
-            except ValueError as error:
-                self._refuse(Refused(item.name, str(error)))
-                continue
-            self._check_size(item, pixels)
-            self.count += 1
-            yield pixels
 
-    def _decoded(self, item: Item) -> Planes:
-        content = item.load()
-        data = content if isinstance(content, bytes) else content.tobytes()
-        self._digest.update(len(data).to_bytes(8, "little") + data)
-        pixels = decode(content) if isinstance(content, bytes) else content
-        return _central_square(pixels) if self._source.square else pixels
+    def _images(
+        self,
+        items: Iterable[Item],
+        refuse: Callable[[Refused], None],
+        digest: Callable[[bytes], None],
+    ) -> Iterator[_Image]:
+        """Decoded images whose noise, if they are noisy, is still there."""
+        for image in _decoded(items, refuse, digest):
+            if self._noisy and image.encoding.harm == "reduced":
+                reason = (
+                    f"is {image.encoding.name}, to whose few levels its noise was rounded; use "
+                    "the original of 8 bits"
+                )
+                refuse(Refused(image.name, reason))
+            elif self._source.square:
+                yield image._replace(pixels=_central_square(image.pixels))
+            else:
+                yield image
+
+    def _survey(self) -> tuple[dict[tuple[int, ...], list[str]], list[Refused]]:
+        """What the first images are: names of the usable ones by shape, and the others."""
+        kinds: dict[tuple[int, ...], list[str]] = {}
+        refused: list[Refused] = []
+        read: Counter[str] = Counter()
+        some = islice(self._source.items, COUNTED)
+        items = takewhile(lambda _: read["bytes"] < COUNTED_BYTES, some)
+        images = self._images(items, refused.append, lambda data: read.update(bytes=len(data)))
+        for image in islice(images, min(COUNTED, self._max_images or COUNTED)):
+            kinds.setdefault(image.pixels.shape, []).append(image.name)
+        return kinds, refused
+
+    def _is_kept(self, image: _Image) -> bool:
+        """Whether an image is of the kind that is kept; else refuses or notes it."""
+        shape = image.pixels.shape
+        if self.count == 0 and self._shape in {None, shape}:
+            self._shape = shape
+            self._check_resolution(image)
+        if shape == self._shape:
+            return True
+        if self._on_broken == "refuse":
+            raise DataError(self._mixture(image))
+        kept = _kind(self._shape or shape)
+        self.refused.append(Refused(image.name, f"is {_kind(shape)}, and {kept} are kept"))
+        self._others[_kind(shape)] += 1
+        return False
 
     def _refuse(self, refused: Refused) -> None:
         self.refused.append(refused)
-        if self._on_broken == "refuse":
-            msg = f"{self._complaint()}; repair or remove it, or set data.on_broken to skip"
+        if self._on_broken == "skip":
+            return
+        kinds, others = self._survey()
+        usable = sum(map(len, kinds.values()))
+        if not usable:
+            msg = (
+                f"none of {self._of(len(others))} images is usable; the first: {self._complaint()}"
+            )
             raise DataError(msg)
+        of = self._of(usable + len(others))
+        more = f"; {len(others) - 1} more of {of} cannot be used"
+        msg = (
+            f"{self._complaint()}{more if len(others) > 1 else ''}; repair or remove "
+            f"{'them' if len(others) > 1 else 'it'}, or set data.on_broken to skip"
+        )
+        raise DataError(msg)
+
+    def _of(self, count: int) -> str:
+        """A number of images that were looked at, in words."""
+        return f"{count}" if count >= self.total else f"the first {count}"
 
     def _complaint(self) -> str:
         return f"{self.refused[0].name} {self.refused[0].reason}" if self.refused else "no image"
 
-    def _check_size(self, item: Item, pixels: Planes) -> None:
-        if self._first is None:
-            self._check_resolution(item, pixels)
-            self._first = item, pixels
-        first, expected = self._first
-        if pixels.shape != expected.shape:
-            msg = (
-                f"{item.name} is {_kind(pixels)}, but the first image, {first.name}, is "
-                f"{_kind(expected)}: bring all images to one size and one kind of colour"
-            )
-            raise DataError(msg)
+    def _mixture(self, odd: _Image) -> str:
+        """What images of several kinds there are, ``odd`` among them."""
+        kinds, _ = self._survey()
+        kinds.setdefault(odd.pixels.shape, [odd.name])
+        largest = sorted(kinds, key=lambda shape: -len(kinds[shape]))
+        parts = [f"{len(kinds[largest[0]])} are {_kind(largest[0])}"]
+        for shape in largest[1:_KINDS]:
+            parts.append(f"{len(kinds[shape])} are {_kind(shape)} (the first: {kinds[shape][0]})")
+        if len(largest) > _KINDS:
+            parts.append(f"others are of {len(largest) - _KINDS} further kinds")
+        count = sum(map(len, kinds.values()))
+        return (
+            f"images differ: of {self._of(count)}, {', '.join(parts)}; bring all to one size and "
+            "one kind of colour, or set data.on_broken to skip to leave out all but the most "
+            "common kind"
+        )
 
-    def _check_resolution(self, item: Item, pixels: Planes) -> None:
-        height, width = pixels.shape[1:]
+    def _check_resolution(self, image: _Image) -> None:
+        height, width = image.pixels.shape[1:]
+        padded = width + 2 * self._pad
         if self._resolution is None:
             return
         if height != width:
             msg = (
-                f"{item.name} is {_kind(pixels)}, not square as data.resolution needs: "
-                "crop the images, or set data.resolution to null"
+                f"{image.name} is {_kind(image.pixels.shape)}, not square as data.resolution and "
+                "the networks need: crop all images to squares"
             )
             raise DataError(msg)
-        if self._resolution > width + 2 * self._pad:
+        if self._resolution > padded:
             msg = (
                 f"data.resolution is {self._resolution}, but images of {width} pixels with "
-                f"data.pad {self._pad} have only {width + 2 * self._pad}: lower it, or pad more"
+                f"data.pad {self._pad} have only {padded}: lower it"
+                f"{'' if self._noisy else ', or pad more'}"
             )
             raise DataError(msg)
+        if self._noisy and self._resolution < padded:
+            self._check_averaging(padded)
+
+    def _check_averaging(self, size: int) -> None:
+        """Note how many pixels of noisy images become one; parts of pixels are refused."""
+        resolution = self._resolution or size
+        if size % resolution:
+            divisors = [str(size // k) for k in range(1, size // 4 + 1) if size % k == 0]
+            msg = (
+                f"data.resolution is {resolution}, no divisor of the {size} pixels of noisy "
+                "images: averages over parts of pixels correlate the noise; set it to one of "
+                f"{', '.join(divisors)}, or to null to keep the pixels"
+            )
+            raise DataError(msg)
+        self.averaged = size // resolution
 
     def _resized(self, pixels: UInt8[np.ndarray, " n c h w"]) -> UInt8[np.ndarray, " n c h2 w2"]:
         border = (self._pad, self._pad)

@@ -11,7 +11,7 @@ from dsd.errors import ParamsError
 from dsd.files import write_json
 from dsd.imagestore import Block, StoreMeta, write_store
 from dsd.phase import to_complex
-from dsd.sources import Reader, find_images
+from dsd.sources import Reader, Source, find_images
 from pipeline.outputs import replaced_outputs
 from pipeline.paths import Paths
 from pipeline.stagelog import StageLog
@@ -27,7 +27,11 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
 
 def _prepare(params: Params, paths: Paths, log: StageLog) -> None:
     _check(params.data)
-    reader = _reader(params.data, paths)
+    source = find_images(params.data.source, paths.root / params.data.path, params.data.name)
+    # Said before anything is read, so that it is there whatever comes.
+    for note in source.notes:
+        log.say(note)
+    reader = _reader(params.data, source)
     complex_ = params.data.phase == "smooth"
     blocks = _blocks(reader, log)
     meta = write_store(
@@ -39,7 +43,9 @@ def _prepare(params: Params, paths: Paths, log: StageLog) -> None:
         shard_size=params.data.shard_size,
         info=lambda: _origin(params.data, reader),
     )
-    _report(paths.report("prepare"), meta, reader)
+    for note in reader.notes:
+        log.say(note)
+    _report(paths.report("prepare"), meta, source, reader)
     log.reads(
         params.data.name or params.data.path,
         digest=reader.fingerprint,
@@ -58,13 +64,14 @@ def _check(data: Data) -> None:
         raise ParamsError(msg)
 
 
-def _reader(data: Data, paths: Paths) -> Reader:
+def _reader(data: Data, source: Source) -> Reader:
     return Reader(
-        find_images(data.source, paths.root / data.path, data.name),
+        source,
         pad=data.pad,
         resolution=data.resolution,
         on_broken=data.on_broken,
         max_images=data.max_images,
+        noisy=data.content == "noisy",
     )
 
 
@@ -91,14 +98,22 @@ def _complex_blocks(blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _origin(data: Data, reader: Reader) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
-    return {"content": data.content, "source_sha256": reader.fingerprint}
+    averaged = {} if reader.averaged is None else {"averaged": reader.averaged}
+    return {"content": data.content, "source_sha256": reader.fingerprint, **averaged}
 
 
-def _report(folder: Path, meta: StoreMeta, reader: Reader) -> None:
+def _encodings(reader: Reader) -> dict[str, int]:
+    """How many images were encoded how, the most common first."""
+    return {encoding.name: count for encoding, count in reader.encodings.most_common()}
+
+
+def _report(folder: Path, meta: StoreMeta, source: Source, reader: Reader) -> None:
     summary = {
         "count": meta.count,
         "shape": meta.layout.shape,
         "dtype": meta.layout.dtype,
+        "encodings": _encodings(reader),
+        "notes": [*source.notes, *reader.notes],
         "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
     }
     write_json(folder / "summary.json", summary)
@@ -108,6 +123,8 @@ def _summary_line(meta: StoreMeta, reader: Reader) -> str:
     channels, height, width = meta.layout.shape
     kind = {1: "grey", 2: "complex"}.get(channels, "RGB")
     line = f"{meta.count} images of {width} x {height} {kind}, {meta.layout.dtype}"
+    encodings = ", ".join(f"{count} {name}" for name, count in _encodings(reader).items())
+    line = f"{line} ({encodings})"
     if not reader.refused:
         return line
     first = reader.refused[0]

@@ -1,6 +1,7 @@
 """What tests of stages share: parameters with changes, small images, a log that remembers."""
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from dsd.config import Params
+from dsd.decoding import PictureFile
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,6 +73,78 @@ def png(pixels: np.ndarray) -> bytes:
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
     return target.getvalue()
+
+
+def decode(content: bytes) -> np.ndarray:
+    """The pixels of a file that holds one picture."""
+    file = PictureFile(content)
+    assert file.count == 1
+    return file.read(0)[0]
+
+
+def tiff(
+    bits=8,
+    *,
+    samples=1,
+    planes=False,
+    sample_format=1,
+    sides=(4, 4),
+    pixels=None,
+    photometric=None,
+    extra=(),
+    text="",
+    more=None,
+    tail=b"",
+    order="<",
+    large=False,
+):
+    """An uncompressed TIFF of one directory, with any claim about it.
+
+    Args:
+        pixels: Bytes; counting up if there are none.
+        extra: What the channels beyond the usual ones are.
+        text: The description.
+        more: Other tags of long numbers.
+        tail: Bytes behind all that the directory points at.
+    """  # fmt: skip
+    width, height = sides
+    parts = samples if planes else 1
+    length = width * height * samples * bits // 8 // parts
+    pixels = bytes(k % 256 for k in range(length * parts)) if pixels is None else pixels
+    colour = (2 if samples > 2 else 1) if photometric is None else photometric
+    shorts = {
+        256: [width], 257: [height], 258: [bits] * samples, 259: [1], 262: [colour],
+        277: [samples], 278: [height], 284: [2 if planes else 1], 338: [*extra],
+        339: [sample_format] * samples,
+    }  # fmt: skip
+    values = {tag: (3, struct.pack(f"{order}{len(v)}H", *v)) for tag, v in shorts.items() if v}
+    if text:
+        values[270] = 2, text.encode() + b"\0"
+    longs = {273: [0] * parts, 279: [length] * parts, **(more or {})}
+    for tag, numbers in longs.items():
+        values[tag] = 4, struct.pack(f"{order}{len(numbers)}I", *numbers)
+    inline = 8 if large else 4
+    header = (16 if large else 8) + len(values) * (20 if large else 12) + (16 if large else 6)
+    start = header + sum(len(raw) for _, raw in values.values() if len(raw) > inline)
+    if 273 not in (more or {}):
+        places = [start + n * length for n in range(parts)]
+        values[273] = 4, struct.pack(f"{order}{parts}I", *places)
+    entries, outside = b"", b""
+    for tag, (kind, raw) in sorted(values.items()):
+        count = len(raw) // {2: 1, 3: 2, 4: 4}[kind]
+        if len(raw) > inline:
+            place = struct.pack(f"{order}{'Q' if large else 'I'}", header + len(outside))
+            raw, outside = place, outside + raw
+        entries += struct.pack(f"{order}HH{'Q' if large else 'I'}", tag, kind, count)
+        entries += raw.ljust(inline, b"\0")
+    mark = b"II" if order == "<" else b"MM"
+    if large:
+        head = mark + struct.pack(f"{order}HHHQ", 43, 8, 0, 16)
+        entries = struct.pack(f"{order}Q", len(values)) + entries + bytes(8)
+    else:
+        head = mark + struct.pack(f"{order}HI", 42, 8)
+        entries = struct.pack(f"{order}H", len(values)) + entries + bytes(4)
+    return head + entries + outside + pixels + tail
 
 
 def random_images(count: int, *shape: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import struct
 import zlib
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from stage_helpers import Recorder, params_with, png, random_images
+from stage_helpers import Recorder, decode, params_with, png, random_images, tiff
 from test_hostile_files import chunk, model, raw_png
 
 from dsd.checkpoint import TrainingState, load_generator
-from dsd.decoding import decode
 from dsd.errors import DataError
 from dsd.metrics.statistics_file import load_statistics
 from dsd.sources import Reader, find_images
@@ -34,41 +32,21 @@ def saved(image, kind, **options):
     return target.getvalue()
 
 
-def tiff(bits, *, samples=1, planes=False, sample_format=1, size=4):
-    """An uncompressed TIFF, bytes counting up, with any claim about them."""
-    parts = samples if planes else 1
-    length = size * size * samples * bits // 8 // parts
-    values = {
-        256: [size], 257: [size], 258: [bits] * samples, 259: [1], 262: [2 if samples == 3 else 1],
-        273: [0] * parts, 277: [samples], 278: [size], 279: [length] * parts,
-        284: [2 if planes else 1], 339: [sample_format] * samples,
-    }  # fmt: skip
-    header = 8 + 2 + 12 * len(values) + 4
-    extra_length = sum(2 * len(value) for value in values.values() if len(value) > 2)
-    values[273] = [header + extra_length + n * length for n in range(parts)]
-    entries, extra = b"", b""
-    for tag, value in values.items():
-        raw = struct.pack(f"<{len(value)}H", *value)
-        if len(raw) > 4:
-            raw, extra = struct.pack("<I", header + len(extra)), extra + raw
-        entries += struct.pack("<HHI", tag, 3, len(value)) + raw.ljust(4, b"\0")
-    directory = struct.pack("<H", len(values)) + entries + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8) + directory + extra + bytes(range(256)) * 2
-
-
 def transparent(colour, rows, marker):
     return raw_png(2, 1, zlib.compress(rows), colour=colour, more=chunk(b"tRNS", marker))
 
 
 ANIMATED = {"save_all": True, "append_images": [Image.new("L", (4, 4), 9)]}
 REFUSED = {
-    "16-bit planes": (tiff(16, samples=3, planes=True), "more than 8 bits"),
-    "16-bit TIFF": (tiff(16), "more than 8 bits"),
-    "signed bytes": (tiff(8, sample_format=2), "more than 8 bits"),
+    "16-bit planes": (tiff(16, samples=3, planes=True), "16 bits a channel, not read yet"),
+    "16-bit TIFF": (tiff(16), "16 bits a channel, not read yet"),
+    "signed bytes": (tiff(8, sample_format=2), "signed whole numbers of 8 bits, not read yet"),
+    "four channels": (tiff(8, samples=4, extra=[0]), "has 4 channels, declared as RGB"),
     "transparent grey": (transparent(0, b"\0\1\2", b"\0\1"), "partly transparent"),
     "transparent colour": (transparent(2, b"\0" + bytes(range(6)), b"\0\0\0\1\0\2"), "partly"),
-    "animated PNG": (saved(Image.new("L", (4, 4)), "PNG", **ANIMATED), "2 frames"),
-    "animated WebP": (saved(Image.new("L", (4, 4)), "WEBP", **ANIMATED), "2 frames"),
+    "animated PNG": (saved(Image.new("L", (4, 4)), "PNG", **ANIMATED), "animation of 2 frames"),
+    "animated WebP": (saved(Image.new("L", (4, 4)), "WEBP", **ANIMATED), "animation of 2 frames"),
+    "stereo JPEG": (saved(Image.new("L", (4, 4)), "MPO", **ANIMATED), "2 pictures (MPO"),
     "LAB": (saved(Image.new("LAB", (4, 4)), "TIFF"), "colour mode LAB"),
     "no width": (raw_png(0, 5, b""), "is no PNG"),
     "too few rows": (raw_png(64, 64, zlib.compress(bytes(99))), "cannot be decoded"),
@@ -91,7 +69,7 @@ def test_odd_images_among_good_ones_are_skipped_and_listed_or_refused_by_name(tm
     listed = {Path(one["name"]).stem: one["reason"] for one in summary["refused"]}
     for number, (name, (_, reason)) in enumerate(REFUSED.items()):
         assert reason in listed[f"{number:02d}"], name
-    with pytest.raises(DataError, match=r"00\.png has more than 8 bits"):
+    with pytest.raises(DataError, match=r"00\.png has 16 bits a channel.*more of 1\d cannot"):
         prepare.run(params_with(data=source), Paths(tmp_path / "other"), Recorder())
 
 

@@ -15,10 +15,10 @@ import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from stage_helpers import ROOT, png, random_images, write_parquet
+from stage_helpers import ROOT, decode, png, random_images, tiff, write_parquet
 
 import dsd.sources
-from dsd.decoding import area_average, decode
+from dsd.decoding import area_average
 from dsd.errors import DataError
 from dsd.sources import Reader, find_images
 from pipeline.embed_fashion_mnist import embed
@@ -67,6 +67,44 @@ def test_structs_of_bytes_and_path_are_understood(tmp_path):
     rows = [{"bytes": png(image), "path": "a.png"} for image in images]
     pq.write_table(pa.table({"image": rows, "label": [1, 2, 3]}), tmp_path / "hf.parquet")
     np.testing.assert_array_equal(read(tmp_path / "hf.parquet"), images[:, None])
+
+
+@pytest.mark.parametrize("in_struct", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.binary(300),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.dictionary(pa.int32(), pa.large_binary()),
+    ],
+    ids=str,
+)
+def test_bytes_of_every_type_of_arrow_are_read(tmp_path, kind, in_struct):
+    images = random_images(3, 4, 4)
+    cells = pa.array([png(image).ljust(300, b"\0") for image in images], pa.binary())
+    if pa.types.is_dictionary(kind):
+        column = cells.cast(kind.value_type).dictionary_encode()
+    else:
+        column = cells.cast(kind)
+    column = pa.StructArray.from_arrays([column], ["bytes"]) if in_struct else column
+    pq.write_table(pa.table({"image": column}), tmp_path / "typed.parquet")
+    np.testing.assert_array_equal(read(tmp_path / "typed.parquet"), images[:, None])
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_names(tmp_path):
+    images = random_images(6, 4, 4)
+    for name, part in (("b/0.parquet", [2, 3]), ("a.parquet", [0, 1]), ("c.parquet", [4, 5])):
+        write_parquet(tmp_path / name, [png(images[i]) for i in part])
+    write_parquet(tmp_path / ".old/d.parquet", [png(images[0])])
+    source = find_images("parquet", tmp_path, None)
+    assert source.count == 6
+    assert source.notes[-1] == "left out: 1 .parquet hidden or in hidden folders (.old)"
+    np.testing.assert_array_equal(read(tmp_path), images[:, None])
+    (tmp_path / "b/0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"0\.parquet is no readable Parquet file"):
+        find_images("parquet", tmp_path, None)
 
 
 def test_jpeg_is_decoded(tmp_path):
@@ -158,16 +196,135 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_file_and_folder_confused_says_what_to_set(tmp_path):
     path = parquet_of(tmp_path, random_images(1, 2, 2))
-    with pytest.raises(DataError, match=r"is a file: .*data\.source to parquet"):
+    with pytest.raises(DataError, match=r"is a file .*data\.source to parquet"):
         find_images("folder", path, None)
-    with pytest.raises(DataError, match=r"is a folder: .*data\.source to folder"):
+    with pytest.raises(DataError, match=r"holds no images .*1 \.parquet .*source to parquet"):
+        find_images("folder", tmp_path, None)
+    path.unlink()
+    picture = folder_of(tmp_path, {"a.png": b""}) / "a.png"
+    with pytest.raises(DataError, match=r"no Parquet files .*1 \.png .*data\.source to folder"):
         find_images("parquet", tmp_path, None)
+    for kind in ("folder", "parquet"):
+        with pytest.raises(DataError, match=r"a\.png is a file \.png: set .*data\.path to "):
+            find_images(kind, picture, None)
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     folder = folder_of(tmp_path, {"a.png": png(random_images(1, 4, 4)[0])})
     (folder / "b.png").symlink_to(folder / "gone.png")
     with pytest.raises(DataError, match=r"b\.png cannot be read: No such file"):
+        read(folder, "folder")
+
+
+def notes_of(folder):
+    return find_images("folder", folder, None).notes
+
+
+def names_of(folder):
+    return [Path(item.name).relative_to(folder).as_posix() for item in _items(folder)]
+
+
+def _items(folder):
+    source = find_images("folder", folder, None)
+    assert source.count == len(source.items)
+    return source.items
+
+
+def test_what_is_hidden_or_of_a_system_is_left_out_and_told(tmp_path):
+    hidden = [".ipynb_checkpoints/a.png", ".Trash-1000/files/b.png", "@eaDir/a.png/c.jpg"]
+    hidden += ["__MACOSX/sub/._a.png", "sub/.git/d.png", "sub/._a.png", "#recycle/e.tif"]
+    files = dict.fromkeys([*hidden, "a.png", "sub/a.png", ".DS_Store", ".git/config"], b"")
+    folder = folder_of(tmp_path, files)
+    assert names_of(folder) == ["a.png", "sub/a.png"]
+    assert notes_of(folder)[-1] == (
+        "left out: 5 .png, 1 .jpg, 1 .tif hidden or in hidden folders "
+        "(#recycle, .Trash-1000, ._a.png, .git, .ipynb_checkpoints and 2 more)"
+    )
+
+
+def test_a_folder_that_lies_below_a_hidden_one_is_read(tmp_path):
+    folder = folder_of(tmp_path / ".cache/images", {"a.png": b"", "b.png/c.png": b""})
+    assert names_of(folder) == ["a.png", "b.png/c.png"]
+
+
+def test_what_is_taken_and_what_is_not_is_told_by_folder_and_suffix(tmp_path):
+    files = {f"{folder}/{i}.png": b"" for folder in "abcdefgh" for i in range(3)}
+    files |= {"a/masks/0.png": b"", "x.PNG": b"", "x.heic": b"", "y.heic": b"", "z": b""}
+    notes = notes_of(folder_of(tmp_path / "set", files | {"t.nii.gz": b""}))
+    assert notes == (
+        *(f"took 3 .png from set/{name}" for name in "abcde"),
+        "took 11 more from 5 other folders",
+        "left out: 2 .heic, 1 .nii.gz, 1 without suffix (not read)",
+    )
+
+
+def test_linked_folders_are_read_once_and_no_circle_is_gone_through(tmp_path):
+    folder = folder_of(tmp_path / "in", {"a.png": b"", "sub/b.png": b""})
+    folder_of(tmp_path / "elsewhere", {"c.png": b"", "deep/d.png": b""})
+    (tmp_path / "elsewhere/back").symlink_to(folder)
+    links = {"more": "../elsewhere", "part": "../elsewhere/deep", "again": "sub", "self": "."}
+    for name, target in {**links, "up": "..", "z.png": "a.png", "gone": "nowhere"}.items():
+        (folder / name).symlink_to(target)
+    assert names_of(folder) == ["a.png", "more/c.png", "more/deep/d.png", "sub/b.png", "z.png"]
+    notes = notes_of(folder)
+    assert "followed links to folders: more; DVC does not see what changes" in notes[-3]
+    assert notes[-2].endswith("read already or hold this one: again, part, self, up, more/back")
+    assert notes[-1] == "links to files that are taken by another name, too: 1"
+
+
+def test_links_that_lead_nowhere_are_told(tmp_path):
+    folder = folder_of(tmp_path, {"a.png": png(random_images(1, 4, 4)[0])})
+    (folder / "b.png").symlink_to("gone.png")
+    (folder / "c.png").symlink_to("c.png")
+    assert "links that lead nowhere: 2 (b.png, c.png); remove them" in notes_of(folder)[-1]
+    reader = reader_of(folder, "folder", on_broken="skip")
+    assert len(np.concatenate(list(reader.blocks()))) == 1
+    assert len(reader.refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("scan.dcm", "DICOM is not read yet: bring all images to 8 bits by one linear map"),
+        ("stack.npy", "a NumPy array is not read yet: .*set data.source to folder"),
+        ("volume.nii.gz", "NIfTI is not read yet"),
+        ("all.h5", "HDF5 is not read yet"),
+        ("all.zip", "unpack it; set data.source to folder"),
+        ("all.tar.gz", "unpack it"),
+        ("a.heic", "save them as PNG"),
+    ],
+)
+def test_files_of_other_kinds_are_named_with_what_to_do(tmp_path, name, remedy):
+    folder = folder_of(tmp_path / "in", {name: b"", "a.txt": b"", "b.txt": b""})
+    for kind in ("folder", "parquet"):
+        with pytest.raises(DataError, match=rf"holds no .*2 \.txt, 1 \..*{remedy}"):
+            find_images(kind, folder, None)
+        with pytest.raises(DataError, match=rf"{name} is a file \.\w+.*{remedy}"):
+            find_images(kind, folder / name, None)
+
+
+def test_a_folder_with_hidden_images_only_says_so(tmp_path):
+    folder = folder_of(tmp_path, {".thumbs/a.png": b""})
+    with pytest.raises(DataError, match=r"no images .*1 \.png hidden .*\(\.thumbs\)"):
+        find_images("folder", folder, None)
+
+
+def test_each_page_of_a_tiff_file_is_an_image(tmp_path):
+    images = random_images(5, 4, 4)
+    pages = [Image.fromarray(image) for image in images[:3]]
+    stack = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    folder = folder_of(tmp_path, {"a.tif": stack, "b.png": png(images[3])})
+    behind = "ImageJ=1.54f\nimages=5\n"
+    (folder / "c.tif").write_bytes(tiff(text=behind, pixels=images.tobytes()))
+    source = find_images("folder", folder, None)
+    assert source.count == 9
+    assert source.notes[-1] == "2 TIFF files hold 8 images"
+    expected = np.concatenate([images[:4], images])[:, None]
+    np.testing.assert_array_equal(read(folder, "folder"), expected)
+    reader = reader_of(folder, "folder", max_images=2)
+    np.testing.assert_array_equal(np.concatenate(list(reader.blocks())), expected[:2])
+    (folder / "a.tif").write_bytes(stack[:8] + stack[8:].replace(images[1].tobytes(), b""))
+    with pytest.raises(DataError, match=r"a\.tif"):
         read(folder, "folder")
 
 
@@ -199,15 +356,54 @@ def test_nothing_usable_is_refused_even_when_skipping(tmp_path):
         read(folder, "folder", on_broken="skip")
 
 
-@pytest.mark.parametrize("on_broken", ["refuse", "skip"])
-@pytest.mark.parametrize(
+ODD = pytest.mark.parametrize(
     ("odd", "found"), [((12, 16), "16 x 12 grey"), ((16, 16, 3), "16 x 16 RGB")]
 )
-def test_mixed_images_are_refused_with_name_and_size(tmp_path, odd, found, on_broken):
-    images = [*random_images(2, 16, 16), *random_images(1, *odd)]
-    folder = folder_of(tmp_path, {f"{i}.png": png(image) for i, image in enumerate(images)})
-    with pytest.raises(DataError, match=rf"2\.png is {found}.*0\.png, is 16 x 16 grey"):
-        read(folder, "folder", on_broken=on_broken)
+
+
+def mixed(tmp_path, odd):
+    """Images of two kinds, an odd one among them the first."""
+    images = [*random_images(1, *odd), *random_images(4, 16, 16), *random_images(1, *odd)]
+    return folder_of(tmp_path, {f"{i}.png": png(image) for i, image in enumerate(images)})
+
+
+@ODD
+def test_mixed_images_are_refused_with_counts_by_kind(tmp_path, odd, found):
+    message = rf"of 6, 4 are 16 x 16 grey, 2 are {found} \(the first: .*0\.png\); bring all"
+    with pytest.raises(DataError, match=message):
+        read(mixed(tmp_path, odd), "folder")
+
+
+@ODD
+def test_of_mixed_images_the_most_common_kind_is_kept_if_others_are_skipped(tmp_path, odd, found):
+    reader = reader_of(mixed(tmp_path, odd), "folder", on_broken="skip")
+    images = np.concatenate(list(reader.blocks()))
+    np.testing.assert_array_equal(images, random_images(4, 16, 16)[:, None])
+    assert [Path(refused.name).name for refused in reader.refused] == ["0.png", "5.png"]
+    assert reader.refused[0].reason == f"is {found}, and 16 x 16 grey are kept"
+    (note,) = reader.notes
+    assert note.startswith("kept images of 16 x 16 grey, the most common kind (of up to ")
+    assert note.endswith(f"skipped 2 of {found}")
+
+
+def test_an_odd_image_behind_those_that_are_counted_is_named_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(dsd.sources, "COUNTED", 4)
+    message = r"of 5, 4 are 16 x 16 grey, 1 are 8 x 8 grey \(the first: .*9\.png\)"
+    folder = mixed(tmp_path / "in", (8, 8))
+    (folder / "0.png").rename(folder / "9.png")
+    (folder / "5.png").unlink()
+    with pytest.raises(DataError, match=message):
+        read(folder, "folder")
+
+
+def test_several_broken_images_are_counted(tmp_path):
+    files = {f"{i}.png": png(image) for i, image in enumerate(random_images(4, 4, 4))}
+    folder = folder_of(tmp_path, files | {"1.png": b"", "3.png": b"junk"})
+    with pytest.raises(DataError, match=r"1\.png is no .*; 1 more of 4 cannot be used; repair"):
+        read(folder, "folder")
+    folder_of(tmp_path, dict.fromkeys(files, b""))
+    with pytest.raises(DataError, match=r"none of 4 images is usable; the first: .*0\.png is no"):
+        read(folder, "folder")
 
 
 def chunk(kind, content):
@@ -221,18 +417,16 @@ def raw_png(width, height, depth, colour, rows):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-FRAMES = [Image.new("L", (4, 4), level) for level in (0, 255)]
 HALF_SEEN = Image.new("RGBA", (4, 4), (9, 9, 9, 128))
 REFUSED = {
-    "16-bit grey": (saved(Image.new("I;16", (4, 4)), "PNG"), "more than 8 bits"),
+    "16-bit grey": (saved(Image.new("I;16", (4, 4)), "PNG"), "more than 8 bits a channel, not"),
     "16-bit RGB": (raw_png(2, 1, 16, 2, b"\0" + bytes(12)), "more than 8 bits"),
-    "float": (saved(Image.new("F", (4, 4)), "TIFF"), "more than 8 bits"),
+    "float": (saved(Image.new("F", (4, 4)), "TIFF"), "floating-point numbers of 32 bits"),
     "CMYK": (saved(Image.new("CMYK", (4, 4)), "JPEG"), "colour mode CMYK"),
     "transparent": (saved(HALF_SEEN, "PNG"), "partly transparent"),
-    "stack": (saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "2 frames"),
     "bomb": (raw_png(30_000, 30_000, 8, 0, b""), r"900000000|bomb"),
     "large": (raw_png(9_000, 9_000, 8, 0, b""), "9000 x 9000 pixels, more than"),
-    "GIF": (saved(FRAMES[0], "GIF"), "is no PNG"),
+    "GIF": (saved(Image.new("L", (4, 4)), "GIF"), "is no PNG"),
     "empty": (b"", "is no PNG"),
 }
 
@@ -281,6 +475,67 @@ def test_damaged_bytes_decode_or_are_refused_and_nothing_else(data):
     assert pixels.ndim == 3
 
 
+# Noise that is there already
+
+
+def kept_as():
+    """Files of one noisy picture each, whose names say how it is encoded."""
+    grey = Image.fromarray(random_images(1, 32, 32)[0])
+    rgb = Image.fromarray(random_images(1, 32, 32, 3)[0])
+    return {
+        "PNG": saved(grey, "PNG"),
+        "palette PNG": saved(rgb.quantize(64), "PNG"),
+        "1-bit PNG": saved(grey.convert("1"), "PNG"),
+        "4-bit PNG": raw_png(32, 32, 4, 0, b"".join(b"\0" + bytes(16) for _ in range(32))),
+        "JPEG": saved(grey, "JPEG"),
+        "lossy WebP": saved(rgb, "WEBP"),
+        "lossless WebP": saved(rgb, "WEBP", lossless=True),
+        "TIFF": saved(grey, "TIFF", compression="tiff_lzw"),
+        "JPEG in TIFF": saved(grey, "TIFF", compression="jpeg"),
+        "BMP": saved(rgb, "BMP"),
+    }
+
+
+@pytest.mark.parametrize("name", kept_as())
+def test_how_pixels_were_kept_is_known_and_noise_that_was_rounded_is_refused(tmp_path, name):
+    folder = folder_of(tmp_path, {"a.png": kept_as()[name]})
+    reader = reader_of(folder, "folder", on_broken="skip")
+    assert len(np.concatenate(list(reader.blocks()))) == 1
+    assert [encoding.name for encoding in reader.encodings] == [name]
+    assert reader.notes == ()
+    noisy = reader_of(folder, "folder", noisy=True)
+    if "palette" in name or "-bit" in name:
+        with pytest.raises(DataError, match=rf"a\.png is {name}, to whose few levels its noise"):
+            list(noisy.blocks())
+        return
+    list(noisy.blocks())
+    lossy = "JPEG" in name or "lossy" in name
+    assert [note.startswith(f"1 of 1 noisy images are {name}:") for note in noisy.notes] == (
+        [True] if lossy else []
+    )
+
+
+def test_a_palette_of_greys_is_grey_and_a_reduced_one_is_none(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    ramp = Image.fromarray(pixels).convert("P")
+    for kind in ("PNG", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decode(saved(ramp, kind)), pixels[None], err_msg=kind)
+    folder = folder_of(tmp_path, {"a.png": saved(ramp, "PNG")})
+    assert len(next(reader_of(folder, "folder", noisy=True).blocks())) == 1
+    few = Image.fromarray(pixels).quantize(40)
+    assert decode(saved(few, "PNG")).shape == (3, 16, 16)
+
+
+def test_a_fourth_channel_of_a_bmp_is_not_lost_in_silence():
+    header = saved(Image.new("RGB", (2, 1)), "BMP")[:54]
+    header = bytearray(header)
+    header[28] = 32
+    grey = bytes([1, 2, 3, 0, 4, 5, 6, 0])
+    np.testing.assert_array_equal(decode(bytes(header) + grey), [[[3, 6]], [[2, 5]], [[1, 4]]])
+    with pytest.raises(ValueError, match="a fourth channel that varies"):
+        decode(bytes(header) + grey[:-1] + b"\7")
+
+
 # Size
 
 
@@ -315,7 +570,7 @@ def test_without_a_resolution_any_shape_is_kept(tmp_path):
 
 def test_images_that_are_not_square_need_cropping_for_a_resolution(tmp_path):
     path = parquet_of(tmp_path, random_images(2, 5, 9))
-    with pytest.raises(DataError, match=r"9 x 5 grey, not square.*crop.*data\.resolution to null"):
+    with pytest.raises(DataError, match=r"9 x 5 grey, not square as .*networks need: crop"):
         read(path, resolution=4)
 
 
@@ -327,6 +582,22 @@ def test_a_resolution_above_the_padded_size_is_refused(tmp_path):
 
 
 # Streaming, order, identity
+
+
+def test_noisy_images_are_averaged_over_whole_pixels_only(tmp_path):
+    path = parquet_of(tmp_path, random_images(2, 12, 12))
+    with pytest.raises(DataError, match=r"8, no divisor of the 12 .* one of 12, 6, 4, or to null"):
+        read(path, resolution=8, noisy=True)
+    factors = {4: 3, 6: 2, 12: None, None: None}
+    for resolution, factor in factors.items():
+        reader = reader_of(path, resolution=resolution, noisy=True)
+        list(reader.blocks())
+        assert reader.averaged == factor
+    clean = reader_of(path, resolution=4)
+    list(clean.blocks())
+    assert clean.averaged is None
+    with pytest.raises(DataError, match=r"have only 12: lower it$"):
+        read(path, resolution=13, noisy=True)
 
 
 def test_blocks_bound_the_memory_and_change_nothing(tmp_path, monkeypatch):

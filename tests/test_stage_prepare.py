@@ -3,6 +3,7 @@ import resource
 
 import numpy as np
 import pytest
+from PIL import Image
 from stage_helpers import (
     Recorder,
     files_of,
@@ -38,10 +39,13 @@ def test_images_become_a_store_a_summary_and_one_line(tmp_path):
     log = run(tmp_path)
     store = ImageStore.open(tmp_path / "data/prepare")
     summary = json.loads((tmp_path / "reports/prepare/summary.json").read_text())
-    assert summary == {"count": 10, "shape": [1, 5, 5], "dtype": "uint8", "refused": []}
+    assert summary == {
+        "count": 10, "shape": [1, 5, 5], "dtype": "uint8", "encodings": {"PNG": 10}, "notes": [],
+        "refused": [],
+    }  # fmt: skip
     assert [shard.count for shard in store.meta.shards] == [4, 4, 2]
     assert store.meta.info["content"] == "clean"
-    assert log.lines == ["10 images of 5 x 5 grey, uint8"]
+    assert log.lines == ["10 images of 5 x 5 grey, uint8 (10 PNG)"]
     assert log.bars[0].seen == [10, "closed"]
     assert store.all().min() >= -1
     assert store.all().max() <= 1
@@ -91,8 +95,33 @@ def test_a_border_on_noisy_images_is_refused(tmp_path):
     source(tmp_path)
     with pytest.raises(ParamsError, match=r"data\.pad is 1 .*set data\.pad to 0"):
         run(tmp_path, content="noisy")
-    run(tmp_path, content="noisy", pad=0)
+    run(tmp_path, content="noisy", pad=0, resolution=4)
     assert ImageStore.open(tmp_path / "data/prepare").meta.info["content"] == "noisy"
+
+
+def test_what_was_found_is_said_and_written(tmp_path):
+    for number, image in enumerate(random_images(6, 8, 8)):
+        target = tmp_path / f"in/{number}.{'jpg' if number < 2 else 'png'}"
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(target)
+    (tmp_path / "in/notes.txt").write_text("hello")
+    log = run(tmp_path, source="folder", path="in", content="noisy", pad=0, resolution=4)
+    summary = json.loads((tmp_path / "reports/prepare/summary.json").read_text())
+    assert summary["encodings"] == {"PNG": 4, "JPEG": 2}
+    assert summary["notes"] == log.lines[:-1]
+    found, lossy = log.lines[:3], log.lines[3]
+    assert found == ["took 4 .png from in", "took 2 .jpg from in", "left out: 1 .txt (not read)"]
+    assert lossy.startswith("2 of 6 noisy images are JPEG: lossy compression removes")
+    assert log.lines[-1] == "6 images of 4 x 4 grey, uint8 (4 PNG, 2 JPEG)"
+
+
+def test_the_store_knows_how_noisy_images_were_averaged(tmp_path):
+    source(tmp_path)
+    for changes, known in [({"content": "noisy", "pad": 0, "resolution": 4}, 2), ({}, None)]:
+        run(tmp_path, **changes)
+        info = ImageStore.open(tmp_path / "data/prepare").meta.info
+        assert info.get("averaged") == known
+        assert set(info) - {"averaged"} == {"content", "source_sha256"}
 
 
 def test_a_full_disk_leaves_no_store(tmp_path):
