@@ -29,7 +29,14 @@ from dsd.noise_checks import FLAT, Check, check_noise, clipped_pixels
 from dsd.noise_patches import Half, Patches, Ratio, cross_fit, cut_patches, ratio_of_sums
 from dsd.seeds import derive_seed
 
-__all__ = ["Check", "NoiseEstimate", "choose_sample", "estimate_noise", "take_sample"]
+__all__ = [
+    "Check",
+    "NoiseEstimate",
+    "choose_sample",
+    "estimate_noise",
+    "shortage",
+    "take_sample",
+]
 
 CONFIDENCE = 0.95
 """Of the statistical part of the interval."""
@@ -155,7 +162,7 @@ def estimate_noise(images: Float[Tensor, " n c h w"]) -> NoiseEstimate:
     }
     if min(values.shape[-2:]) >= 2 * SECOND_PATCH:
         second = cut_patches(values, SECOND_PATCH, clipped)
-        if second.usable.sum() >= _needed(second):
+        if second.usable.sum() >= _needed(second.channels, second.size):
             others["larger patches"] = _variance(cross_fit(second), FLAT, quietest=True).value
     return _estimate(values, patches, halves, variance, others, clipped)
 
@@ -212,25 +219,46 @@ def _median_variance(halves: Sequence[Half]) -> float:
     return float(np.median(chosen) / chi2.ppf(0.5, used))
 
 
-def _needed(patches: Patches) -> int:
+def _needed(channels: int, size: int) -> int:
     """Patches without which the principal components mean nothing."""
-    return max(_MIN_PATCHES, 16 * patches.channels * patches.size**2)
+    return max(_MIN_PATCHES, 16 * channels * size**2)
+
+
+def shortage(count: int, shape: tuple[int, int, int]) -> str | None:
+    """Why no noise level can be estimated from so many images, whatever they show.
+
+    Args:
+        count: How many images there are.
+        shape: Their channels, height and width.
+
+    Returns:
+        The problem and its remedy, or None where there are enough images and pixels.
+    """
+    channels, height, width = shape
+    if min(height, width) < _MIN_SIDE:
+        return f"images of {width} x {height} are too small: use {_MIN_SIDE} x {_MIN_SIDE}"
+    each = (min(height, _MAX_SIDE) // PATCH) * (min(width, _MAX_SIDE) // PATCH)
+    needed = max(_MIN_IMAGES, -(-_needed(channels, PATCH) // each))
+    if count < needed:
+        return f"there are only {count} images, and {needed} are needed: use more"
+    return None
 
 
 def _check_images(images: Float64[np.ndarray, " n c h w"]) -> None:
     """Raise DataError for images that cannot be measured."""
-    count, _, height, width = images.shape
-    if count < _MIN_IMAGES:
-        problem = f"there are only {count} images, and {_MIN_IMAGES} are needed: use more"
-    elif min(height, width) < _MIN_SIDE:
-        problem = f"images of {width} x {height} are too small: use {_MIN_SIDE} x {_MIN_SIDE}"
-    elif not np.isfinite(images).all():
-        problem = "some pixels are NaN or infinite: repair or remove those images"
-    elif np.ptp(images, axis=(-2, -1)).max() == 0:
-        problem = "all images are constant: correct the source of the images"
-    else:
-        return
-    raise DataError(f"the noise level cannot be estimated: {problem}")
+    count, channels, height, width = images.shape
+    problem = shortage(count, (channels, height, width)) or _flaw(images)
+    if problem is not None:
+        raise DataError(f"the noise level cannot be estimated: {problem}")
+
+
+def _flaw(images: Float64[np.ndarray, " n c h w"]) -> str | None:
+    """What is wrong with the pixels, if anything is."""
+    if not np.isfinite(images).all():
+        return "some pixels are NaN or infinite: repair or remove those images"
+    if np.ptp(images, axis=(-2, -1)).max() == 0:
+        return "all images are constant: correct the source of the images"
+    return None
 
 
 def _check_clipping(share: float) -> None:
@@ -243,7 +271,7 @@ def _check_clipping(share: float) -> None:
 
 
 def _check_patches(patches: Patches) -> None:
-    usable, needed = int(patches.usable.sum()), _needed(patches)
+    usable, needed = int(patches.usable.sum()), _needed(patches.channels, patches.size)
     if usable < needed:
         msg = (
             f"the noise level cannot be estimated: only {usable} patches of {PATCH} x {PATCH} "
