@@ -28,6 +28,7 @@ STAGES = {
 }  # fmt: skip
 SMALL = {
     "data": {"resolution": None},
+    "compute": {"batch_per_device": 8},
     "corrupt": {"num_heldout": 2},
     "pretrain": {"kimg": 0.008, "sample_every_kimg": 1.0},
     "distill": {
@@ -226,15 +227,17 @@ def params_of(case):
     )  # fmt: skip
 
 
-def test_whatever_check_accepts_runs_through_all_stages():
+def test_whatever_check_accepts_runs_through_all_stages(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # nothing here outlives the power
     ran = []
 
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(CASES)
     @example(LEAST)
     @example({**LEAST, "count": 4, "content": "noisy", "samples": 2})
     @example({**LEAST, "count": 6, "operator": {"kind": "downsample", "factor": 2}})
-    @example({**LEAST, "width": 72, "levels": [1, 1], "count": 14})
+    @example({**LEAST, "operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}, "width": 72})
+    @example({**LEAST, "operator": {"kind": "blur", "std": 1.0, "radius": 7}, "levels": [1, 1]})
     def through(case):
         images = random_images(case["count"], case["size"], case["size"])
         with tempfile.TemporaryDirectory() as folder:
@@ -252,7 +255,6 @@ def test_whatever_check_accepts_runs_through_all_stages():
 
     through()
     assert len(ran) >= 8
-    assert len({str(case["operator"]) for case in ran}) >= 3
 
 
 @pytest.fixture
