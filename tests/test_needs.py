@@ -183,6 +183,22 @@ def test_all_problems_are_told_at_once_and_a_level_once_it_is_known():
         require(small(), Prepared(90, (1, 8, 8), level=90.0))
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"evaluate": sampler(S_churn=9.0, S_min=81.0)},
+            "S_min 81 is above S_max 80, so no noise",
+        ),
+        ({"corrupt": operator("blur", std=0.1, radius=3)}, "greater than or equal to 0.2"),
+    ],
+)
+def test_values_that_do_nothing_by_themselves_are_no_parameters(changes, problem):
+    with pytest.raises(ValidationError, match=problem):
+        small(**changes)
+    small(evaluate=sampler(S_churn=0.0, S_min=81.0))  # of no use, but in the file as all keys are
+
+
 CASES = st.fixed_dictionaries(
     {
         "count": st.integers(6, 14),
@@ -227,6 +243,7 @@ def params_of(case):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_whatever_check_accepts_runs_through_all_stages(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # nothing here outlives the power
     ran = []
