@@ -98,9 +98,7 @@ def build_denoiser(
         ValueError: The images do not fit the network.
     """
     channels, height, width = shape
-    if height != width:
-        msg = f"images are {width} x {height}, but the network needs squares: set data.resolution"
-        raise ValueError(msg)
+    network.level_sizes(height, width)  # raises where they do not fit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = UNet(

@@ -21,7 +21,10 @@ from pydantic import (
 )
 
 __all__ = [
+    "COLOUR_BLIND",
+    "DROPOUT_LEVELS",
     "FEATURE_SPACES",
+    "KNOWN_CHANNELS",
     "PARTIAL_OPERATORS",
     "TORCHSCRIPT_SUFFIXES",
     "BlurOperator",
@@ -54,6 +57,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rho = Annotated[float, Field(ge=0.5, le=1000, allow_inf_nan=False)]
+TopLevel = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["adjusted", "standard"]
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -61,6 +66,15 @@ Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 
 FEATURE_SPACES = ("fashion-classifier", "efficientnet-lite0", "inception")
 """Feature extractors that come with dsd."""
+
+DROPOUT_LEVELS = 2**16
+"""Values of the random numbers that decide what dropout keeps."""
+
+COLOUR_BLIND = ("fashion-classifier",)
+"""Those of them that see colour images in grey."""
+
+KNOWN_CHANNELS = (1, 2, 3)
+"""Channels of the images that they take: grey, complex and RGB."""
 
 TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
 
@@ -161,8 +175,9 @@ class BlurOperator(Section):
 
     kind: Literal["blur"]
 
-    std: Positive
-    """Standard deviation of the kernel, in pixels; the reference uses 2 for images of 64."""
+    std: Annotated[float, Field(ge=0.2, allow_inf_nan=False)]
+    """Standard deviation of the kernel, in pixels; the reference uses 2 for images of 64. Below
+    0.2 a kernel would blur nothing."""
 
     radius: Annotated[int, Field(ge=1, le=64)]
     """The kernel covers 2 radius + 1 pixels a side; the reference uses 4."""
@@ -249,7 +264,8 @@ class Corrupt(Section):
     """Noisy images kept out of training; Proximal FID is measured against them."""
 
     workers: Count
-    """Processes that draw noise; the bytes do not depend on it."""
+    """Processes that draw noise, at most one for each file of ``data.shard_size`` images; the
+    bytes do not depend on it."""
 
     @model_validator(mode="after")
     def _an_estimate_needs_whole_images(self) -> "Corrupt":
@@ -291,13 +307,60 @@ class Network(Section):
     """Residual blocks at each level."""
 
     attention_resolutions: list[Count]
-    """Feature-map sizes at which blocks have self-attention."""
+    """Feature-map sizes at which blocks have self-attention; each must be the size of a level.
+    The middle of the network attends in any case."""
 
     dropout: Fraction
-    """Dropout probability inside residual blocks."""
+    """Dropout probability inside residual blocks; it is rounded to a multiple of 1/65536."""
 
     sigma_data: Positive
     """Standard deviation assumed by the EDM preconditioning."""
+
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the height and the width of an image."""
+        return self.patch << len(self.channel_mult) - 1
+
+    def level_sizes(self, height: int, width: int) -> list[int]:
+        """Heights (and widths) of the feature maps, finest level first.
+
+        Args:
+            height: Height of the images that the network sees, in pixels.
+            width: Their width, in pixels.
+
+        Raises:
+            ValueError: The network cannot take images of this size.
+        """
+        if height != width:
+            msg = f"images of {width} x {height} pixels are not square, as the network needs"
+            raise ValueError(msg)
+        if height % self.multiple:
+            msg = (
+                f"images of {height} pixels do not fit the network: network.patch {self.patch} "
+                f"and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
+                f"{self.multiple}"
+            )
+            raise ValueError(msg)
+        return [height // self.patch // 2**level for level in range(len(self.channel_mult))]
+
+    @model_validator(mode="after")
+    def _dropout_drops(self) -> "Network":
+        if self.dropout > 0 and round(self.dropout * DROPOUT_LEVELS) == 0:
+            msg = (
+                f"dropout {self.dropout:g} is rounded to a multiple of 1/{DROPOUT_LEVELS}, so it "
+                "would drop nothing; raise it, or set it to 0.0"
+            )
+            raise ValueError(msg)
+        return self
+
+
+def _check_warmup(warmup_kimg: float, kimg: float) -> None:
+    if warmup_kimg > kimg:
+        msg = (
+            f"warmup_kimg {warmup_kimg:g} exceeds kimg {kimg:g}, so the step size would never "
+            "reach learning_rate; lower it"
+        )
+        raise ValueError(msg)
 
 
 class TeacherNoise(Section):
@@ -338,7 +401,7 @@ class Pretrain(Section):
     law."""
 
     weighting: Weighting
-    """Weight of each noise level in the loss."""
+    """Weight of each noise level in the loss. All agree with the objective ``standard``."""
 
     noise: TeacherNoise
 
@@ -352,7 +415,7 @@ class Pretrain(Section):
     """Peak Adam step size."""
 
     warmup_kimg: NonNegative
-    """Linear warm-up of the step size."""
+    """Linear warm-up of the step size, at most ``kimg``."""
 
     schedule: Literal["constant", "cosine"]
     """Step size after the warm-up."""
@@ -364,7 +427,12 @@ class Pretrain(Section):
     """The half-life is at most this fraction of the images seen so far."""
 
     sample_every_kimg: Positive
-    """Interval of sample grids."""
+    """Interval of sample grids; there is one at the end in any case."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "Pretrain":
+        _check_warmup(self.warmup_kimg, self.kimg)
+        return self
 
     @model_validator(mode="after")
     def _consistency_fits(self) -> "Pretrain":
@@ -389,8 +457,8 @@ class GeneratorNoise(Section):
     """Levels at which teacher and fake denoiser are compared: a Karras grid, uniform in index."""
 
     sigma_min: Positive
-    sigma_max: Positive
-    rho: Positive
+    sigma_max: TopLevel
+    rho: Rho
     max_index: Annotated[float, Field(gt=0, le=1)]
     """Largest relative index from the low end: 0.8 of (0.002, 80, rho 7) reaches 24.4."""
 
@@ -409,7 +477,7 @@ class Selection(Section):
     """Feature space of the Frechet distance; see ``evaluate.features``."""
 
     every_kimg: Positive
-    """Interval of measurements."""
+    """Interval of measurements; there is one at the beginning and one at the end in any case."""
 
     num_samples: Annotated[int, Field(ge=2)]
     """Generated images in each measurement, always from the same latents."""
@@ -427,7 +495,7 @@ class Distill(Section):
 
     alpha: Annotated[float, Field(ge=0, le=2)]
     """SiD's alpha: 0.5 is half the gradient of the Fisher divergence, 1 to 1.2 are the useful
-    values."""
+    values. Used with ``sid`` only."""
 
     sigma_init: Positive
     """Level tau of G(z) = D(tau * z; tau)."""
@@ -439,7 +507,8 @@ class Distill(Section):
     noise: GeneratorNoise
 
     fake_noise: TeacherNoise
-    """Law of the noise level while the fake denoiser trains; its objective is the teacher's."""
+    """Law of the noise level while the fake denoiser trains; its objective is the teacher's. Not
+    used with ``sds``."""
 
     batch_size: Count
     kimg: Positive
@@ -449,10 +518,10 @@ class Distill(Section):
     """Peak Adam step size of the generator."""
 
     learning_rate_fake: Positive
-    """Peak Adam step size of the fake denoiser."""
+    """Peak Adam step size of the fake denoiser. Not used with ``sds``."""
 
     warmup_kimg: NonNegative
-    """Linear warm-up of both step sizes."""
+    """Linear warm-up of both step sizes, at most ``kimg``."""
 
     schedule: Literal["constant", "cosine"]
     """Both step sizes after the warm-up."""
@@ -461,12 +530,20 @@ class Distill(Section):
     """Adam's decay rates, for both networks."""
 
     fake_steps: Count
-    """Steps of the fake denoiser for each step of the generator."""
+    """Steps of the fake denoiser for each step of the generator. Not used with ``sds``."""
 
     ema_halflife_kimg: Positive
+    """Half-life of the exponential moving average of the generator's weights."""
+
     ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    """The half-life is at most this fraction of the images seen so far."""
 
     selection: Selection
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "Distill":
+        _check_warmup(self.warmup_kimg, self.kimg)
+        return self
 
 
 class Churn(Section):
@@ -486,6 +563,16 @@ class Churn(Section):
     S_noise: Positive
     """Standard deviation of the new noise; 1 keeps the law of an exact denoiser."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> "Churn":
+        if self.S_churn > 0 and self.S_min > self.S_max:
+            msg = (
+                f"S_min {self.S_min:g} is above S_max {self.S_max:g}, so no noise would be added; "
+                "lower it, or set S_churn to 0.0"
+            )
+            raise ValueError(msg)
+        return self
+
 
 class Sampler(Section):
     """EDM's sampler for the teacher, on a Karras grid."""
@@ -495,8 +582,8 @@ class Sampler(Section):
 
     num_steps: Annotated[int, Field(ge=2)]
     sigma_min: Positive
-    sigma_max: Positive
-    rho: Positive
+    sigma_max: TopLevel
+    rho: Rho
 
     churn: Churn
 
@@ -525,6 +612,14 @@ class Evaluate(Section):
     """Images drawn from each model."""
 
     sampler: Sampler
+
+    @model_validator(mode="after")
+    def _each_space_once(self) -> "Evaluate":
+        twice = sorted({name for name in self.features if self.features.count(name) > 1})
+        if twice:
+            msg = f"features names {', '.join(twice)} more than once; name each space once"
+            raise ValueError(msg)
+        return self
 
     @property
     def inception_weights_path(self) -> Path | None:
@@ -635,6 +730,16 @@ class Params(Section):
             msg = (
                 "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
                 "its level as a number; corrupt.sigma_hat: auto then tries the estimate on it"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _noisy_images_get_no_border(self) -> "Params":
+        if self.data.content == "noisy" and self.data.pad > 0:
+            msg = (
+                f"data.pad is {self.data.pad} while data.content is noisy: a black border has no "
+                "noise, which the model cannot know; set data.pad to 0"
             )
             raise ValueError(msg)
         return self

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32, Int64
 from pydantic import JsonValue
 
 from dsd.config import IdentityOperator, OperatorChoice
+from dsd.errors import ParamsError
 from dsd.shards import (
     SCHEMA_VERSION,
     Block,
@@ -87,7 +88,16 @@ def split_heldout(
 
     Returns:
         Both in ascending order.
+
+    Raises:
+        ParamsError: No image would be left to train on.
     """
+    if num_heldout >= count:
+        msg = (
+            f"corrupt.num_heldout is {num_heldout}, but there are only {count} images: "
+            f"lower it (a tenth would be {max(count // 10, 1)}), or use more images"
+        )
+        raise ParamsError(msg)
     # The word after the seed keeps the order independent of any image's noise.
     bits = np.random.Philox(np.random.SeedSequence([seed, 0x5411]))
     order = np.random.Generator(bits).permutation(count).astype(np.int64)

@@ -86,12 +86,15 @@ def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> Non
 def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
     """Publish a picture with one labelled row of images for each entry, to judge by eye.
 
-    Smaller images are shown as large as the largest, whose size theirs must divide.
+    Smaller images are shown as large as the largest, whose size theirs must divide. A row of fewer
+    images than another one ends in white.
     """
     largest = max(pixels.shape[-1] for pixels in rows.values())
     width = largest * max(1, _SHOWN_SIZE // largest)
     lines = [_shown(pixels, width // pixels.shape[-1]) for pixels in rows.values()]
-    grid = make_grid(torch.cat(lines), nrow=len(lines[0]), padding=_GAP, pad_value=1.0)
+    columns = max(map(len, lines))
+    filled = [torch.cat([x, x.new_ones(columns - len(x), *x.shape[1:])]) for x in lines]
+    grid = make_grid(torch.cat(filled), nrow=columns, padding=_GAP, pad_value=1.0)
     strip = Image.new("RGB", (grid.shape[2] + _LABEL_WIDTH, grid.shape[1]), "white")
     strip.paste(to_pil_image(grid), (_LABEL_WIDTH, 0))
     draw, height = ImageDraw.Draw(strip), lines[0].shape[-2] + _GAP

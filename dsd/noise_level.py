@@ -37,6 +37,7 @@ __all__ = [
     "NoiseEstimate",
     "choose_sample",
     "estimate_noise",
+    "shortage",
     "take_sample",
 ]
 
@@ -180,7 +181,8 @@ def estimate_noise(images: Float[Tensor, " n c h w"]) -> NoiseEstimate:
     }
     if min(values.shape[-2:]) >= 2 * SECOND_PATCH:
         second = cut_patches(values, SECOND_PATCH, clipped)
-        if all(second.usable[first::2].sum() >= _needed(second) // 2 for first in (0, 1)):
+        needed = _needed(second.channels, second.size) // 2
+        if all(second.usable[first::2].sum() >= needed for first in (0, 1)):
             others["larger patches"] = _variance(cross_fit(second), FLAT, quietest=True).value
     return _estimate(values, patches, halves, variance, others, clipped)
 
@@ -240,25 +242,41 @@ def _median_variance(halves: Sequence[Half]) -> float:
     return float(np.median(chosen) / chi2.ppf(0.5, used))
 
 
-def _needed(patches: Patches) -> int:
+def _needed(channels: int, size: int) -> int:
     """Patches without which the principal components mean nothing."""
-    return max(_MIN_PATCHES, 16 * patches.channels * patches.size**2)
+    return max(_MIN_PATCHES, 16 * channels * size**2)
+
+
+def shortage(count: int, shape: tuple[int, int, int]) -> str | None:
+    """Why no noise level can be estimated from so many images, whatever they show.
+
+    Args:
+        count: How many images there are.
+        shape: Their channels, height and width.
+
+    Returns:
+        The problem and its remedy, or None where there are enough images and pixels.
+    """
+    channels, height, width = shape
+    if min(height, width) < _MIN_SIDE:
+        return f"images of {width} x {height} are too small: use {_MIN_SIDE} x {_MIN_SIDE}"
+    each = (min(height, _MAX_SIDE) // PATCH) * (min(width, _MAX_SIDE) // PATCH)
+    needed = max(_MIN_IMAGES, 2 * -(-_needed(channels, PATCH) // (2 * each)))
+    if count < needed:
+        return f"there are only {count} images, and {needed} are needed: use more"
+    return None
 
 
 def _check_images(images: Float64[np.ndarray, " n c h w"]) -> None:
     """Raise DataError for images that cannot be measured."""
-    count, _, height, width = images.shape
-    if count < _MIN_IMAGES:
-        problem = f"there are only {count} images, and {_MIN_IMAGES} are needed: use more"
-    elif min(height, width) < _MIN_SIDE:
-        problem = f"images of {width} x {height} are too small: use {_MIN_SIDE} x {_MIN_SIDE}"
-    elif not np.isfinite(images).all():
+    count, channels, height, width = images.shape
+    problem = shortage(count, (channels, height, width))
+    if problem is None and not np.isfinite(images).all():
         problem = "some pixels are NaN or infinite: repair or remove those images"
-    elif np.ptp(images, axis=(-2, -1)).max() == 0:
+    if problem is not None:
+        raise DataError(f"the noise level cannot be estimated: {problem}")
+    if np.ptp(images, axis=(-2, -1)).max() == 0:
         raise NoNoiseError("all images are constant, without any noise: correct their source")
-    else:
-        return
-    raise DataError(f"the noise level cannot be estimated: {problem}")
 
 
 def _check_clipping(share: float) -> None:
@@ -273,7 +291,7 @@ def _check_clipping(share: float) -> None:
 def _check_patches(patches: Patches) -> None:
     """Raise DataError unless each half of the images has the patches that it needs."""
     usable = min(int(patches.usable[first::2].sum()) for first in (0, 1))
-    needed = -(-_needed(patches) // 2)
+    needed = -(-_needed(patches.channels, patches.size) // 2)
     if usable < needed:
         msg = (
             f"the noise level cannot be estimated: half of the images has only {usable} patches "

@@ -7,6 +7,8 @@ part are two channels in [-1, 1]; where the picture is black, both are 0.
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from dsd.errors import ParamsError
+
 __all__ = ["to_complex"]
 
 _KEY_WORD = 0x9A5E
@@ -20,14 +22,24 @@ _STD = np.pi / 2
 
 
 def to_complex(
-    grey: UInt8[np.ndarray, " n 1 h w"], indices: Int64[np.ndarray, " n"]
+    grey: UInt8[np.ndarray, " n _ h w"], indices: Int64[np.ndarray, " n"]
 ) -> Float32[np.ndarray, " n 2 h w"]:
     """Complex images with the brightness of ``grey`` and a phase of each image's own.
 
     Args:
-        grey: 8-bit images.
+        grey: 8-bit images of one channel.
         indices: Their numbers in the whole set, which alone decide the phase.
+
+    Raises:
+        ParamsError: The images are not grey.
     """
+    channels = grey.shape[1]
+    if channels != 1:
+        msg = (
+            f"data.phase is smooth, but the images have {channels} channels, and only grey "
+            "ones become complex: set it to none, or choose another source"
+        )
+        raise ParamsError(msg)
     brightness = grey[:, 0].astype(np.float64) / 255
     height, width = grey.shape[2:]
     phase = np.stack([_smooth_phase(int(index), height, width) for index in indices])

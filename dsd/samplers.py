@@ -21,7 +21,7 @@ from dsd.noise import karras_levels
 from dsd.seeds import derive_seed
 from dsd.shapes import Level, State
 
-__all__ = ["TeacherSamples", "sample_teacher"]
+__all__ = ["TeacherSamples", "grid_of", "sample_teacher"]
 
 Denoise: TypeAlias = Callable[[Tensor, float], Tensor]
 
@@ -86,7 +86,7 @@ def sample_teacher(
     if sigma_y > config.sigma_max:
         msg = f"the sampler starts at sigma_max {config.sigma_max:g}, below the noise of the data"
         raise ParamsError(f"{msg}, {sigma_y:g}: raise sigma_max above it")
-    grid = _grid(config)
+    grid = grid_of(config)
     levels = [*grid, 0.0]
     # The step across sigma_y; at 0 it is the last one.
     crossing = sum(level >= sigma_y for level in grid[1:])
@@ -110,7 +110,8 @@ def sample_teacher(
     return TeacherSamples(x.float(), last.denoised.float(), exact.float(), *evaluations)
 
 
-def _grid(config: Sampler) -> list[float]:
+def grid_of(config: Sampler) -> list[float]:
+    """Levels from which the sampler's steps start, from the highest to the lowest."""
     index = torch.linspace(0, 1, config.num_steps, dtype=torch.float64)
     levels = karras_levels(
         index, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho

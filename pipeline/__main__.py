@@ -31,7 +31,7 @@ _STAGES = {
 }
 _OTHERS = {
     "preset": "write published settings into params.yaml: preset NAME",
-    "check": "check params.yaml and the data path, run nothing",
+    "check": "check params.yaml, open a few images, run nothing",
     "plan": "measure briefly what time, memory and disk each stage will take",
     "noise": "estimate the noise level of the observations, with checks",
     "show": "print the final table",
@@ -150,11 +150,15 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.{stage}")
         from pipeline import tracking
+        from pipeline.check import check_before
 
+        remarks = check_before(stage, params, paths)
         _forget_done_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
+            for remark in remarks:
+                log.say(remark)
             stop.polite = getattr(module, "POLLS_STOP", False)
             module.run(params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
@@ -203,17 +207,9 @@ def _preset(names: list[str], paths: Paths) -> None:
 
 def _check(paths: Paths) -> None:
     params = _load(paths)
-    source = paths.root / params.data.path
-    expected = {"parquet": source.is_file(), "folder": source.is_dir(), "torchvision": True}
-    if not expected[params.data.source]:
-        what = "a folder of images" if params.data.source == "folder" else "a Parquet file"
-        problem = f"is not {what}" if source.exists() else "does not exist"
-        msg = (
-            f"params.yaml: data.path = {params.data.path!r} {problem} (seen from {paths.root}); "
-            f"set it to {what}"
-        )
-        raise DataError(msg)
-    print(f"OK: params.yaml is valid, images come from {params.data.path}")
+    from pipeline.check import show_check
+
+    show_check(params, paths)
 
 
 def _plan(paths: Paths) -> None:

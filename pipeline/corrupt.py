@@ -7,7 +7,6 @@ import torch
 
 from dsd.config import Params
 from dsd.corruption import Noise, Residual, split_heldout, write_noisy_store
-from dsd.errors import ParamsError
 from dsd.files import write_json
 from dsd.images import enlarged, save_grid, to_uint8
 from dsd.imagestore import ImageStore
@@ -34,22 +33,11 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
 
 def _corrupt(params: Params, paths: Paths, log: StageLog) -> None:
     clean = open_images(paths, "prepare", log)
-    _check(params, clean)
     noise = settle_noise(params, paths, clean, log)
     with log.progress(len(clean)) as progress:
         residual = _write(params, paths, clean, noise, progress)
     _draw(paths, clean, noise)
     _report(params, paths, len(clean), noise, residual, log)
-
-
-def _check(params: Params, clean: ImageStore) -> None:
-    heldout = params.corrupt.num_heldout
-    if heldout >= len(clean):
-        msg = (
-            f"corrupt.num_heldout is {heldout}, but there are only {len(clean)} images: "
-            f"lower it (a tenth would be {max(len(clean) // 10, 1)}), or use more images"
-        )
-        raise ParamsError(msg)
 
 
 def _write(

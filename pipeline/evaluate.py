@@ -253,7 +253,9 @@ def _trajectory(paths: Paths, space: Space, data: Data) -> dict[str, object]:
     if data.clean is not None:
         named["oracle"] = min(moments, key=lambda moment: moment.frechet or 0.0)
         near, clean = zip(*[(m.proximal_frechet, m.frechet) for m in moments], strict=True)
-        correlation = {"spearman": float(spearmanr(near, clean).statistic)}
+        # Where all checkpoints are alike there is no order to agree on.
+        if len({*near}) > 1 and len({*clean}) > 1:
+            correlation = {"spearman": float(spearmanr(near, clean).statistic)}
     places = {name: moment._asdict() for name, moment in named.items()}
     return {**correlation, "checkpoints": len(moments), **places}
 
@@ -278,12 +280,15 @@ def _moment(artifact: Path, images_seen: int, heldout: float, space: Space, data
 
 
 def _draw(paths: Paths, samples: Samples, data: Data) -> None:
-    """Save data above each model's images of the same latents; and more of each model's."""
-    rows = {"noisy_data": data.noisy}
-    rows |= {name: samples.images[name] for name in reversed(MODELS)}
+    """Save data above each model's images of the same latents; and more of each model's.
+
+    Each noisy image stands below the clean one that it shows.
+    """
+    rows = {"noisy_data": data.noisy[:NUM_SHOWN]}
+    rows |= {name: samples.images[name][:NUM_SHOWN] for name in reversed(MODELS)}
     if data.clean is not None:
-        rows["clean_data"] = data.clean
-    labelled = {label: rows[name][:NUM_SHOWN] for name, label in LABELS.items() if name in rows}
+        rows["clean_data"] = data.clean[data.numbers[:NUM_SHOWN]]
+    labelled = {label: rows[name] for name, label in LABELS.items() if name in rows}
     folder = paths.report("evaluate")
     save_rows(labelled, folder / "comparison.png")
     for name in MODELS:

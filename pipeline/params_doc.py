@@ -14,7 +14,7 @@ from `dsd/config.py`; edit the docstrings there. Noise levels are in data units 
 [-1, 1]); kimg are thousands of images. There are no defaults: each key has to be in the file, and
 an unknown one is an error.
 
-`python -m pipeline check` checks the file without running anything.
+`python -m pipeline check` checks the file, and a few images against it, without running anything.
 """
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from pydantic import JsonValue
 
 from dsd.config import Data, Params
-from dsd.errors import ParamsError
 from dsd.files import write_json
 from dsd.imagestore import Block, StoreMeta, write_store
 from dsd.phase import to_complex
@@ -26,7 +25,6 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
 
 
 def _prepare(params: Params, paths: Paths, log: StageLog) -> None:
-    _check(params.data)
     source = find_images(params.data.source, paths.root / params.data.path, params.data.name)
     # Said before anything is read, so that it is there whatever comes.
     for note in source.notes:
@@ -55,15 +53,6 @@ def _prepare(params: Params, paths: Paths, log: StageLog) -> None:
     log.say(_summary_line(meta, reader))
 
 
-def _check(data: Data) -> None:
-    if data.content == "noisy" and data.pad > 0:
-        msg = (
-            f"data.pad is {data.pad} while data.content is noisy: a black border has no noise, "
-            "which the model cannot know; set data.pad to 0"
-        )
-        raise ParamsError(msg)
-
-
 def _reader(data: Data, source: Source) -> Reader:
     return Reader(
         source,
@@ -85,13 +74,7 @@ def _blocks(reader: Reader, log: StageLog) -> Iterator[Block]:
 def _complex_blocks(blocks: Iterator[Block]) -> Iterator[Block]:
     first = 0
     for block in blocks:
-        count, channels = block.images.shape[:2]
-        if channels != 1:
-            msg = (
-                f"data.phase is smooth, but the images have {channels} channels, and only grey "
-                "ones become complex: set it to none, or choose another source"
-            )
-            raise ParamsError(msg)
+        count = len(block.images)
         yield Block(to_complex(block.images, np.arange(first, first + count)))
         first += count
 

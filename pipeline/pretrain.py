@@ -216,6 +216,5 @@ def _build(params: Params, operator: Operator) -> Denoiser:
             params.network, operator.observed_shape, seed=seed, views=operator.views
         )
     except ValueError as error:
-        smaller = operator.observed_shape != operator.shape
-        msg = f"{error} or lower corrupt.operator.factor" if smaller else str(error)
+        msg = f"{error}: run `python -m pipeline check`, which says what would fit"
         raise ParamsError(msg) from error

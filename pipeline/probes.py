@@ -33,12 +33,12 @@ from dsd.operators import Operator
 from dsd.precond import Denoiser
 from dsd.samplers import sample_teacher
 from dsd.shapes import Pixels
-from dsd.sources import find_images
 from dsd.training.distill import Distillation
 from dsd.training.memory import largest_part
 from dsd.training.pretrain import TeacherTraining
 from dsd.training.team import Team
 from pipeline import corrupt, prepare, tracking  # noqa: F401 - stages import tracking too
+from pipeline.check import TORCHVISION_SETS, look
 from pipeline.compute import free_memory, resolve_device, resolve_precision
 from pipeline.forecast import Images, Line, Memory, SpaceRates, Steps
 from pipeline.gauge import (
@@ -50,6 +50,7 @@ from pipeline.gauge import (
     typical_seconds,
 )
 from pipeline.launch import FollowerLog
+from pipeline.needs import Prepared, require
 from pipeline.paths import Paths
 from pipeline.process import StopSignal
 
@@ -60,13 +61,6 @@ _START_UP = time.time() - psutil.Process().create_time()
 
 _LIBRARIES = library_memory()
 """Bytes of libraries in the memory of a process that has imported all itself."""
-
-_TORCHVISION = {
-    "cifar10": (50_000, (32, 32, 3)),
-    "fashion-mnist": (60_000, (28, 28)),
-    "celeba": (162_770, (178, 178, 3)),
-}
-"""Images in the training parts of torchvision's sets, and their size: a plan downloads nothing."""
 
 _FEW, _MANY = 64, 4096
 """Images of the first and, at most, the second measurement of ``prepare`` and ``corrupt``."""
@@ -135,13 +129,11 @@ def data(params: Params, paths: Paths, folder: Path) -> DataRates:
         DataError: There are no images, or the first of them are not usable.
         ParamsError: A parameter does not go with the images.
     """
-    count, sampled = _source(params.data, paths, folder)
-    if params.corrupt.num_heldout >= count:
-        msg = (
-            f"corrupt.num_heldout is {params.corrupt.num_heldout}, but there are only {count} "
-            "images: lower it, or use more images"
-        )
-        raise ParamsError(msg)
+    found = look(params.data, paths.root)
+    count = found.count
+    if found.prepared is not None:
+        require(params, Prepared(count, found.prepared))
+    sampled = _source(params.data, paths, folder)
     work = Paths(folder)
     few = min(_FEW, count)
     first = _write(params, sampled, work, few)
@@ -156,20 +148,16 @@ def data(params: Params, paths: Paths, folder: Path) -> DataRates:
     return DataRates(_START_UP, images, prepared, corrupted, memory)
 
 
-def _source(data: Data, paths: Paths, folder: Path) -> tuple[int, Data]:
-    """How many images there are, and where to take some from."""
-    path = paths.root / data.path
-    if data.name is not None:
-        count, shape = _TORCHVISION[data.name]
-        path = folder / "stand-in"
-        path.mkdir()
-        for number, pixels in enumerate(_random_pixels((_STAND_INS, *shape))):
-            Image.fromarray(pixels).save(path / f"{number:05d}.png")
-        changes = {"source": "folder", "name": None, "path": str(path)}
-    else:
-        count = find_images(data.source, path, None).count
-        changes = {"path": str(path)}
-    return min(count, data.max_images or count), data.model_copy(update=changes)
+def _source(data: Data, paths: Paths, folder: Path) -> Data:
+    """Where to take some images from; nothing is downloaded."""
+    if data.name is None:
+        return data.model_copy(update={"path": str(paths.root / data.path)})
+    _, (channels, height, width) = TORCHVISION_SETS[data.name]
+    path = folder / "stand-in"
+    path.mkdir()
+    for number, pixels in enumerate(_random_pixels((_STAND_INS, height, width, channels))):
+        Image.fromarray(pixels.squeeze()).save(path / f"{number:05d}.png")
+    return data.model_copy(update={"source": "folder", "name": None, "path": str(path)})
 
 
 def _random_pixels(shape: tuple[int, ...]) -> np.ndarray:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+_CRITERION = "heldout_proximal_frechet"
+"""The measure by which distillation chose the generator, as the study of the choice calls it."""
+
 _STAGES = ("prepare", "corrupt", "pretrain", "distill", "evaluate")
 _TEACHERS = ("teacher_full", "teacher_truncated", "teacher_truncated_exact")
 
@@ -64,10 +67,10 @@ def write_report(params: Params, paths: Paths, *, seconds: float) -> None:
         protocol=leaves(summary["protocol"]),
         selection=summary.get("selection", {}),
         memorisation=summary.get("memorisation", {}),
-        moments=_moments(summary, features[0]),
+        moments=_moments(summary, features[0], params.distill.selection.features),
         distances=distances,
         training=_inlined(_training(paths)),
-        choice=_inlined(_choice(params, paths, distances)),
+        choice=_inlined(_choice(params, paths, features[0])),
         pictures=_pictures(paths),
         noise=_read_json(paths.report("corrupt") / "noise.json"),
         sections=_by_section(params),
@@ -109,12 +112,21 @@ def _value(summary: Mapping[str, Any], model: str, measure: str) -> float:
     return float("inf") if value is None else value
 
 
-def _moments(summary: Mapping[str, Any], features: str) -> dict[str, Any]:
-    """The checkpoints that the study of the choice names, as a table."""
+def _moments(summary: Mapping[str, Any], features: str, selection: str) -> dict[str, Any]:
+    """The checkpoints that the study of the choice names, as a table.
+
+    Args:
+        summary: All results.
+        features: Space of the distances that evaluation measured.
+        selection: Space of those to held-out images, by which distillation chose.
+    """
     named = {k: v for k, v in summary.get("selection", {}).items() if isinstance(v, Mapping)}
     measures = list(dict.fromkeys(measure for moment in named.values() for measure in moment))
     return {
-        "titles": [title_of(measure, features) for measure in measures],
+        "titles": [
+            title_of(measure, selection if measure == _CRITERION else features)
+            for measure in measures
+        ],
         "rows": {k: [moment.get(measure) for measure in measures] for k, moment in named.items()},
     }
 
@@ -140,23 +152,43 @@ def _curves(report: Path, file: str, value: str, name: str) -> Iterator[_Drawn]:
         yield _Drawn(f"{value}-levels", draw_levels(rows, ylabel=value), text)
 
 
-def _choice(params: Params, paths: Paths, distances: Sequence[str]) -> Iterator[_Drawn]:
-    """How the checkpoint was chosen, and how well, where there are clean images."""
+def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
+    """How the checkpoint was chosen, and how well, where there are clean images.
+
+    Args:
+        params: All parameters.
+        paths: The workspace.
+        measured: Space of the distances that evaluation measured.
+    """
     features = params.distill.selection.features
     seen = _rows(paths.report("distill") / "trajectory.csv")
     if seen:
         values = _column(seen, "proximal_frechet")
         at = values.index(min(values))
-        title = title_of("proximal_frechet", features)
+        title = title_of(_CRITERION, features)
         figure = draw_curve(_thousands(seen), values, ylabel=title, marks={"chosen": at})
         images = f"{int(seen[at]['images']):,}"
-        text = f"{title} distance to held-out noisy images, in {features} features. Its smallest "
-        yield _Drawn("choice", figure, f"{text}value chose the generator after {images} images.")
+        text = (
+            f"{title_of('proximal_frechet', features)} distance to held-out noisy images, in "
+            f"{features} features. Its smallest value chose the generator after {images} images."
+        )
+        yield _Drawn("choice", figure, text)
     study = [row for row in _rows(paths.report("evaluate") / "selection.csv") if row["frechet"]]
     if study:
         near, clean = _column(study, "proximal_frechet"), _column(study, "frechet")
-        figure = draw_agreement(near, clean, xlabel=distances[0], ylabel=distances[1])
-        text = "What the choice saw against what it could not see: one point for each checkpoint."
+        criterion = _column(study, _CRITERION)
+        figure = draw_agreement(
+            near,
+            clean,
+            chosen=criterion.index(min(criterion)),
+            xlabel=title_of("proximal_frechet", measured),
+            ylabel=title_of("frechet", measured),
+        )
+        text = (
+            "One point for each checkpoint: its distance to the noisy images of training against "
+            f"that to clean images, both in {measured} features. The choice saw neither, only the "
+            "distance to held-out noisy images."
+        )
         yield _Drawn("agreement", figure, text)
 
 

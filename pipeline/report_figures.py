@@ -108,9 +108,16 @@ def _by_level(row: tuple[float, str, float]) -> tuple[bool, float]:
 
 
 def draw_agreement(
-    proximal: Sequence[float], clean: Sequence[float], *, xlabel: str, ylabel: str
+    proximal: Sequence[float], clean: Sequence[float], *, chosen: int, xlabel: str, ylabel: str
 ) -> "Figure":
-    """What the choice saw against what it could not see, for all checkpoints.
+    """The distance to noisy images against that to clean ones, for all checkpoints.
+
+    Args:
+        proximal: Distances to noisy images, in the order of the distillation.
+        clean: Distances to clean images.
+        chosen: Position of the checkpoint that became the generator.
+        xlabel: What ``proximal`` is.
+        ylabel: What ``clean`` is.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Figure 5.
@@ -120,11 +127,10 @@ def draw_agreement(
     points = axes.scatter(proximal, clean, c=order, cmap="viridis_r", s=30, zorder=3)
     bar = figure.colorbar(points, ax=axes, ticks=[0, len(proximal) - 1])
     bar.ax.set_yticklabels(["first", "last"])
-    for label, values, colour, size in (
-        ("lowest Proximal distance", proximal, _CHOSEN, 13),
-        ("lowest distance to clean", clean, _BEST, 9),
+    for label, at, colour, size in (
+        ("chosen", chosen, _CHOSEN, 13),
+        ("lowest distance to clean", int(np.argmin(clean)), _BEST, 9),
     ):
-        at = int(np.argmin(values))
         point = (proximal[at], clean[at])
         axes.plot(*point, "o", color=colour, mfc="none", mew=2, ms=size, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)

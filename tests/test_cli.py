@@ -38,8 +38,9 @@ def workspace(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def stage(monkeypatch):
-    """Replace a stage by a function, and the tracker by nothing."""
+def stage(workspace, monkeypatch):
+    """Replace a stage by a function, and the tracker by nothing; there are images."""
+    (workspace.root / "data").symlink_to(ROOT / "data")
 
     def install(run, *, polls=False):
         fake = types.ModuleType("pipeline.prepare")
@@ -297,19 +298,46 @@ def start_stage(workspace, *, polls, stuck):
     return process
 
 
-def test_check_accepts_what_is_there_and_refuses_what_is_not(workspace, capsys):
+def test_check_tells_what_prepare_will_find_and_refuses_what_it_will_not(workspace, capsys):
     assert main(["check"]) == 3
     err = capsys.readouterr().err
-    assert "data.path = 'data/embedded/fashion-mnist.parquet' does not exist" in err
-    assert "set it to a Parquet file" in err
+    assert "data/embedded/fashion-mnist.parquet does not exist: correct data.path" in err
     source = workspace.root / "data/embedded/fashion-mnist.parquet"
     source.mkdir(parents=True)
     assert main(["check"]) == 3
-    assert "is not a Parquet file" in capsys.readouterr().err
+    assert (
+        "is a folder: correct data.path, or set data.source to folder" in capsys.readouterr().err
+    )
     source.rmdir()
     source.touch()
+    assert main(["check"]) == 3
+    assert "is no readable Parquet file" in capsys.readouterr().err
+    source.unlink()
+    source.symlink_to(ROOT / "data/embedded/fashion-mnist.parquet")
     assert main(["check"]) == 0
-    assert capsys.readouterr().out.startswith("OK: params.yaml is valid")
+    params_path = "data/embedded/fashion-mnist.parquet"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{params_path}: 20,000 images of 28 x 28 grey; 8 of them were opened",
+        "  prepare makes 16 x 16 grey of them",
+        f"OK: params.yaml is valid, images come from {params_path}",
+    ]
+    assert {file.name for file in workspace.root.iterdir()} == {"params.yaml", "data"}
+
+
+def test_check_needs_neither_torch_nor_git_nor_much_time():
+    script = (
+        "import sys\n"
+        "from pipeline.__main__ import main\n"
+        "code = main(['check'])\n"
+        "heavy = {'torch', 'mlflow', 'prefect', 'git', 'dvc'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or code)"
+    )
+    before = cpu_seconds()
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cpu_seconds() - before < 3
 
 
 def summary(frechet=12.3):

@@ -45,6 +45,21 @@ def test_pictures_have_a_row_for_each_kind(tmp_path):
         assert picture.getpixel((200, 100)) == (255, 255, 255)
 
 
+def test_a_row_of_fewer_images_leaves_the_others_beside_their_labels(tmp_path):
+    white = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
+    rows = {"few": white[:2] // 2, "many": white, "black": white[:3] * 0}
+    for order in (["few", "many", "black"], ["many", "black", "few"]):
+        save_rows({name: rows[name] for name in order}, tmp_path / "rows.png")
+        with Image.open(tmp_path / "rows.png") as picture:
+            assert picture.size == (150 + 5 * 66 + 2, 3 * 66 + 2)
+            for row, name in enumerate(order):
+                for column in range(5):
+                    there = column < len(rows[name])
+                    expected = int(rows[name][0, 0, 0, 0]) if there else 255
+                    found = picture.getpixel((150 + 34 + column * 66, 34 + row * 66))
+                    assert found == (expected,) * 3
+
+
 def test_grids_show_colours_as_they_are(tmp_path):
     red = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     red[:, 0] = 255

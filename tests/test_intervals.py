@@ -71,6 +71,14 @@ def test_a_wider_level_is_a_wider_interval_and_seeds_repeat():
     assert frechet_interval(x, REFERENCE, seed=6, num_resamples=50, level=0.5) != narrow
 
 
+def test_a_reference_that_does_not_vary_leaves_the_error_of_the_mean():
+    alike = moments(torch.ones(30, 4).double())
+    x = sample(0, 400)[:, :4]
+    psi = 2 * (x - x.mean(0)) @ (x.mean(0) - 1) + (x - x.mean(0)).square().sum(1)
+    expected = float(psi.std() / 400**0.5)
+    assert frechet_standard_error(x, alike) == pytest.approx(expected, rel=1e-9)
+
+
 def test_the_interval_of_no_distance_starts_at_zero():
     x = sample(0, 60)
     assert frechet_interval(x, moments(x), seed=0, num_resamples=20).low == 0

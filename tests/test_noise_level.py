@@ -40,6 +40,10 @@ def white(images, sigma, seed=1):
     return images + sigma * np.random.default_rng(seed).standard_normal(images.shape)
 
 
+def every_other_blank(images):
+    return images * (np.arange(len(images)) % 2).reshape(-1, 1, 1, 1)
+
+
 def estimate(images):
     return estimate_noise(torch.from_numpy(images.astype(np.float32)))
 
@@ -325,8 +329,11 @@ def test_steps_coarser_than_the_noise_are_noticed():
 @pytest.mark.parametrize(
     ("images", "problem"),
     [
-        (np.zeros((19, 1, 16, 16)), "only 19 images, and 20 are needed: use more"),
-        (white(boxes(20), 0.1), "only 160 patches of 4 x 4 .* 256 are needed: use more images"),
+        (np.zeros((19, 1, 16, 16)), "only 19 images, and 32 are needed: use more"),
+        (
+            every_other_blank(white(boxes(32), 0.1)),
+            "only 0 patches of 4 x 4 .* 256 are needed: use more images",
+        ),
         (np.zeros((99, 1, 7, 16)), "images of 16 x 7 are too small: use 8 x 8"),
         (np.full((99, 1, 16, 16), np.nan), "some pixels are NaN or infinite: repair"),
         (np.ones((99, 1, 16, 16)) * np.arange(99)[:, None, None, None], "images are constant"),
@@ -437,9 +444,9 @@ def test_a_level_that_is_given_needs_no_estimate_but_one_that_is_not_does(tmp_pa
     images = white(boxes(60), 0.1)[:, :, :8, :8]
     log, (train, _), report = run_stage(tmp_path, images, content="noisy", sigma=0.1)
     assert f"{report['problem']} (assumed: 0.1, as given)" == log.lines[0]
-    assert "only 60 patches" in log.lines[0]
+    assert "only 30 images, and 128 are needed" in log.lines[0]
     assert torch.equal(train.sigma, torch.full((30,), 0.1))
-    with pytest.raises(DataError, match=r"only 60 .*; or set corrupt\.sigma .* to a number"):
+    with pytest.raises(DataError, match=r"only 30 .*; or set corrupt\.sigma .* to a number"):
         run_stage(tmp_path, images, content="noisy", sigma="auto")
     assert not (tmp_path / "data/corrupt/train/meta.json").exists()
 

@@ -11,13 +11,15 @@ from PIL import Image
 from stage_helpers import Recorder, params_with, png, random_images, write_parquet
 
 from dsd.errors import DataError
-from pipeline import corrupt, distill, evaluate, prepare, pretrain
+from dsd.images import to_uint8
+from dsd.imagestore import ImageStore
+from pipeline import corrupt, distill, evaluate, prepare, pretrain, report
 from pipeline.metric_table import Cell, make_table
 from pipeline.page import as_number, embed
 from pipeline.paths import Paths
 from pipeline.report import write_report
 from pipeline.report_figures import NUM_TIMES, draw_agreement, draw_curve, draw_levels
-from pipeline.tables import read_csv
+from pipeline.tables import read_csv, write_csv
 
 SECTIONS = ("result", "images", "training", "choice", "noise", "protocol", "parameters")
 HOSTILE = "<script>alert('x')</script>\" onload=\"&amp;<b>"
@@ -209,11 +211,50 @@ def test_figures_show_the_numbers_that_they_were_given():
     assert len(shown) == NUM_TIMES
     assert (shown[0], shown[-1]) == (0, 90)
 
-    axes, _ = draw_agreement([3.0, 1.0, 2.0], [7.0, 9.0, 8.0], xlabel="x", ylabel="y").axes
+    points = {"proximal": [3.0, 1.0, 2.0], "clean": [7.0, 9.0, 8.0], "chosen": 2}
+    axes, _ = draw_agreement(**points, xlabel="x", ylabel="y").axes
     assert axes.collections[0].get_offsets().tolist() == [[3, 7], [1, 9], [2, 8]]
     chosen, best = axes.lines
-    assert chosen.get_xydata().tolist() == [[1, 9]]
+    assert chosen.get_xydata().tolist() == [[2, 8]]
     assert best.get_xydata().tolist() == [[3, 7]]
+
+
+def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_shows(workspace):
+    study = workspace.report("evaluate") / "selection.csv"
+    rows = [(0, 5.0, 1.0, 9.0), (64, 2.0, 4.0, 8.0), (160, 3.0, 3.0, 7.0)]
+    write_csv(study, ["images", "heldout_proximal_frechet", "proximal_frechet", "frechet"], rows)
+    params = small()
+    params = params.model_copy(
+        update={"evaluate": params.evaluate.model_copy(update={"features": ["inception"]})}
+    )
+    choice, agreement = report._choice(params, workspace, "inception")
+    (axes,) = choice.figure.axes
+    assert axes.get_ylabel() == "Proximal Frechet, held out"
+    assert "Proximal Frechet distance to held-out noisy images, in fashion-" in choice.text
+    axes, _ = agreement.figure.axes
+    ring = axes.lines[0]
+    assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[4, 8]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Proximal FID", "FID to clean")
+    assert "the noisy images of training" in agreement.text
+    assert "in inception features" in agreement.text
+
+
+def test_two_distances_of_one_generator_are_explained_beside_each_other(workspace):
+    text = page_of(workspace).text
+    assert "smallest Proximal distance to held-out noisy images is kept" in text
+    assert "They are those of the 70 images that distillation drew from each checkpoint" in text
+    assert "those under Result are of 70 other images" in text
+
+
+def test_each_noisy_image_stands_below_the_clean_one_that_it_shows(finished):
+    clean = ImageStore.open(finished.artifact("prepare"))
+    noisy = ImageStore.open(finished.artifact("corrupt") / "train")
+    shown = to_uint8(clean.take(noisy.index[: evaluate.NUM_SHOWN]))
+    picture = np.asarray(Image.open(finished.report("evaluate") / "comparison.png"))
+    for column, image in enumerate(shown):
+        left = 150 + 2 + column * 66
+        tile = picture[2:66:8, left : left + 64 : 8, 0]
+        np.testing.assert_array_equal(tile, image[0])
 
 
 def test_nearest_neighbours_are_shown_where_there_are_any(workspace):

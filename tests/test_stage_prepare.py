@@ -13,7 +13,7 @@ from stage_helpers import (
     write_parquet,
 )
 
-from dsd.errors import DataError, ParamsError
+from dsd.errors import DataError
 from dsd.imagestore import ImageStore
 from pipeline import prepare
 from pipeline.paths import Paths
@@ -93,7 +93,7 @@ def test_a_source_without_images_is_refused(tmp_path, kind, path, complaint):
 
 def test_a_border_on_noisy_images_is_refused(tmp_path):
     source(tmp_path)
-    with pytest.raises(ParamsError, match=r"data\.pad is 1 .*set data\.pad to 0"):
+    with pytest.raises(ValueError, match=r"data\.pad is 1 .*set data\.pad to 0"):
         run(tmp_path, content="noisy")
     run(tmp_path, content="noisy", pad=0, resolution=4)
     assert ImageStore.open(tmp_path / "data/prepare").meta.info["content"] == "noisy"

@@ -134,7 +134,7 @@ def test_a_loss_that_diverges_is_named_and_the_saved_state_stays_good(copied):
 
 def test_images_that_do_not_fit_the_network_are_refused_with_the_remedy(copied):
     wrong = tiny(network={"channel_mult": [1, 1, 1, 1]})
-    with pytest.raises(ParamsError, match=r"8 pixels do not fit.*of 16.*data\.resolution"):
+    with pytest.raises(ParamsError, match=r"8 pixels do not fit.*of 16.*pipeline check"):
         run(pretrain, wrong, copied)
 
 

@@ -42,8 +42,20 @@ def test_a_resolution_that_does_not_fit_is_refused_with_the_multiple():
 
 
 def test_images_that_are_not_square_are_refused():
-    with pytest.raises(ValueError, match=r"16 x 8.*data\.resolution"):
+    with pytest.raises(ValueError, match="images of 16 x 8 pixels are not square"):
         build_denoiser(network(), (1, 8, 16), seed=0)
+
+
+@pytest.mark.parametrize("width", [8, 40, 72, 136, 264])
+def test_every_width_can_be_normalised_in_groups_of_at_least_four(width):
+    net = UNet(network(width=width, patch=4), channels=1, resolution=8)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert all(norm.num_channels // norm.num_groups >= 4 for norm in norms)
+    # Where EDM's number divides the channels, it is that.
+    for norm in norms:
+        usual = min(32, norm.num_channels // 4)
+        assert norm.num_groups == usual or norm.num_channels % usual
+    assert net(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
 
 
 def test_every_weight_is_used():

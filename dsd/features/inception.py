@@ -18,7 +18,7 @@ from dsd.errors import DataError
 from dsd.features.pixels import to_rgb
 from dsd.shapes import Features, Pixels
 
-__all__ = ["Inception", "load_inception"]
+__all__ = ["Inception", "cached_weights", "load_inception"]
 
 FILE_NAME = "inception-2015-12-05.pt"
 """The only name under which clean-fid looks for its weights."""
@@ -82,9 +82,14 @@ def _checked(path: Path) -> Path:
     raise DataError(msg)
 
 
+def cached_weights() -> Path:
+    """Where downloaded weights are kept, whether they are there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+
+
 def _downloaded() -> Path:
     """Weights in torch's cache, fetched when they are not there yet."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+    path = cached_weights()
     if path.is_file():
         return path
     try:

@@ -14,6 +14,7 @@ says nothing of their phase. A user's own extractor gets all channels as they ar
 from jaxtyping import Float
 from torch import Tensor
 
+from dsd.config import KNOWN_CHANNELS
 from dsd.errors import DataError
 from dsd.images import magnitude
 from dsd.shapes import Pixels
@@ -50,7 +51,7 @@ def _values(images: Pixels) -> Float[Tensor, " b _ h w"]:
     channels = images.shape[1]
     if channels == 2:
         return magnitude(images)
-    if channels not in (1, 3):
+    if channels not in KNOWN_CHANNELS:
         msg = (
             f"images have {channels} channels but the built-in feature extractors know 1 (grey), "
             "2 (complex) and 3 (RGB); name an extractor of your own (package.module:function) "

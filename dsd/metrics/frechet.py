@@ -25,6 +25,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from dsd.metrics.checks import require_count, require_finite, require_same_space
+from dsd.metrics.fewest import FRECHET
 
 __all__ = ["Moments", "frechet_distance", "moments", "moments_of_batches"]
 
@@ -112,7 +113,7 @@ def moments_of_batches(
         scatter = scatter + batch_scatter + torch.outer(shift, shift) * (count * n / (count + n))
         mean = mean + shift * (n / (count + n))
         count += n
-    require_count(count, at_least=2, metric="a Frechet distance")
+    require_count(count, at_least=FRECHET, metric="a Frechet distance")
     return Moments(mean, scatter / (count - 1), count, protocol)
 
 

@@ -142,6 +142,8 @@ def frechet_standard_error(features: Float[Tensor, " n d"], reference: Moments) 
 
 def _transport_root(a: Moments, b: Moments) -> Float64[Tensor, " d r"]:
     """W with W W^T = B (B^T S_a B)^(-1/2) B^T, which maps N(0, S_a) to N(0, S_b = B B^T)."""
+    if b.factor.rank == 0:
+        return b.factor.matrix
     values, vectors = torch.linalg.eigh(overlap_matrix(a.cov, b.factor))
     varies = values > values.max() * len(values) * torch.finfo(values.dtype).eps
     root: Tensor = b.factor.matrix @ (vectors[:, varies] / values[varies] ** 0.25)

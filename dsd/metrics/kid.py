@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsd.metrics.checks import checked_pair
 from dsd.metrics.estimate import Estimate
+from dsd.metrics.fewest import KERNEL
 
 __all__ = ["kernel_distance"]
 
@@ -53,7 +54,7 @@ def kernel_distance(
         Serfling 1980, "Approximation theorems of mathematical statistics", section 5.3, for the
         variance.
     """
-    a, b = checked_pair(a, b, at_least=2, metric="a kernel distance")
+    a, b = checked_pair(a, b, at_least=KERNEL, metric="a kernel distance")
     count = max(1, min(len(a), len(b)) // block)
     if count > 1:
         generator = torch.Generator().manual_seed(seed)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dsd.metrics.checks import checked_pair
+from dsd.metrics.fewest import COVERAGE_K, MANIFOLD, PRECISION_K
 from dsd.metrics.neighbours import distance_chunks, nearest
 
 __all__ = [
@@ -29,9 +30,6 @@ __all__ = [
 
 _TIE = 1e-7
 """Differences of distances, relative to the features' size, that rounding may cause."""
-
-_USUAL_K = 5
-"""Neighbours that are looked for at once, so that none of the measures looks again."""
 
 
 class PrecisionRecall(NamedTuple):
@@ -70,8 +68,8 @@ class Manifold:
     def radii(self, k: int) -> Float64[Tensor, " n"]:
         """How far each ball reaches: to the ``k``-th nearest other vector, or to a tie with it."""
         if k >= self._distances.shape[1]:
-            # The nearest of all is the vector itself.
-            count = min(max(k, _USUAL_K) + 1, len(self.features))
+            # Enough for all measures at once. The nearest of all is the vector itself.
+            count = min(max(k + 1, MANIFOLD), len(self.features))
             self._distances = nearest(self.features, self.features, count).distances
         size = torch.linalg.vector_norm(self.features - self.features.mean(dim=0), dim=1).max()
         return torch.add(self._distances[:, k], size, alpha=_TIE)
@@ -81,7 +79,7 @@ def precision_recall(
     generated: Float[Tensor, " n d"] | Manifold,
     reference: Float[Tensor, " m _"] | Manifold,
     *,
-    k: int = 3,
+    k: int = PRECISION_K,
 ) -> PrecisionRecall:
     """Improved precision and recall; the paper's ``k`` is 3.
 
@@ -103,7 +101,7 @@ def density_coverage(
     generated: Float[Tensor, " n d"] | Manifold,
     reference: Float[Tensor, " m _"] | Manifold,
     *,
-    k: int = 5,
+    k: int = COVERAGE_K,
 ) -> DensityCoverage:
     """Density and coverage; the paper's ``k`` is 5.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dsd.config import Network
+from dsd.config import DROPOUT_LEVELS, Network
 from dsd.seeds import current_masks, recalled_masks
 from dsd.shapes import Level
 
@@ -31,12 +31,11 @@ __all__ = ["UNet"]
 _SKIP_SCALE = math.sqrt(0.5)
 """Keeps the variance of the sum of a block's input and output at that of its input."""
 
-_LEVELS = 2**16
-"""Values of the random numbers that decide what dropout keeps."""
-
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=max(1, min(32, channels // 4)), num_channels=channels, eps=1e-6)
+    """Normalise as many groups as divide the channels: at most 32, of at least 4 channels."""
+    fitting = (n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
+    return nn.GroupNorm(num_groups=next(fitting), num_channels=channels, eps=1e-6)
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, *, gain: float = 1.0) -> nn.Conv2d:
@@ -134,9 +133,12 @@ class _Dropout(nn.Module):
         # In the memory layout that the whole batch has: numbers are drawn in its order.
         count, row = total * h[0].numel(), h[0].numel()
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=h.device)
-        dropped = min(round(self.probability * _LEVELS), _LEVELS - 1)
-        kept = words.random_(-(2**63), None).view(torch.int16)[:count] >= dropped - _LEVELS // 2
-        scaled = kept.to(h.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+        dropped = min(round(self.probability * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
+        kept = (
+            words.random_(-(2**63), None).view(torch.int16)[:count]
+            >= dropped - DROPOUT_LEVELS // 2
+        )
+        scaled = kept.to(h.dtype).mul_(DROPOUT_LEVELS / (DROPOUT_LEVELS - dropped))
         return scaled.as_strided((total, *h.shape[1:]), (row, *h.stride()[1:]))
 
 
@@ -214,16 +216,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(config.channel_mult)
-        multiple = config.patch * 2 ** (levels - 1)
-        if resolution % multiple:
-            msg = (
-                f"images of {resolution} pixels do not fit the network: network.patch "
-                f"{config.patch} and {levels} levels in network.channel_mult need a multiple "
-                f"of {multiple} (set data.resolution)"
-            )
-            raise ValueError(msg)
         widths = [config.width * mult for mult in config.channel_mult]
-        sizes = [resolution // config.patch // 2**level for level in range(levels)]
+        sizes = config.level_sizes(resolution, resolution)
         new_block = partial(_Block, embedding=4 * config.width, dropout=config.dropout)
 
         def block(c_in: int, level: int) -> _Block:
