@@ -179,7 +179,7 @@ def find_images(
 def _remedy(suffix: str, kind: Literal["parquet", "folder"]) -> str | None:
     """What to do with files of a suffix that ``kind`` of source does not read."""
     if suffix in PARQUET_SUFFIXES:
-        return "set data.source to parquet"
+        return None if kind == "parquet" else "set data.source to parquet"
     if suffix in SUFFIXES:
         change = "set data.path to the folder that holds it"
         return (
@@ -206,6 +206,8 @@ def _nothing(content: FolderContent, kind: Literal["parquet", "folder"]) -> Data
     suffixes = [suffix_of(content.folder.name), *(one for one, _ in content.other.most_common())]
     remedies = [remedy for one in suffixes if (remedy := _remedy(one, kind))]
     remedy = next(iter(remedies), _CORRECT)
+    if kind == "parquet" and SUFFIXES & {*content.other}:
+        remedy = "set data.source to folder"
     return DataError(
         f"{content.folder} holds no {name} ({' '.join(sorted(wanted))}){there}: {remedy}"
     )

@@ -305,9 +305,7 @@ def test_check_tells_what_prepare_will_find_and_refuses_what_it_will_not(workspa
     source = workspace.root / "data/embedded/fashion-mnist.parquet"
     source.mkdir(parents=True)
     assert main(["check"]) == 3
-    assert (
-        "is a folder: correct data.path, or set data.source to folder" in capsys.readouterr().err
-    )
+    assert "holds no Parquet files (.parquet .pq): correct data.path" in capsys.readouterr().err
     source.rmdir()
     source.touch()
     assert main(["check"]) == 3
