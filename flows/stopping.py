@@ -27,7 +27,13 @@ def stopped_by() -> int | None:
 
 
 def end_soon_when_stopped(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
-    """Hook ``on_running`` of every flow: hear of SIGINT and SIGTERM before Prefect does."""
+    """Hook ``on_running`` of every flow: hear of SIGINT and SIGTERM before Prefect does.
+
+    A run that a worker started has a lasting server, and Prefect must see its own handler there
+    to tell a cancelled run from a killed one.
+    """
+    if "PREFECT__FLOW_RUN_ID" in os.environ:  # set by Prefect's workers alone
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
         if callable(before) and not isinstance(before, _Ending):
@@ -42,6 +48,8 @@ class _Ending:
         self._before = before
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _numbers and number == signal.SIGTERM:
+            return  # a second one would interrupt what ends the stage, and the report of it
         if not _numbers:
             _numbers.append(number)
             _ask_the_server_once_more()
