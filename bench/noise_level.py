@@ -43,8 +43,8 @@ COUNTS = {
 
 ALARM_SETS = ("fashion", "waves", "colour", "colour as grey")
 ALARM_LEVELS = (0.05, 0.2)
-ALARM_SEEDS = range(5)
-QUIET_SEEDS = range(20)
+ALARM_SEEDS = range(3)
+QUIET_SEEDS = range(10)
 """For noise that must raise no alarm."""
 
 WAVES = ((0.05, 0.2), (0.05, 0.2), (0.0, 6.0))

@@ -21,7 +21,7 @@ __all__ = ["check_structure"]
 _EXCESS = 1.5
 """Variance of noise in smooth directions relative to the noise level's, at most."""
 
-_SHARES = (1 / 8, 1 / 32, 1 / 64)
+_SHARES = (1 / 8, 1 / 32, 1 / 64, 1 / 128)
 """Of the patches, by flatness; texture falls with the share, noise does not."""
 
 _FEWEST = 200

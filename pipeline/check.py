@@ -162,8 +162,11 @@ def check_before(stage: str, params: Params, paths: Paths) -> list[str]:
 
 
 def _to_come(params: Params, paths: Paths) -> Prepared | None:
-    found = look(params.data, paths.root)
-    return None if found.prepared is None else Prepared(found.count, found.prepared)
+    """What ``prepare`` will write; None where images are refused, which it says of all of them."""
+    with suppress(DataError):
+        found = look(params.data, paths.root)
+        return None if found.prepared is None else Prepared(found.count, found.prepared)
+    return None
 
 
 def _written(stage: str, paths: Paths) -> Prepared | None:

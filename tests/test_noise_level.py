@@ -362,8 +362,8 @@ def stored(folder, images, **info):
 
 
 def test_a_sample_is_a_function_of_the_seed_and_as_large_as_needed(tmp_path):
-    assert choose_sample(50_000, (3, 32, 32), 0).shape == (2**21 // 3072,)
-    assert choose_sample(50_000, (3, 2048, 2048), 0).shape == (2**21 // (3 * 64 * 64),)
+    assert choose_sample(50_000, (3, 32, 32), 0).shape == (2**22 // 3072,)
+    assert choose_sample(50_000, (3, 2048, 2048), 0).shape == (2**22 // (3 * 64 * 64),)
     assert choose_sample(5, (1, 8, 8), 0).tolist() == list(range(5))
     chosen = choose_sample(50_000, (3, 32, 32), 1)
     assert torch.equal(chosen, choose_sample(50_000, (3, 32, 32), 1))
