@@ -303,5 +303,5 @@ def _check_patches(patches: Patches) -> None:
 
 def _check_noise(variance: float, total: float) -> None:
     if variance <= _ROUNDING * total:
-        msg = "the images have no noise beyond rounding: give the noise level as a number, 0"
+        msg = "the images have no noise beyond rounding"
         raise NoNoiseError(msg)

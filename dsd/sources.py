@@ -102,7 +102,8 @@ def _read(path: Path) -> bytes:
             raise ValueError(msg)
         return path.read_bytes()
     except OSError as error:
-        msg = f"cannot be read: {error.strerror}"
+        dangling = isinstance(error, FileNotFoundError) and path.is_symlink()
+        msg = "is a link that leads nowhere" if dangling else f"cannot be read: {error.strerror}"
         raise ValueError(msg) from error
 
 
