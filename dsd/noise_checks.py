@@ -253,9 +253,7 @@ def _same_in_all_classes(
     found = [_settled_variance(halves, [one == k for one in classes]) for k in range(_CLASSES)]
     told = [one for one in found if one is not None]
     if len(told) < 2:
-        return make_check(
-            name, False, 1.0, f"cannot be told: too few flat patches {where}", remedy
-        )
+        return make_check(name, False, 1.0, f"unknown: too few flat patches {where}", remedy)
     levels = [variance.value for variance, _ in told]
     ratio = float(np.sqrt(max(levels) / min(levels)))
     lowest = min(variance.value + margin for variance, margin in told)

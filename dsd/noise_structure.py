@@ -78,9 +78,7 @@ def _flat_spectrum(halves: Sequence[Half], sigma: float) -> Check:
         "offsets), or no place in the images is free of texture"
     )
     if min(halves[0].grid) < 3:
-        return make_check(
-            "flat spectrum", False, 1.0, "cannot be told: images are too small", remedy
-        )
+        return make_check("flat spectrum", False, 1.0, "unknown: images are too small", remedy)
     bounds, certain = [], []
     for energy_of in (_beside_other_directions, _beside_other_patches):
         parts = [energy_of(half, sigma) for half in halves]
@@ -92,7 +90,7 @@ def _flat_spectrum(halves: Sequence[Half], sigma: float) -> Check:
                 bounds.append(bound)
                 certain.append(bound * (1 - ERRORS * _MEDIAN_ERROR / np.sqrt(count)))
     if not bounds:
-        return make_check("flat spectrum", False, 1.0, "cannot be told: too few patches", remedy)
+        return make_check("flat spectrum", False, 1.0, "unknown: too few patches", remedy)
     least = np.min(certain, axis=0)
     value = float(np.min(bounds, axis=0)[least.argmax()])
     text = f"smooth directions hold up to {value:.1f} times the noise variance of rough ones"
@@ -152,9 +150,7 @@ def _equal_scale(halves: Sequence[Half]) -> Check:
     )
     both = np.isfinite(first) & np.isfinite(second)
     if both.sum() < _FEWEST_IMAGES:
-        return make_check(
-            "equal scale", False, 0.0, "cannot be told: too few flat patches", remedy
-        )
+        return make_check("equal scale", False, 0.0, "unknown: too few flat patches", remedy)
     one, other = first[both], second[both]
     found = [_spread_among_calm(one, other), _spread_among_calm(other, one)]
     value = max(0.0, float(np.mean([ratio.value for ratio in found])))
@@ -210,9 +206,7 @@ def _no_fixed_pattern(images: Float64[np.ndarray, " n c h w"], sigma: float) -> 
     found = [_pattern_variance(images, sigma, axis) for axis in (-2, -1)]
     known = [value for value in found if value is not None]
     if not known:
-        return make_check(
-            "no fixed pattern", False, 0.0, "cannot be told: texture is everywhere", remedy
-        )
+        return make_check("no fixed pattern", False, 0.0, "unknown: texture is everywhere", remedy)
     value = max(0.0, *known)
     text = f"a pattern that is the same in all images has {np.sqrt(value):.0%} of the noise level"
     return make_check("no fixed pattern", value > _PATTERN, float(np.sqrt(value)), text, remedy)

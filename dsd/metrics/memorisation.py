@@ -80,7 +80,7 @@ def memorisation(
     if not usual.any():
         msg = (
             "all held-out images have a copy among the training images, so what lies near by "
-            "chance cannot be told; hold out other images"
+            "chance unknown; hold out other images"
         )
         raise DataError(msg)
     test = mannwhitneyu(own.cpu().numpy(), usual.cpu().numpy(), alternative="less")
