@@ -366,7 +366,10 @@ class Bench:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    try:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    except FileNotFoundError:  # between the two renamings that replace a folder
+        return []
 
 
 def _members(group: int) -> Iterator[str]:

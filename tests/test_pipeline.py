@@ -162,12 +162,12 @@ def test_a_folder_anywhere_is_a_source(workspace, tmp_path):
     from PIL import Image
 
     workspace.back_to_the_first_run()
-    for number in range(4):
-        Image.new("L", (16, 16), 60 * number).save(tmp_path / f"{number}.png")
+    for number in range(8):
+        Image.new("L", (16, 16), 30 * number).save(tmp_path / f"{number}.png")
     source = {"data.source": "folder", "data.path": str(tmp_path), "data.pad": 0}
-    workspace.set(source)
+    workspace.set(source | {"corrupt.num_heldout": 2})
     assert workspace.repro("-s", "prepare") == {"prepare": "ran"}
-    assert workspace.read("reports/prepare/summary.json")["count"] == 4
+    assert workspace.read("reports/prepare/summary.json")["count"] == 8
     Image.new("L", (16, 16), 255).save(tmp_path / "9.png")
     assert workspace.repro("-s", "prepare") == {"prepare": "ran"}, "a new image is a change"
     assert workspace.repro("-s", "prepare") == {"prepare": "cached"}
