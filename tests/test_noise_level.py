@@ -281,6 +281,12 @@ def test_a_fixed_pattern_is_noticed_and_measured(clothes, scene):
             assert value_of(found, "no fixed pattern") == pytest.approx(0.5, abs=0.25)
 
 
+def test_chance_in_few_images_is_no_fixed_pattern():
+    for seed in range(3):
+        found = estimate(white(np.zeros((40, 1, 32, 32)), 0.1, seed))
+        assert value_of(found, "no fixed pattern") < 0.1
+
+
 def test_salt_and_pepper_is_noticed():
     rng = np.random.default_rng(0)
     images = white(boxes(300), 0.05)
