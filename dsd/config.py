@@ -64,8 +64,8 @@ Objective = Literal["adjusted", "standard"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 
-FEATURE_SPACES = ("fashion-classifier", "efficientnet-lite0", "inception")
-"""Feature extractors that come with dsd."""
+FEATURE_SPACES = ("teacher", "fashion-classifier", "efficientnet-lite0", "inception")
+"""Feature extractors that come with dsd; the first is the run's own teacher."""
 
 DROPOUT_LEVELS = 2**16
 """Values of the random numbers that decide what dropout keeps."""
@@ -74,7 +74,7 @@ COLOUR_BLIND = ("fashion-classifier",)
 """Those of them that see colour images in grey."""
 
 KNOWN_CHANNELS = (1, 2, 3)
-"""Channels of the images that they take: grey, complex and RGB."""
+"""Channels of the images that all but the teacher take: grey, complex and RGB."""
 
 TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
 
@@ -474,7 +474,8 @@ class Selection(Section):
     """Choosing the generator by Proximal FID, without clean images."""
 
     features: FeatureSpace
-    """Feature space of the Frechet distance; see ``evaluate.features``."""
+    """Feature space of the Frechet distance; see ``evaluate.features``. ``teacher`` has seen
+    nothing but the noisy images."""
 
     every_kimg: Positive
     """Interval of measurements; there is one at the beginning and one at the end in any case."""
@@ -603,7 +604,8 @@ class Evaluate(Section):
         Field(min_length=1),
     ]
     """Feature spaces, the headline one first: ``fashion-classifier``, ``efficientnet-lite0``,
-    ``inception`` or your own, ``package.module:function`` or a TorchScript file (``*.ts``)."""
+    ``inception``, ``teacher`` (Proximal distances only) or your own,
+    ``package.module:function`` or a TorchScript file (``*.ts``)."""
 
     inception_weights: str | None
     """TorchScript file of clean-fid's Inception; null lets clean-fid download it."""

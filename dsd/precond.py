@@ -15,6 +15,7 @@ Reference:
 from typing import NamedTuple, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsd.operators import Images, View, Views
@@ -95,14 +96,36 @@ class Denoiser(nn.Module):
         raw = self.network(per_sample(c.in_, x) * x, c.noise).float()
         return torch.addcmul(per_sample(c.skip, x) * x, per_sample(c.out, x), raw)
 
+    def encode(self, x: State, sigma: Level) -> list[Tensor]:
+        """Activations of the network's encoder, one [b, c, y, x] for each of its resolutions.
+
+        Args:
+            x: States; with views the network sees the denoiser's own view of them.
+            sigma: Level of each state.
+        """
+        c = coefficients(sigma.float(), self.sigma_data)
+        x = x.float()
+        if self.views is None:
+            inputs = per_sample(c.in_, x) * x
+        else:
+            view = self._own_view(x)
+            inputs = _with_view(self.views.project(x, view), c, view)
+        activations: list[Tensor] = self.network.encode(inputs, c.noise)
+        return activations
+
     def _own_view(self, x: Images) -> View:
         assert self.view is not None
         return self.view.expand(len(x), -1, -1, -1)
 
     def _of_views(self, views: Views, x: Images, c: Coefficients, view: View) -> Images:
         x = views.project(x, view)
-        shown = view.expand(-1, -1, *x.shape[2:]).to(x)
-        raw = self.network(torch.cat([per_sample(c.in_, x) * x, shown], 1), c.noise).float()
+        raw = self.network(_with_view(x, c, view), c.noise).float()
         seen = views.project(raw, view)
         hidden: Tensor = self.sigma_data * (raw - seen)
         return per_sample(c.skip, x) * x + per_sample(c.out, x) * seen + hidden
+
+
+def _with_view(x: Images, c: Coefficients, view: View) -> Float[Tensor, " b _ h w"]:
+    """The network's input: scaled images, and the view as one channel more."""
+    shown = view.expand(-1, -1, *x.shape[2:]).to(x)
+    return torch.cat([per_sample(c.in_, x) * x, shown], 1)

@@ -12,7 +12,6 @@ from safetensors.torch import save
 
 from dsd.checkpoint import TrainingState, load_denoiser, read_spec, save_model
 from dsd.config import Params
-from dsd.features import load_extractor
 from dsd.files import copy_files, published
 from dsd.generator import make_latents
 from dsd.images import save_grid, to_uint8
@@ -27,6 +26,7 @@ from dsd.training.meter import LevelMeter
 from dsd.training.team import Team
 from pipeline.carrying_out import carry_out
 from pipeline.compute import resolve_precision
+from pipeline.features import open_features
 from pipeline.origin import Origin
 from pipeline.paths import Paths
 from pipeline.resume import KEPT_BY_STATES, Resumable
@@ -67,7 +67,7 @@ def run(params: Params, paths: Paths, log: StageLog) -> None:
     given = _Given(
         open_images(paths, "corrupt/train", log),
         open_images(paths, "corrupt/heldout", log),
-        paths.artifact("pretrain"),
+        paths,
     )
 
     def build(folder: Path, team: Team, device: torch.device) -> _Run:
@@ -90,7 +90,12 @@ class _Given:
 
     train: ImageStore
     heldout: ImageStore
-    teacher: Path
+    paths: Paths
+
+    @property
+    def teacher(self) -> Path:
+        """Folder of the teacher."""
+        return self.paths.artifact("pretrain")
 
 
 def _origin(params: Params, paths: Paths, given: _Given) -> Origin:
@@ -108,13 +113,10 @@ def _origin(params: Params, paths: Paths, given: _Given) -> Origin:
     return Origin.here(paths.root, wanted, inputs)
 
 
-def _proximal(params: Params, heldout: ImageStore, device: torch.device) -> ProximalReference:
+def _proximal(params: Params, given: _Given, device: torch.device) -> ProximalReference:
     """Proximal FID against the held-out noisy images, in the features chosen for selection."""
-    extractor = load_extractor(
-        params.distill.selection.features,
-        device=device,
-        inception_weights=params.evaluate.inception_weights_path,
-    )
+    heldout, name = given.heldout, params.distill.selection.features
+    extractor = open_features(name, params, given.paths, given.train.sigma, device)
     return ProximalReference(
         to_uint8(heldout.all()),
         heldout.sigma,
@@ -158,7 +160,7 @@ class _Run:
             team=team,
             activation_checkpointing=params.compute.activation_checkpointing,
         )
-        self._proximal = _proximal(params, given.heldout, device) if team.leads else None
+        self._proximal = _proximal(params, given, device) if team.leads else None
         self._watch = HealthWatch(team)
         self._meter = LevelMeter().to(device)
         self._latents = make_latents(

@@ -13,8 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from dsd.checkpoint import load_denoiser, load_generator, read_spec
-from dsd.config import FeatureSpace, Params
-from dsd.features import Extractor, load_extractor
+from dsd.config import Params
 from dsd.features.cache import FeatureCache, fingerprint
 from dsd.files import write_json
 from dsd.generator import make_latents
@@ -25,6 +24,7 @@ from dsd.samplers import TeacherSamples, sample_teacher
 from dsd.seeds import derive_seed
 from dsd.shapes import Pixels, State
 from pipeline.compute import resolve_device
+from pipeline.features import open_features
 from pipeline.measures import Data, Measures, Space
 from pipeline.outputs import replaced_outputs
 from pipeline.paths import Paths
@@ -81,16 +81,18 @@ def _evaluate(params: Params, paths: Paths, log: StageLog) -> dict[str, Any]:
     data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
     cache = FeatureCache(paths.features)
-    spaces = [
-        Space(_extractor(params, name, device), data, params, cache)
-        for name in params.evaluate.features
-    ]
+    by_name = {
+        name: Space(open_features(name, params, paths, data.sigma, device), data, params, cache)
+        for name in (*params.evaluate.features, params.distill.selection.features)
+    }
+    spaces = [by_name[name] for name in params.evaluate.features]
     copies = spaces[0].memorisation(samples.images["generator"])
     summary = _summary(params, samples, data, spaces)
     # Says which generator this is to whoever has the weights, such as a model registry.
     generator = read_spec(paths.artifact("distill") / "generator")
     summary["generator"]["weights_sha256"] = generator.weights_sha256
-    summary["selection"] = _trajectory(paths, spaces[0], data)
+    ruler = by_name[params.distill.selection.features]
+    summary["selection"] = _selection(params, paths, ruler, spaces[0], samples.images["generator"])
     summary["memorisation"] = {
         name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
     }
@@ -112,13 +114,8 @@ def _data(params: Params, paths: Paths, log: StageLog) -> Data:
         noisy.sigma,
         noisy.index,
         to_uint8(heldout.all()),
+        heldout.sigma,
         Operator.of_store(noisy.meta.info),
-    )
-
-
-def _extractor(params: Params, name: FeatureSpace, device: torch.device) -> Extractor:
-    return load_extractor(
-        name, device=device, inception_weights=params.evaluate.inception_weights_path
     )
 
 
@@ -234,30 +231,44 @@ def _without_frechet(data: Data) -> str | None:
     return None
 
 
-def _trajectory(paths: Paths, space: Space, data: Data) -> dict[str, object]:
-    """How Proximal FID followed the distance to clean images over the distillation.
+def _selection(
+    params: Params, paths: Paths, ruler: Space, space: Space, images: Pixels
+) -> dict[str, object]:
+    """How the generator was chosen, and how right that was.
 
-    The images are those on which the generator was chosen; this study comes after the choice.
-    With clean images it says what the choice cost: the chosen generator's distance to them beside
-    the last one's and the least of all, the oracle's.
+    The chosen checkpoint's distance is the least of many, so it is measured again, with other
+    latents and noise. Where there are clean images, which took no part in the choice, the distance
+    to them says what the choice cost: the chosen generator's beside the last one's and the least
+    of all, the oracle's.
+
+    Args:
+        params: All parameters.
+        paths: The workspace.
+        ruler: The space in which the generator was chosen.
+        space: The space of the distances to clean images.
+        images: Of the chosen generator.
     """
     artifact = paths.artifact("distill")
     moments = [
-        _moment(artifact, int(row["images"]), float(row["proximal_frechet"]), space, data)
+        _moment(artifact, int(row["images"]), float(row["proximal_frechet"]), space)
         for row in read_csv(artifact / "trajectory.csv")
     ]
     write_csv(paths.report("evaluate") / "selection.csv", list(_Moment._fields), moments)
-    chosen = min(moments, key=lambda moment: moment.heldout_proximal_frechet)
-    named = {"chosen": chosen, "last": moments[-1]}
-    correlation = {}
-    if data.clean is not None:
+    again = ruler.to_heldout(images[: params.distill.selection.num_samples])
+    named = {
+        "chosen": min(moments, key=lambda moment: moment.heldout_proximal_frechet),
+        "last": moments[-1],
+    }
+    if moments[0].frechet is not None:
         named["oracle"] = min(moments, key=lambda moment: moment.frechet or 0.0)
-        near, clean = zip(*[(m.proximal_frechet, m.frechet) for m in moments], strict=True)
-        # Where all checkpoints are alike there is no order to agree on.
-        if len({*near}) > 1 and len({*clean}) > 1:
-            correlation = {"spearman": float(spearmanr(near, clean).statistic)}
-    places = {name: moment._asdict() for name, moment in named.items()}
-    return {**correlation, "checkpoints": len(moments), **places}
+    return {
+        "features": ruler.name,
+        "checkpoints": len(moments),
+        **_agreement("spearman", moments),
+        **_agreement("spearman_later_half", moments[len(moments) // 2 :]),
+        **{name: moment._asdict() for name, moment in named.items()},
+        "again": {f"heldout_proximal_{name}": value for name, value in again.items()},
+    }
 
 
 class _Moment(NamedTuple):
@@ -265,18 +276,24 @@ class _Moment(NamedTuple):
 
     images: int
     heldout_proximal_frechet: float
-    """To the held-out noisy images, as measured then; by it the generator was chosen."""
-
-    proximal_frechet: float
-    """To the noisy images of training."""
+    """To the held-out noisy images; by it the generator was chosen."""
 
     frechet: float | None
+    """To the clean images."""
 
 
-def _moment(artifact: Path, images_seen: int, heldout: float, space: Space, data: Data) -> _Moment:
+def _moment(artifact: Path, images_seen: int, heldout: float, space: Space) -> _Moment:
     images = load_file(artifact / "trajectory" / f"{images_seen:09d}.safetensors")["images"]
-    proximal = space.to_noisy(images, data.operator)
-    return _Moment(images_seen, heldout, proximal, space.to_clean(images))
+    return _Moment(images_seen, heldout, space.to_clean(images))
+
+
+def _agreement(name: str, moments: list[_Moment]) -> dict[str, float]:
+    """Rank correlation of both distances under ``name``; nothing where there is no order."""
+    chosen_by = [moment.heldout_proximal_frechet for moment in moments]
+    clean = [moment.frechet for moment in moments if moment.frechet is not None]
+    if len({*chosen_by}) < 2 or len({*clean}) < 2:
+        return {}
+    return {name: float(spearmanr(chosen_by, clean).statistic)}
 
 
 def _draw(paths: Paths, samples: Samples, data: Data) -> None:

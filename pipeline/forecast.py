@@ -221,6 +221,8 @@ def _evaluate(params: Params, measured: Measured) -> StagePlan:
     seconds += sum(_space(space, count, references, measured.observe) for space in spaces)
     if config.features[0] in measured.spaces:
         seconds += _first_space(params, spaces[0], measured, noisy)
+    if params.distill.selection.features in measured.spaces:
+        seconds += _again(params, measured)
     low, high = _around(measured.start_up + seconds, _UNSURE)
     dims = sum(space.dim for space in spaces)
     cached = 4 * dims * (references + params.corrupt.num_heldout)
@@ -253,19 +255,25 @@ def _frechet(space: SpaceRates, count: int) -> float:
 
 
 def _first_space(params: Params, space: SpaceRates, measured: Measured, noisy: int) -> float:
-    """The trajectory of the distillation and the search for copies, in one space alone."""
+    """Distances of checkpoints to clean images and the search for copies, in one space alone."""
     config = params.distill
     steps = _steps(config.kimg, config.batch_size)
     moments = 1 + _occasions(steps, config.selection.every_kimg, config.batch_size)
-    sets = moments * (1 + (params.data.content == "clean"))
+    sets = moments * (params.data.content == "clean")
     each = space.extract + space.moments
     images = sets * config.selection.num_samples * each
-    images += moments * config.selection.num_samples * measured.observe
     heldout, count = params.corrupt.num_heldout, params.evaluate.num_samples
     copies = (count + heldout) * space.extract + count * measured.observe
     return (
         images + sets * space.distance + copies + (count + heldout) * noisy * space.pairs / _PAIRED
     )
+
+
+def _again(params: Params, measured: Measured) -> float:
+    """The chosen generator measured once more, in the space in which it was chosen."""
+    selection, space = params.distill.selection, measured.spaces[params.distill.selection.features]
+    count = min(selection.num_samples, params.evaluate.num_samples)
+    return count * (measured.observe + space.extract) + _frechet(space, count)
 
 
 def _on(line: Line, images: int) -> float:

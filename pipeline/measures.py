@@ -10,6 +10,7 @@ from dsd.config import Params
 from dsd.features import Extractor, extract
 from dsd.features.cache import FeatureCache
 from dsd.features.fashion_classifier import FashionClassifier
+from dsd.features.teacher import TeacherFeatures
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.metrics.inception_score import inception_score
 from dsd.metrics.intervals import frechet_at_infinity, frechet_interval, frechet_standard_error
@@ -46,6 +47,9 @@ class Data(NamedTuple):
     heldout: Pixels
     """Noisy images on which nothing was trained."""
 
+    heldout_sigma: Level
+    """Noise level of each of ``heldout``."""
+
     operator: Operator
     """Through which the noisy images were observed."""
 
@@ -80,7 +84,9 @@ class Space:
         self._num_samples = params.evaluate.num_samples
         self._batch_size = params.compute.eval_batch_size
         self._noisy = self._cached(data.noisy)
-        clean = None if data.clean is None else self._cached(data.clean)
+        # The teacher's encoder knows noisy images only.
+        without = data.clean is None or isinstance(extractor, TeacherFeatures)
+        clean = None if without else self._cached(data.clean)
         self._moments_noisy = self._moments(self._noisy)
         self._moments_clean = None if clean is None else self._moments(clean)
         # Equal numbers, on which shares depend, and pairs of images take time.
@@ -108,11 +114,17 @@ class Space:
             return None
         return frechet_distance(self._moments(self._features(images)), self._moments_clean)
 
-    def to_noisy(self, images: Pixels, operator: Operator | None) -> float:
-        """Frechet distance to the noisy images after observing ``images`` like those."""
-        return frechet_distance(
-            self._moments(self._observed(images, operator)), self._moments_noisy
+    def to_heldout(self, images: Pixels) -> Measures:
+        """Frechet distance of a generator's images, observed like them, to held-out noisy ones."""
+        data = self._data
+        observed = observe_like(
+            images, data.heldout_sigma, seed=self._seed, operator=data.operator
         )
+        features, reference = self._features(observed), self._moments(self._cached(data.heldout))
+        return {
+            "frechet": frechet_distance(self._moments(features), reference),
+            "frechet_standard_error": frechet_standard_error(features, reference),
+        }
 
     def memorisation(self, images: Pixels) -> Memorisation:
         """Whether generated images, observed like the data, lie too near to these."""

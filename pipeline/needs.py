@@ -202,9 +202,9 @@ def _features(params: Params, channels: int) -> Iterator[str]:
     }
     for key, names in chosen.items():
         for name in names:
-            if name in FEATURE_SPACES and channels not in KNOWN_CHANNELS:
+            if name in FEATURE_SPACES and name != "teacher" and channels not in KNOWN_CHANNELS:
                 problem = f"which knows no images of {channels} channels"
-                others: tuple[str, ...] = ()
+                others: tuple[str, ...] = ("teacher",)
             elif name in COLOUR_BLIND and channels == 3:
                 problem = "which sees colour images in grey"
                 others = tuple(one for one in FEATURE_SPACES if one not in COLOUR_BLIND)

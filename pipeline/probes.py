@@ -22,6 +22,7 @@ from dsd.config import Data, Params, Pretrain
 from dsd.errors import DataError, ParamsError
 from dsd.features import Extractor, extract, load_extractor
 from dsd.features.cache import MAX_BYTES
+from dsd.features.teacher import TeacherFeatures
 from dsd.generator import OneStepGenerator, make_latents
 from dsd.images import to_uint8
 from dsd.imagestore import ImageStore
@@ -339,19 +340,18 @@ def evaluate(params: Params, folder: Path, seconds: float) -> EvaluationRates:
     pixels = to_uint8(clean.take(torch.arange(min(len(clean), most))))
     observing = partial(observe_like, pixels, noisy.sigma, seed=0, operator=operator)
     observe = typical_seconds(observing, torch.device("cpu"), share) / len(pixels)
+    seen = observing()
     spaces: dict[str, SpaceRates] = {}
     missing: dict[str, str] = {}
     peaks = [forward.memory]
     for name in names:
         try:
-            extractor = load_extractor(
-                name, device=device, inception_weights=params.evaluate.inception_weights_path
-            )
-            extracting = timed(partial(_extract, extractor, pixels))
+            extractor = _extractor(name, params, denoiser, device)
+            extracting = timed(partial(_extract, extractor, seen))
         except DataError as error:
             missing[name] = str(error)
             continue
-        features = extract(extractor, pixels[:1], batch_size=1)
+        features = extract(extractor, seen[:1], batch_size=1)
         spaces[name] = _compare(features.shape[1], extracting.each, params, share)
         peaks.append(extracting.memory)
     highest = Memory(*map(max, zip(*peaks, peak_memory(device), strict=True)))
@@ -384,6 +384,14 @@ def _sampler(
         sample_teacher, denoiser, latents, config=config, sigma_y=_STAND_IN_SIGMA, seed=0
     )
     return seconds_of(sampling, device) / size
+
+
+def _extractor(name: str, params: Params, denoiser: Denoiser, device: torch.device) -> Extractor:
+    if name == "teacher":
+        return TeacherFeatures(denoiser, _STAND_IN_SIGMA, weights="fresh")
+    return load_extractor(
+        name, device=device, inception_weights=params.evaluate.inception_weights_path
+    )
 
 
 def _extract(extractor: Extractor, pixels: Pixels, size: int) -> Callable[[], object]:

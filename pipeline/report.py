@@ -175,19 +175,18 @@ def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
         yield _Drawn("choice", figure, text)
     study = [row for row in _rows(paths.report("evaluate") / "selection.csv") if row["frechet"]]
     if study:
-        near, clean = _column(study, "proximal_frechet"), _column(study, "frechet")
-        criterion = _column(study, _CRITERION)
+        near, clean = _column(study, _CRITERION), _column(study, "frechet")
         figure = draw_agreement(
             near,
             clean,
-            chosen=criterion.index(min(criterion)),
-            xlabel=title_of("proximal_frechet", measured),
-            ylabel=title_of("frechet", measured),
+            chosen=near.index(min(near)),
+            xlabel=f"{title_of(_CRITERION, features)} ({features})",
+            ylabel=f"{title_of('frechet', measured)} ({measured})",
         )
         text = (
-            "One point for each checkpoint: its distance to the noisy images of training against "
-            f"that to clean images, both in {measured} features. The choice saw neither, only the "
-            "distance to held-out noisy images."
+            "One point for each checkpoint: its distance to held-out noisy images in "
+            f"{features} features, which chose, against that to clean images in {measured} "
+            "features, which the choice did not see."
         )
         yield _Drawn("agreement", figure, text)
 

@@ -132,7 +132,7 @@ def selected(features):
         (
             90, (3, 8, 8), {"distill": selected("inception")},
             "evaluate.features names fashion-classifier, which sees colour images in grey: choose "
-            r"efficientnet-lite0 or inception or an extractor of your own",
+            r"teacher or efficientnet-lite0 or inception or an extractor of your own",
             {"distill": selected("inception"), "evaluate": {"features": ["efficientnet-lite0"]}},
         ),
         (
@@ -141,7 +141,8 @@ def selected(features):
             None,
         ),
         (
-            90, (4, 8, 8), {}, "fashion-classifier, which knows no images of 4 channels: choose a",
+            90, (4, 8, 8), {}, "fashion-classifier, which knows no images of 4 channels: choose "
+            r"teacher or an extractor of your own",
             None,
         ),
         (

@@ -88,8 +88,12 @@ def test_every_section_figure_picture_and_number_is_there(workspace):
     summary = json.loads(workspace.summary.read_text())
     for model in (*evaluate.MODELS, "noisy_data"):
         assert as_number(summary[model]["frechet"]) in page.text
-    assert f"correlation of Proximal Frechet and Frechet to clean is "\
-        f"{summary['selection']['spearman']:.2f}" in page.text  # fmt: skip
+    selection = summary["selection"]
+    assert f"correlation of what chose and Frechet to clean is {selection['spearman']:.2f}, "\
+        f"over the later half {selection['spearman_later_half']:.2f}." in page.text  # fmt: skip
+    again = selection["again"]
+    assert as_number(again["heldout_proximal_frechet"]) in page.text
+    assert as_number(again["heldout_proximal_frechet_standard_error"]) in page.text
     for word in ("one-step generator", "teacher, Full", "sigma_init 2.5", "c0ffee", "3.500"):
         assert word in page.text
     assert "12.34" in page.text
@@ -221,8 +225,8 @@ def test_figures_show_the_numbers_that_they_were_given():
 
 def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_shows(workspace):
     study = workspace.report("evaluate") / "selection.csv"
-    rows = [(0, 5.0, 1.0, 9.0), (64, 2.0, 4.0, 8.0), (160, 3.0, 3.0, 7.0)]
-    write_csv(study, ["images", "heldout_proximal_frechet", "proximal_frechet", "frechet"], rows)
+    rows = [(0, 5.0, 9.0), (64, 2.0, 8.0), (160, 3.0, 7.0)]
+    write_csv(study, ["images", "heldout_proximal_frechet", "frechet"], rows)
     params = small()
     params = params.model_copy(
         update={"evaluate": params.evaluate.model_copy(update={"features": ["inception"]})}
@@ -233,10 +237,11 @@ def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_sho
     assert "Proximal Frechet distance to held-out noisy images, in fashion-" in choice.text
     axes, _ = agreement.figure.axes
     ring = axes.lines[0]
-    assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[4, 8]])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Proximal FID", "FID to clean")
-    assert "the noisy images of training" in agreement.text
-    assert "in inception features" in agreement.text
+    assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[2, 8]])
+    assert axes.get_xlabel() == "Proximal Frechet, held out (fashion-classifier)"
+    assert axes.get_ylabel() == "FID to clean (inception)"
+    assert "in fashion-classifier features, which chose" in agreement.text
+    assert "in inception features, which the choice did not see" in agreement.text
 
 
 def test_two_distances_of_one_generator_are_explained_beside_each_other(workspace):

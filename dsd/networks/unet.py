@@ -258,11 +258,8 @@ class UNet(nn.Module):
     def forward(self, x: Float[Tensor, " b _ h w"], c_noise: Level) -> Float[Tensor, " b c h w"]:
         """Raw output for scaled images ``x`` (extra channels last) and noise conditioning."""
         embedding = self.embed(c_noise)
-        h = self.stem(functional.pixel_unshuffle(x, self.patch))
-        skips = [h]
-        for layer in self.encoder:
-            h = self._through(layer, h, embedding)
-            skips.append(h)
+        skips = self._encode(x, embedding)
+        h = skips[-1]
         for layer in self.middle:
             h = self._through(layer, h, embedding)
         for layer in self.decoder:
@@ -270,6 +267,22 @@ class UNet(nn.Module):
             h = self._through(layer, h, embedding, skip)
         out = self.conv_out(functional.silu(self.norm_out(h)))
         return functional.pixel_shuffle(out, self.patch)
+
+    def encode(
+        self, x: Float[Tensor, " b _ h w"], c_noise: Level
+    ) -> list[Float[Tensor, " b _ y x"]]:
+        """What the encoder passes on from each resolution, from fine to coarse."""
+        outputs = self._encode(x, self.embed(c_noise))
+        return [*{h.shape[-1]: h for h in outputs}.values()]
+
+    def _encode(
+        self, x: Float[Tensor, " b _ h w"], embedding: Float[Tensor, " b e"]
+    ) -> list[Float[Tensor, " b _ y x"]]:
+        """Output of the stem and of each block of the encoder."""
+        outputs = [self.stem(functional.pixel_unshuffle(x, self.patch))]
+        for layer in self.encoder:
+            outputs.append(self._through(layer, outputs[-1], embedding))
+        return outputs
 
     def _through(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         out: Tensor

@@ -1,0 +1,76 @@
+"""Features of the teacher itself, which was fitted to noisy images alone.
+
+The teacher denoises images of level sigma, so to its encoder noisy observations, and generated
+images made as noisy, are what it knows. Its features need neither clean nor foreign images, and
+know images of any size and number of channels. Like a bottleneck of a classifier they are averaged
+over space, at every resolution, because a checkpoint may be wrong in fine or in coarse structure.
+"""
+
+from pathlib import Path
+from typing import final
+
+import torch
+
+from dsd.checkpoint import load_denoiser, read_spec
+from dsd.images import from_uint8
+from dsd.precond import Denoiser
+from dsd.shapes import Features, Pixels
+
+__all__ = ["LEAST_SIGMA", "TeacherFeatures", "load_teacher_features"]
+
+LEAST_SIGMA = 0.002
+"""Level at which images without noise are encoded: EDM's lowest."""
+
+_DIGITS = 16
+"""Of a hash, as shown in protocols."""
+
+
+@final
+class TeacherFeatures:
+    """Mean over space of what each resolution of the encoder passes on, at one noise level.
+
+    Args:
+        denoiser: The teacher, in evaluation mode.
+        sigma: Noise level of the images, in data units.
+        weights: Hash of the teacher's weights.
+
+    Reference:
+        Kynkaanniemi et al. 2019 (arXiv:1904.06991) and others compare images by activations of
+        networks; activations of denoisers as representations: Baranchuk et al. 2022
+        (arXiv:2112.03126).
+    """
+
+    name = "teacher"
+
+    def __init__(self, denoiser: Denoiser, sigma: float, *, weights: str) -> None:
+        self._denoiser = denoiser
+        self._sigma = max(sigma, LEAST_SIGMA)
+        self.protocol = (
+            f"teacher {weights[:_DIGITS]}, encoder averaged over space at level {self._sigma:g}"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is."""
+        return next(self._denoiser.parameters()).device
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features of 8-bit images as noisy as the data, of the teacher's shape."""
+        sigma = torch.full((len(images),), self._sigma, device=images.device)
+        levels = self._denoiser.encode(from_uint8(images), sigma)
+        return torch.cat([h.float().mean(dim=(2, 3)) for h in levels], dim=1)
+
+
+def load_teacher_features(folder: Path, *, sigma: float, device: torch.device) -> TeacherFeatures:
+    """The features of the teacher in a model folder.
+
+    Args:
+        folder: Of the model.
+        sigma: Noise level of the images to come, in data units.
+        device: Where it computes.
+
+    Raises:
+        DataError: The model is missing or damaged.
+    """
+    weights = read_spec(folder).weights_sha256
+    return TeacherFeatures(load_denoiser(folder, device), sigma, weights=weights)
