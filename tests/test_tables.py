@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for bench, which is not installed
 RESULTS = ROOT / "docs/results"
 NUMBER = re.compile(r"-?\d*\.?\d+(?:e-?\d+)?")
 MODELS = ("noisy_data", "teacher_full", "teacher_truncated", "generator")
@@ -316,8 +317,27 @@ def test_operators():
     )
 
 
+def test_soak():
+    from bench import soak
+
+    found = json.loads((RESULTS / "soak/turns.json").read_text())
+    assert soak.table(soak.judge(found["turns"])) in (RESULTS / "soak/README.md").read_text()
+
+
+def test_kills():
+    from bench import kills
+
+    found = json.loads((RESULTS / "kills/trials.json").read_text())
+    trials = []
+    for trial in found["trials"]:
+        plans = [kills.Plan(**kill.pop("plan")) for kill in trial["kills"]]
+        hits = [kills.Kill(plan, **kill) for plan, kill in zip(plans, trial["kills"], strict=True)]
+        trials.append(kills.Trial(trial["stage"], hits, trial["findings"]))
+    page = kills.page(found, trials, found["general"])
+    assert page == (RESULTS / "kills/README.md").read_text()
+
+
 def test_speed():
-    sys.path.insert(0, str(ROOT))
     from bench.speed.table import page
 
     folder = RESULTS / "speed"
