@@ -348,7 +348,9 @@ def write(turns: Sequence[Mapping[str, float]], minutes: float) -> None:
         percent=100 * ALLOWED["MiB"],
         machine=_machine(),
         table=table(verdicts),
-        verdict=f"Growing: {'; '.join(growing)}." if growing else "Nothing grows.",
+        verdict=f"Growing: {'; '.join(growing)}."
+        if growing
+        else "Nothing grows by more than it may.",
     )
     (RESULTS / "README.md").write_text(page)
 

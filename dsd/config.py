@@ -495,8 +495,8 @@ class Distill(Section):
     divergence; ``sds``: the teacher alone, without a fake denoiser, which seeks modes."""
 
     alpha: Annotated[float, Field(ge=0, le=2)]
-    """SiD's alpha: 0.5 is half the gradient of the Fisher divergence, 1 to 1.2 are the useful
-    values. Used with ``sid`` only."""
+    """SiD's alpha: 0.5 is half the gradient of the Fisher divergence; SiD's authors use 1 and 1.2.
+    Used with ``sid`` only."""
 
     sigma_init: Positive
     """Level tau of G(z) = D(tau * z; tau)."""
@@ -646,7 +646,8 @@ class Compute(Section):
 
     activation_checkpointing: bool
     """Whether to keep only the inputs of the network's blocks while training and compute the rest
-    again for the gradient: much less memory, about a third more time, the same bits."""
+    again for the gradient: less memory (docs/memory.md), a third more arithmetic for the teacher,
+    on a CPU the same bits."""
 
     eval_batch_size: Count
     """Images in a batch when nothing is trained."""

@@ -45,7 +45,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def stored_png(pixels: np.ndarray) -> bytes:
-    """A PNG without compression of its own: Parquet's zstd packs many of them 13 % better."""
+    """A PNG without compression of its own: Parquet's zstd packs many of them together."""
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG", compress_level=0)
     return target.getvalue()

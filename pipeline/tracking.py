@@ -1,8 +1,8 @@
 """Tracking of a stage: one MLflow run for each execution, whatever happens to stage or store.
 
 Numbers go to a journal on local disk first; a background thread alone talks to the store. A dead
-or slow store therefore costs a stage a warning and nothing else, and ``python -m pipeline sync``
-sends later what it has missed.
+or slow store therefore costs a stage a warning and, at its end, a wait of at most
+``_CLOSE_SECONDS``; ``python -m pipeline sync`` sends later what it has missed.
 """
 
 import os

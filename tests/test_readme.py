@@ -1,4 +1,4 @@
-"""The README's sentences that a machine can check."""
+"""Sentences of README and docs that a machine can check; test_tables.py has their tables."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,12 @@ from dsd.config import Params
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-DOTTED = set(re.findall(r"`([a-z]+(?:\.[a-z_]+)+)\b", TEXT))
-KEYS = sorted(key for key in DOTTED if key.split(".")[0] in Params.model_fields)
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+SECTIONS = "|".join(Params.model_fields)
+SUFFIXES = {"py", "json", "csv"}
 DAG = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
@@ -45,17 +49,30 @@ def test_the_stage_table_is_that_of_dvc():
         assert f"(pipeline/{name.strip('`')}.py)" in code
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
-def test_every_link_into_the_project_leads_somewhere(link):
-    assert link.startswith("https://") or (ROOT / link).exists()
+def anchors(page):
+    """Of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_every_parameter_it_names_exists(key):
-    assert len(KEYS) >= 8
-    value = params_with()
-    for part in key.split("."):
-        value = getattr(value, part)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_commands_and_keys_of_a_page_exist(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert link.startswith("https://") or target.exists(), link
+        assert not anchor or link.startswith("https://") or anchor in anchors(target), link
+    for module in re.findall(r"python -m ((?:bench|flows|pipeline)[\w.]*)", text):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    for script in re.findall(r"\b((?:bench|tests|pipeline|flows|dsd)/\w[\w/]*\.\w+)", text):
+        assert (ROOT / script).exists(), script
+    for key in re.findall(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z]\w+)+)", text):
+        if key.split(".")[-1] not in SUFFIXES and not key.startswith("corrupt.operator."):
+            value = params_with()
+            for part in key.split("."):
+                value = getattr(value, part)
 
 
 def test_the_edit_that_it_shows_changes_sigma():

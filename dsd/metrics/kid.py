@@ -22,7 +22,7 @@ from dsd.metrics.fewest import KERNEL
 __all__ = ["kernel_distance"]
 
 BLOCK = 5000
-"""Vectors of each set whose pairs are all used: 4 s for 1,280 features on one core."""
+"""Vectors of each set whose pairs are all used."""
 
 _CHUNK_ENTRIES = 2**20
 """Kernels at a time: 8 MiB, which stay near the processor."""

@@ -20,8 +20,8 @@ them it learns features much smaller than the data very slowly."""
 
 _NOISE_FREQUENCIES = (0.5, 1.0, 2.0)
 """Of the waves that show the network ``c_noise``, per unit of it. From 0.002 to 80 that spans 2.6
-units: waves as slow as these continue smoothly to levels below the data's noise, where the network
-is never trained but is used by distillation."""
+units: waves as slow as these vary little also at levels below the data's noise, where the network
+is not trained but is used by distillation."""
 
 
 @final

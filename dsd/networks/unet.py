@@ -65,9 +65,8 @@ def _zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
 class _NoiseEmbedding(nn.Module):
     """Sinusoids of ``c_noise`` and two linear layers.
 
-    The highest frequency is 1 per unit of ``c_noise``: the embedding varies slowly, so the network
-    extrapolates smoothly to noise levels below that of the data, where it is never trained but is
-    used by distillation.
+    The highest frequency is 1 per unit of ``c_noise``: the embedding varies slowly, also at noise
+    levels below that of the data, where the network is not trained but is used by distillation.
     """
 
     frequencies: Tensor

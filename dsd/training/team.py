@@ -9,7 +9,7 @@ Deviates:
     PyTorch's DistributedDataParallel averages gradients while ``backward`` runs, once for each
     forward pass through its wrapper. Here one step has several passes through one network, a
     network that only passes gradients on, and batches in parts: summing once, after the last
-    part, is less code, and at most a few percent slower, because nothing overlaps.
+    part, is less code; it does not overlap with computing.
 """
 
 from collections.abc import Sequence
