@@ -12,6 +12,7 @@ Reference:
     Karras et al. 2022 (arXiv:2206.00364), Table 1 and Eq. 7.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
@@ -97,7 +98,7 @@ class Denoiser(nn.Module):
         return torch.addcmul(per_sample(c.skip, x) * x, per_sample(c.out, x), raw)
 
     def encode(self, x: State, sigma: Level) -> list[Tensor]:
-        """Activations of the network's encoder, one [b, c, y, x] for each of its resolutions.
+        """Activations of the network down to its bottleneck, each [b, c, y, x].
 
         Args:
             x: States; with views the network sees the denoiser's own view of them.
@@ -110,8 +111,8 @@ class Denoiser(nn.Module):
         else:
             view = self._own_view(x)
             inputs = _with_view(self.views.project(x, view), c, view)
-        activations: list[Tensor] = self.network.encode(inputs, c.noise)
-        return activations
+        encode: Callable[[State, Level], list[Tensor]] = self.network.encode  # type: ignore[assignment]
+        return encode(inputs, c.noise)
 
     def _own_view(self, x: Images) -> View:
         assert self.view is not None

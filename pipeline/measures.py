@@ -85,8 +85,8 @@ class Space:
         self._batch_size = params.compute.eval_batch_size
         self._noisy = self._cached(data.noisy)
         # The teacher's encoder knows noisy images only.
-        without = data.clean is None or isinstance(extractor, TeacherFeatures)
-        clean = None if without else self._cached(data.clean)
+        images = None if isinstance(extractor, TeacherFeatures) else data.clean
+        clean = None if images is None else self._cached(images)
         self._moments_noisy = self._moments(self._noisy)
         self._moments_clean = None if clean is None else self._moments(clean)
         # Equal numbers, on which shares depend, and pairs of images take time.

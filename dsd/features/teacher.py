@@ -1,9 +1,9 @@
 """Features of the teacher itself, which was fitted to noisy images alone.
 
-The teacher denoises images of level sigma, so to its encoder noisy observations, and generated
-images made as noisy, are what it knows. Its features need neither clean nor foreign images, and
-know images of any size and number of channels. Like a bottleneck of a classifier they are averaged
-over space, at every resolution, because a checkpoint may be wrong in fine or in coarse structure.
+The teacher denoises images of level sigma, so noisy observations, and generated images made as
+noisy, are what it knows. Its features need neither clean nor foreign images, and know images of
+any size and number of channels. Like the last layer of a classifier they are averaged over space;
+they come from every resolution, because a checkpoint may be wrong in fine or in coarse structure.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _DIGITS = 16
 
 @final
 class TeacherFeatures:
-    """Mean over space of what each resolution of the encoder passes on, at one noise level.
+    """Mean over space of the encoder's resolutions and of the bottleneck, at one noise level.
 
     Args:
         denoiser: The teacher, in evaluation mode.
@@ -46,7 +46,8 @@ class TeacherFeatures:
         self._denoiser = denoiser
         self._sigma = max(sigma, LEAST_SIGMA)
         self.protocol = (
-            f"teacher {weights[:_DIGITS]}, encoder averaged over space at level {self._sigma:g}"
+            f"teacher {weights[:_DIGITS]}, means over space of encoder and bottleneck, "
+            f"level {self._sigma:g}"
         )
 
     @property

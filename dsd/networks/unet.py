@@ -258,9 +258,7 @@ class UNet(nn.Module):
         """Raw output for scaled images ``x`` (extra channels last) and noise conditioning."""
         embedding = self.embed(c_noise)
         skips = self._encode(x, embedding)
-        h = skips[-1]
-        for layer in self.middle:
-            h = self._through(layer, h, embedding)
+        h = self._turn(skips[-1], embedding)
         for layer in self.decoder:
             skip = skips.pop() if layer.resample == 1 else None
             h = self._through(layer, h, embedding, skip)
@@ -270,9 +268,11 @@ class UNet(nn.Module):
     def encode(
         self, x: Float[Tensor, " b _ h w"], c_noise: Level
     ) -> list[Float[Tensor, " b _ y x"]]:
-        """What the encoder passes on from each resolution, from fine to coarse."""
-        outputs = self._encode(x, self.embed(c_noise))
-        return [*{h.shape[-1]: h for h in outputs}.values()]
+        """What the encoder passes on from each resolution, fine to coarse, and the bottleneck."""
+        embedding = self.embed(c_noise)
+        outputs = self._encode(x, embedding)
+        levels = {h.shape[-1]: h for h in outputs}
+        return [*levels.values(), self._turn(outputs[-1], embedding)]
 
     def _encode(
         self, x: Float[Tensor, " b _ h w"], embedding: Float[Tensor, " b e"]
@@ -282,6 +282,14 @@ class UNet(nn.Module):
         for layer in self.encoder:
             outputs.append(self._through(layer, outputs[-1], embedding))
         return outputs
+
+    def _turn(
+        self, h: Float[Tensor, " b c y x"], embedding: Float[Tensor, " b e"]
+    ) -> Float[Tensor, " b c y x"]:
+        """The blocks between encoder and decoder."""
+        for layer in self.middle:
+            h = self._through(layer, h, embedding)
+        return h
 
     def _through(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         out: Tensor
