@@ -16,7 +16,7 @@ from tiny_run import SHAPE, Call, adam_in_numpy, averages, flat, step_size
 from twins import generator_level
 
 from dsd.corruption import noise_of
-from dsd.seeds import derive_seed
+from dsd.seeds import derive_seed, step_generator
 
 BATCH, STEPS, FAKE_STEPS = 8, 20, 2
 MOMENTS = [0, 24, 48, 72, 96, 120, 144, 160]
@@ -229,6 +229,9 @@ def test_latents_are_fresh_and_normal(tiny_run):
         z += [x / 1.7 for x in different.values()]
     z = torch.cat(z).flatten(1).double().numpy()
     assert np.square(z).mean() == pytest.approx(1, abs=0.05)
+    random = step_generator(5, "distill", 0, torch.device("cpu"))
+    first = torch.randn(BATCH, 64, generator=random).numpy()
+    assert np.abs(z[:BATCH] - first).max() < 1e-5
     assert np.abs(np.corrcoef(z) - np.eye(len(z))).max() < 0.75
 
 

@@ -6,6 +6,7 @@ with those of images drawn from the saved weights.
 
 import hashlib
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from metric_twins import frechet, jackknifed, kid, observed, quantised, shares
 from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import rankdata
-from stage_helpers import params_with
+from stage_helpers import Recorder, params_with
 from tiny_features import features_of
 from tiny_run import ASSUMED, CHANGES, SHAPE, SIGMA
 from twins import karras_grid, sample
@@ -24,6 +25,7 @@ from dsd.corruption import noise_of
 from dsd.features import load_extractor
 from dsd.seeds import derive_seed
 from pipeline import evaluate
+from pipeline.paths import Paths
 
 MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
 COUNT = 60
@@ -335,18 +337,25 @@ def test_neighbours_are_generated_images_above_an_observation_and_its_clean_imag
         np.testing.assert_array_equal(clean, data.clean[data.numbers[at], 0])
 
 
-def test_without_churn_other_images_are_measured(tiny_run, data, tmp_path_factory):
-    """Of the same weights; in one batch."""
+def test_without_churn_and_with_another_choice(tiny_run, data, tmp_path):
+    """The same weights, in one batch; and a trajectory of which another moment was the best."""
     sections = json.loads(json.dumps(CHANGES))
     sections["evaluate"]["features"] = ["tiny_features:fine"]
     sections["evaluate"]["sampler"]["churn"]["S_churn"] = 0.0
     sections["compute"]["eval_batch_size"] = 500
-    root = tmp_path_factory.mktemp("quiet")
-    (root / "data").symlink_to(tiny_run.paths.root / "data")
-    paths = type(tiny_run.paths)(root)
+    shutil.copytree(tiny_run.paths.root / "data", tmp_path / "data")
+    paths = Paths(tmp_path)
+    table = paths.artifact("distill") / "trajectory.csv"
+    header, *rows = table.read_text().splitlines()
+    values = [row.split(",") for row in rows]
+    reversed_ = [[*row[:2], other[2]] for row, other in zip(values, values[::-1], strict=True)]
+    table.write_text("\n".join([header, *map(",".join, reversed_)]) + "\n")
     paths.report("evaluate").mkdir(parents=True)
-    evaluate.run(params_with(**sections), paths, type(tiny_run.logs["evaluate"])())
+    evaluate.run(params_with(**sections), paths, Recorder())
     summary = json.loads(paths.summary.read_text())
+    best = min(reversed_, key=lambda row: float(row[2]))
+    assert summary["selection"]["chosen"]["images"] == int(best[0])
+    assert tiny_run.json("summary.json")["selection"]["chosen"]["images"] != int(best[0])
     clean = features_of("fine", data.clean)
     for model, images in drawn(tiny_run, 0.0)[0].items():
         expected = frechet(features_of("fine", images), clean)

@@ -91,6 +91,7 @@ def test_skipped_images_are_listed(tmp_path):
     assert [item["name"].split(", ")[1] for item in refused] == ["row 3", "row 7"]
     assert len(ImageStore.open(tmp_path / "data/prepare")) == 8
     assert "8 images" in log.lines[0]
+    assert json.loads((tmp_path / "reports/prepare/summary.json").read_text())["count"] == 8
     assert "refused 2, the first: " in log.lines[0]
 
 

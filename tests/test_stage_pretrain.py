@@ -13,7 +13,7 @@ from twins import karras_grid, omni_weight, sample
 
 from dsd.checkpoint import build_denoiser
 from dsd.corruption import noise_of
-from dsd.seeds import derive_seed
+from dsd.seeds import BatchOrder, derive_seed
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 BATCH, STEPS = 8, 26
@@ -82,7 +82,14 @@ def test_every_epoch_visits_each_observation_once_in_an_order_of_its_own(tiny_ru
     assert len(y) == 100
     assert sorted(first) == sorted(second) == list(range(100))
     assert (first == second).mean() < 0.1
-    assert list(first) != list(range(100))
+    order = BatchOrder(5, 100, torch.device("cpu"))
+    assert list(numbers[:BATCH]) == order.batch(0, BATCH).tolist()
+
+
+def test_it_reads_the_training_observations_and_nothing_else(tiny_run):
+    store = tiny_run.store("corrupt/train")
+    read = [("corrupt/train", store.fingerprint, 100, SHAPE)]
+    assert tiny_run.logs["pretrain"].datasets == read
 
 
 def test_observations_get_fresh_white_noise_up_to_the_drawn_level(tiny_run):

@@ -5,12 +5,15 @@ differentiated once more.
 """
 
 import copy
+from collections import deque
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
-from tiny_run import Call, Update, recorded, step_size
+from tiny_run import Call, Update, adam_in_numpy, averages, flat, recorded, step_size
 from tiny_training import SIGMA, distillation, teacher_training, tiny_params
+from torch.nn.modules.module import register_module_forward_hook
 
 from dsd.config import Network
 
@@ -22,8 +25,8 @@ def without_dropout(params):
 
 def steps(run, count):
     with recorded() as events:
-        for _ in islice(run.steps(), count):
-            pass
+        for number, record in enumerate(islice(run.steps(), count)):
+            assert record.images_seen == 8 * (number + 1)
     return events
 
 
@@ -119,6 +122,54 @@ def test_the_distillations_gradients_are_those_of_its_mean_losses(divergence):
             calls, done = [], done + 1
         assert_gradients(event.gradients, torch.autograd.grad(loss, [*twin.parameters()]))
     assert done == 4
+
+
+@pytest.mark.parametrize(("kind", "betas"), [("pretrain", (0.9, 0.999)), ("distill", (0.4, 0.9))])
+def test_weights_move_as_adam_moves_them(kind, betas):
+    """With these betas, without decay; here also for the fake denoiser."""
+    own = {"learning_rate": 2e-3}
+    more = {"learning_rate_fake": 2e-3, "betas": [*betas]} if kind == "distill" else {}
+    params = tiny_params(**{kind: {**own, **more}})
+    run = {"pretrain": teacher_training, "distill": distillation}[kind](params)
+    events = [event for event in steps(run, 6) if isinstance(event, Update)]
+    for optimizer in run.optimizers:
+        updates = [update for update in events if update.optimizer is optimizer]
+        sizes = [step_size(2e-3, 8 * step, getattr(params, kind), 10) for step in range(6)]
+        for update, weights in zip(updates, adam_in_numpy(updates, betas, sizes), strict=True):
+            np.testing.assert_allclose(flat(update.after), weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "distill"])
+def test_the_average_has_the_half_life_and_ramp_up_of_its_stage(kind):
+    params = tiny_params(**{kind: {"ema_halflife_kimg": 0.02, "ema_rampup": 0.7}})
+    run = {"pretrain": teacher_training, "distill": distillation}[kind](params)
+    events = [event for event in steps(run, 6) if isinstance(event, Update)]
+    updates = [update for update in events if update.optimizer is run.optimizer]
+    expected = averages(updates, updates[0].before, getattr(params, kind))[-1]
+    np.testing.assert_allclose(
+        flat(run.average.parameters()), flat(expected), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_each_step_of_the_teacher_drops_other_numbers_and_the_same_when_repeated():
+    masks = []
+    for _ in range(2):
+        found = []
+
+        def see(module, _, out, found=found):
+            if hasattr(module, "probability"):
+                found.append(out == 0)
+
+        hook = register_module_forward_hook(see)
+        deque(islice(teacher_training(tiny_params()).steps(), 2), maxlen=0)
+        hook.remove()
+        masks.append(found)
+    count = len(masks[0]) // 2
+    assert count > 0
+    assert all(map(torch.equal, *masks))
+    for first, second in zip(masks[0][:count], masks[0][count:], strict=True):
+        assert 0.05 < float(first.double().mean()) < 0.2
+        assert float((first == second).double().mean()) < 0.95
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
