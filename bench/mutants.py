@@ -145,6 +145,8 @@ def judge(tree: Path, mutant: Mutant) -> Result:
 
 
 def _verdict(code: int, output: str) -> str:
+    if "Timeout (>" in output:
+        return "TIMED OUT"  # which a busy machine does as well as a mistake
     # An error is a mistake that breaks what a fixture runs, such as all stages once.
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
     if code == pytest.ExitCode.TESTS_FAILED and failed:

@@ -6,10 +6,15 @@ import signal
 
 import pytest
 import torch
+from metric_twins import frechet, observed, quantised
 from stage_helpers import Recorder, files_of, png, random_images, write_parquet
+from tiny_features import features_of
 from tiny_stages import Stopper, run, tiny
 
+from dsd.checkpoint import load_generator
 from dsd.errors import DataError, Interrupted, NonFiniteError, ParamsError
+from dsd.imagestore import ImageStore
+from dsd.seeds import derive_seed
 from pipeline import corrupt, distill, evaluate, prepare, pretrain
 from pipeline.evaluate import MODELS
 from pipeline.paths import Paths
@@ -66,13 +71,19 @@ def test_evaluating_twice_gives_the_same_bytes_and_other_batches_the_same_number
 
 
 def test_noisy_sources_are_evaluated_without_clean_images(tmp_path):
-    paths, params = Paths(tmp_path), tiny(data={"content": "noisy"})
+    features = {"features": ["tiny_features:fine"]}
+    paths, params = Paths(tmp_path), tiny(data={"content": "noisy"}, evaluate=features)
     write_parquet(tmp_path / "images.parquet", [png(image) for image in random_images(150, 8, 8)])
     for stage in (prepare, corrupt, pretrain, distill, evaluate):
         run(stage, params, paths)
     summary = json.loads(paths.summary.read_text())
     assert summary["generator"]["frechet"] is None
-    assert summary["generator"]["proximal_frechet"] > 0
+    noisy = ImageStore.open(paths.artifact("corrupt") / "train")
+    generator = load_generator(paths.artifact("distill") / "generator")
+    made = generator.sample(70, seed=derive_seed(0, "evaluation latents"))
+    near = observed(made, noisy.sigma.numpy(), derive_seed(0, "evaluation noise"))
+    expected = frechet(*(features_of("fine", x) for x in (near, quantised(noisy.all()))))
+    assert summary["generator"]["proximal_frechet"] == pytest.approx(expected, rel=2e-3)
     assert "spearman" not in summary["selection"]
 
 
