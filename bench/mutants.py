@@ -2,8 +2,11 @@
 
 Each mutant of ``bench/mutants.toml`` is one wrong line: a flipped sign, a dropped detach, a wrong
 level. It is planted in a copy of this tree, where the tests that concern its file run until one
-fails. With TEXTs only those mutants run whose file, code or explanation contains one of them; a
-full run writes ``docs/results/mutants.md``.
+fails. With TEXTs only those mutants run whose file, code or explanation contains one of them.
+``docs/results/mutants.md`` gets the rows of each file all of whose mutants have run, with the
+commit at which they did; rows of other files stay.
+
+Golden numbers are no test here: the code under test made them, and they are renewed on purpose.
 
 The exit code is 1 if a mutant survives, if its original line is not found exactly once, or if the
 tests fail without any mutant.
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import copyfile
@@ -71,6 +75,7 @@ def declared() -> Iterator[Mutant]:
     """All mutants of the list."""
     for file, entry in tomllib.loads(LIST.read_text(encoding="utf-8")).items():
         tests = tuple(f"tests/{name}.py" for name in entry["tests"])
+        assert not any("golden" in name for name in tests), f"{file}: golden numbers judge nothing"
         for original, mutated, why in entry["mutants"]:
             yield Mutant(file, original, mutated, why, tests)
 
@@ -140,32 +145,56 @@ def judge(tree: Path, mutant: Mutant) -> Result:
 
 
 def _verdict(code: int, output: str) -> str:
-    failed = re.search(r"^FAILED tests/(\S+)", output, re.MULTILINE)
+    if "Timeout (>" in output:
+        return "TIMED OUT"  # which a busy machine does as well as a mistake
+    # An error is a mistake that breaks what a fixture runs, such as all stages once.
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
     if code == pytest.ExitCode.TESTS_FAILED and failed:
         return failed[1]
     return "SURVIVED" if code == pytest.ExitCode.OK else f"BROKE PYTEST ({code})"
 
 
-def page(results: Sequence[Result]) -> str:
-    """The report as Markdown: a table of modules, then every mutant."""
-    killed, seconds = sum(r.killed for r in results), sum(r.seconds for r in results)
+def page(before: str, results: Sequence[Result], commit: str) -> str:
+    """The report as Markdown, a table of modules, then every mutant, with rows replaced.
+
+    Args:
+        before: The report so far.
+        results: All mutants of some files.
+        commit: At which they ran.
+    """
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for line in before.splitlines():
+        if line.startswith("| `"):
+            file = line.split("`")[1]
+            if file in rows:
+                rows[file][1].append(line)
+            else:
+                rows[file] = line, []
+    for file in dict.fromkeys(r.mutant.file for r in results):
+        own = [r for r in results if r.mutant.file == file]
+        killed, seconds = sum(r.killed for r in own), sum(r.seconds for r in own)
+        rows[file] = (
+            f"| `{file}` | {len(own)} | {killed} | {seconds:.0f} | {commit} |",
+            [f"| `{file}` | {r.mutant.why} | {_cell(r.verdict)} |" for r in own],
+        )
+    numbers = [[int(cell) for cell in row.split("|")[2:4]] for row, _ in rows.values()]
+    planted, killed = (sum(column) for column in zip(*numbers, strict=True))
     lines = [
         "# Mutants",
         "",
         "Written by `python bench/mutants.py`: one wrong line at a time, and which test fails.",
+        "Files are run by themselves; each has the commit at which all of its mutants last ran.",
         "",
-        f"**{killed} of {len(results)} killed**, in {seconds:,.0f} seconds on one core.",
+        f"**{killed} of {planted} killed.**",
         "",
-        "| module | mutants | killed | seconds |",
-        "|---|---|---|---|",
+        "| module | mutants | killed | seconds | commit |",
+        "|---|---|---|---|---|",
+        *[row for row, _ in rows.values()],
+        "",
+        "| module | mistake | first test that fails |",
+        "|---|---|---|",
     ]
-    for file in dict.fromkeys(r.mutant.file for r in results):
-        own = [r for r in results if r.mutant.file == file]
-        spent = sum(r.seconds for r in own)
-        lines.append(f"| `{file}` | {len(own)} | {sum(r.killed for r in own)} | {spent:.0f} |")
-    lines += ["", "| module | mistake | first test that fails |", "|---|---|---|"]
-    lines += [f"| `{r.mutant.file}` | {r.mutant.why} | {_cell(r.verdict)} |" for r in results]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *[line for _, own in rows.values() for line in own], ""])
 
 
 def _cell(verdict: str) -> str:
@@ -189,9 +218,22 @@ def main(texts: Sequence[str]) -> int:
             print(f"{result.verdict:60.60} {mutant.file}: {mutant.why}", flush=True)
     killed = sum(result.killed for result in results)
     print(f"killed {killed} of {len(results)}")
-    if not texts:
-        PAGE.write_text(page(results), encoding="utf-8")
+    of_file = Counter(mutant.file for mutant in declared())
+    ran = Counter(mutant.file for mutant in mutants)
+    whole = [
+        result for result in results if ran[result.mutant.file] == of_file[result.mutant.file]
+    ]
+    if whole:
+        before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        PAGE.write_text(page(before, whole, _commit()), encoding="utf-8")
     return 0 if killed == len(results) else 1
+
+
+def _commit() -> str:
+    """The commit of this tree; with a ``+`` where files have changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

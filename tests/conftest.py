@@ -80,6 +80,14 @@ def trained(tmp_path_factory):
     return paths
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """All stages once with values away from their defaults, and what torch computed in them."""
+    from tiny_run import Run
+
+    return Run(tmp_path_factory.mktemp("tiny_run"))
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
     """A copy of that workspace, to change; its trainings are forgotten."""

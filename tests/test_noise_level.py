@@ -105,6 +105,17 @@ def test_pure_noise_is_measured_without_bias_and_with_the_stated_error():
     assert sum(one.low <= 0.3 <= one.high for one in found) >= 27
 
 
+def test_the_interval_is_two_sided_chance_and_the_largest_disagreement_in_variances(clothes):
+    found = estimate(white(clothes, 0.2))
+    variance = found.sigma**2
+    disagreement = max(abs(level**2 - variance) for level in found.alternatives.values())
+    # 95 % of a normal law lie within 1.96 standard errors on both sides.
+    chance = 1.959964 * 2 * found.sigma * found.error
+    assert min(chance, disagreement) > 0.1 * max(chance, disagreement)
+    assert found.high**2 - variance == pytest.approx(chance + disagreement, rel=1e-5)
+    assert variance - found.low**2 == pytest.approx(chance + disagreement, rel=1e-5)
+
+
 @settings(max_examples=8)
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
 def test_units_and_brightness_do_not_matter(scale, shift):
@@ -246,6 +257,31 @@ def test_white_noise_does_not_hide_coarse_noise(clothes, scene, kind):
         ]
         rates[strength] = sum(seen)
     assert rates == {0.0: 0, 1.0: 5}
+
+
+def test_texture_that_goes_on_from_patch_to_patch_does_not_raise_the_noise_beside_it():
+    """Slopes of every image; only the diagonal neighbours tell them from noise."""
+    place = np.arange(24) / 24
+    measured = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        slopes = rng.uniform(1, 2, (300, 1, 2, 1)) * rng.choice([-1, 1], (300, 1, 2, 1))
+        images = slopes[:, :, :1] * place[:, None] + slopes[:, :, 1:] * place
+        measured.append(value_of(estimate(white(images, 0.1, seed)), "flat spectrum"))
+    # Without what the neighbours' own noise adds it would be a quarter more.
+    assert 0.9 < np.mean(measured) < 1.15
+
+
+def test_partly_blank_images_are_as_noisy_as_others():
+    """Blank patches are no calm ones: nothing is known of the level where only these are flat."""
+    for seed in range(2):
+        images = white(np.zeros((300, 1, 24, 24)), 0.2, seed)
+        left = images[::3, :, :8, 20:].copy()
+        images[::3] = 0
+        images[::3, :, :8, 20:] = left
+        found = estimate(images)
+        assert value_of(found, "equal scale") < 0.3
+        assert "equal scale" not in fired(found)
 
 
 @pytest.mark.parametrize(("size", "count"), [(24, 1000), (32, 400)])

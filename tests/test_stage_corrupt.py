@@ -10,6 +10,7 @@ from stage_helpers import Recorder, files_of, params_with, random_images
 from dsd.corruption import noise_of
 from dsd.errors import DataError, ParamsError
 from dsd.imagestore import Block, ImageStore, write_store
+from dsd.noise_level import estimate_noise
 from pipeline import corrupt
 from pipeline.paths import Paths
 
@@ -63,7 +64,70 @@ def test_some_training_images_may_stay_clean_but_none_of_those_held_out(tmp_path
     assert (heldout.sigma == 0.5).all()
     assert (train.all() - x0[train.index])[~clean].std() == pytest.approx(0.5, rel=0.1)
     summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
-    assert summary["measured_sigma"] == pytest.approx(0.5, abs=0.03)
+    noise = [(part.all() - x0[part.index])[part.sigma > 0] for part in (train, heldout)]
+    assert summary["measured_sigma"] == pytest.approx(float(torch.cat(noise).std()), rel=1e-3)
+
+
+def test_noise_is_white_and_no_image_shares_it_with_another(tmp_path):
+    """Not within a part, and not between training and held-out images."""
+    prepared(tmp_path)
+    run(tmp_path, num_heldout=20)
+    x0 = ImageStore.open(tmp_path / "data/prepare").all()
+    parts = stores(tmp_path)
+    noise = np.concatenate([(part.all() - x0[part.index]).flatten(1) for part in parts])
+    clean = np.concatenate([x0[part.index].flatten(1) for part in parts])
+    # 780 pairs of 64 numbers: a standard error is 0.125.
+    assert np.abs(np.corrcoef(noise) - np.eye(COUNT)).max() < 0.65
+    planes = noise.reshape(COUNT, 8, 8)
+    for first, second in (
+        (planes[:, 1:], planes[:, :-1]),
+        (planes[:, :, 1:], planes[:, :, :-1]),
+        (noise, clean),
+    ):
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.08
+    assert noise.mean() == pytest.approx(0, abs=0.04)
+
+
+def test_the_assumed_level_is_stored_and_the_true_one_added(tmp_path):
+    prepared(tmp_path)
+    run(tmp_path, sigma_hat=0.7, clean_fraction=0.25)
+    x0 = ImageStore.open(tmp_path / "data/prepare").all()
+    train, heldout = stores(tmp_path)
+    assert {*train.sigma.tolist()} == {0.0, np.float32(0.7)}
+    assert {*heldout.sigma.tolist()} == {np.float32(0.7)}
+    for part in (train, heldout):
+        noise = (part.all() - x0[part.index])[part.sigma > 0]
+        assert float(noise.std()) == pytest.approx(0.5, rel=0.08)
+    assert 3 <= int((train.sigma == 0).sum()) <= 15
+    assert set(train.index.tolist()).isdisjoint(heldout.index.tolist())
+    for name in ("summary.json", "noise.json"):
+        found = json.loads((tmp_path / "reports/corrupt" / name).read_text())
+        assert (found["sigma"], found["sigma_hat"]) == (0.5, 0.7)
+
+
+def test_the_estimate_is_that_of_the_noisy_training_images(tmp_path):
+    """With noise on all of them, also where some stay clean afterwards."""
+    write_store(
+        tmp_path / "data/prepare",
+        [Block(random_images(170, 1, 1, 1).repeat(8, 2).repeat(8, 3))],
+        scale=1 / 127.5,
+        offset=-1.0,
+        shard_size=64,
+        info=lambda: {"content": "clean"},
+    )
+    log = run(tmp_path, sigma=0.3, num_heldout=30, clean_fraction=0.5)
+    train, _ = stores(tmp_path)
+    noise = torch.from_numpy(noise_of(3, train.index.numpy(), (1, 8, 8)))
+    y = ImageStore.open(tmp_path / "data/prepare").all()[train.index] + 0.3 * noise
+    expected = estimate_noise(y)
+    found = json.loads((tmp_path / "reports/corrupt/noise.json").read_text())["estimate"]
+    for name in ("sigma", "low", "high", "error", "images", "patches"):
+        assert found[name] == pytest.approx(getattr(expected, name), rel=1e-4), name
+    assert found["images"] == 140
+    logged = {name: value for _, values in log.values for name, value in values.items()}
+    assert logged["sigma_hat"] == 0.3
+    for name in ("sigma_estimate", "sigma_low", "sigma_high"):
+        assert logged[name] == found[name.replace("_estimate", "").replace("sigma_", "")]
 
 
 def test_summary_line_and_metrics_tell_the_measured_level(tmp_path):
@@ -71,8 +135,11 @@ def test_summary_line_and_metrics_tell_the_measured_level(tmp_path):
     log = run(tmp_path)
     summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
     assert (summary["train"], summary["heldout"], summary["sigma"]) == (34, 6, 0.5)
-    assert summary["measured_sigma"] == pytest.approx(0.5, abs=0.03)
-    assert summary["psnr_db"] == pytest.approx(12.04, abs=0.5)
+    x0 = ImageStore.open(tmp_path / "data/prepare").all()
+    noise = np.concatenate([(part.all() - x0[part.index]).numpy() for part in stores(tmp_path)])
+    assert summary["measured_sigma"] == pytest.approx(noise.std(), rel=1e-4)
+    psnr = 10 * np.log10(4 / np.square(noise).mean())
+    assert summary["psnr_db"] == pytest.approx(psnr, rel=1e-4)
     assert log.values == [
         (COUNT, {key: summary[key] for key in ("measured_sigma", "psnr_db")}),
     ]
@@ -86,11 +153,12 @@ def test_the_picture_shows_clean_images_above_noisy_ones(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "reports/corrupt/images.png").convert("L"))
     assert picture.shape == (2 * 66 + 2, 10 * 66 + 2)
     train, _ = stores(tmp_path)
-    clean = random_images(COUNT, 1, 8, 8)[train.index[0], 0]
-    shown = picture[2:66:8, 2:66:8].astype(float)
-    noisy = picture[68:132:8, 2:66:8].astype(float)
-    np.testing.assert_allclose(shown, clean, atol=1)
-    assert 3 < np.abs(noisy - clean).mean() < 20
+    noisy = np.clip(np.floor(train.all()[:, 0] * 127.5 + 128), 0, 255).numpy()
+    for number in range(10):
+        left = 2 + 66 * number
+        clean = random_images(COUNT, 1, 8, 8)[train.index[number], 0]
+        np.testing.assert_array_equal(picture[2:66:8, left : left + 64 : 8], clean)
+        np.testing.assert_array_equal(picture[68:132:8, left : left + 64 : 8], noisy[number])
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):

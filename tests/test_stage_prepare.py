@@ -15,6 +15,7 @@ from stage_helpers import (
 
 from dsd.errors import DataError
 from dsd.imagestore import ImageStore
+from dsd.phase import to_complex
 from pipeline import prepare
 from pipeline.paths import Paths
 
@@ -47,8 +48,31 @@ def test_images_become_a_store_a_summary_and_one_line(tmp_path):
     assert store.meta.info["content"] == "clean"
     assert log.lines == ["10 images of 5 x 5 grey, uint8 (10 PNG)"]
     assert log.bars[0].seen == [10, "closed"]
-    assert store.all().min() >= -1
-    assert store.all().max() <= 1
+    # A black border, then means of 2 x 2 pixels, in the order of the source.
+    expected = np.zeros((10, 10, 10))
+    expected[:, 1:-1, 1:-1] = random_images(10, 8, 8)
+    expected = expected.reshape(10, 5, 2, 5, 2).mean((2, 4))
+    stored = np.concatenate(store.raw())[:, 0].astype(float)
+    assert np.abs(stored - expected).max() <= 0.5
+    np.testing.assert_allclose(store.all().numpy()[:, 0], stored / 127.5 - 1, atol=1e-6)
+    digest = store.meta.info["source_sha256"]
+    assert log.datasets == [("mine.parquet", digest, 10, (1, 5, 5))]
+
+
+def test_complex_images_are_numbered_over_all_blocks(tmp_path, monkeypatch):
+    """Each has the phase of its number, whatever block it was read with."""
+    monkeypatch.setattr("dsd.sources.BLOCK_BYTES", 3 * 64)
+    source(tmp_path)
+    run(tmp_path, phase="smooth", pad=0, resolution=8)
+    store = ImageStore.open(tmp_path / "data/prepare")
+    grey = random_images(10, 8, 8)[:, None]
+    np.testing.assert_array_equal(store.all(), to_complex(grey, np.arange(10)))
+
+
+def test_only_as_many_images_as_asked_for_are_taken(tmp_path):
+    source(tmp_path)
+    run(tmp_path, max_images=7)
+    assert len(ImageStore.open(tmp_path / "data/prepare")) == 7
 
 
 def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path):
@@ -67,6 +91,7 @@ def test_skipped_images_are_listed(tmp_path):
     assert [item["name"].split(", ")[1] for item in refused] == ["row 3", "row 7"]
     assert len(ImageStore.open(tmp_path / "data/prepare")) == 8
     assert "8 images" in log.lines[0]
+    assert json.loads((tmp_path / "reports/prepare/summary.json").read_text())["count"] == 8
     assert "refused 2, the first: " in log.lines[0]
 
 
