@@ -225,9 +225,9 @@ def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_sho
     write_csv(study, ["images", "heldout_proximal_frechet", "proximal_frechet", "frechet"], rows)
     params = small()
     params = params.model_copy(
-        update={"evaluate": params.evaluate.model_copy(update={"features": ["inception"]})}
+        update={"evaluate": params.evaluate.model_copy(update={"features": ["inception-edm"]})}
     )
-    choice, agreement = report._choice(params, workspace, "inception")
+    choice, agreement = report._choice(params, workspace, "inception-edm")
     (axes,) = choice.figure.axes
     assert axes.get_ylabel() == "Proximal Frechet, held out"
     assert "Proximal Frechet distance to held-out noisy images, in fashion-" in choice.text
@@ -236,7 +236,7 @@ def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_sho
     assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[4, 8]])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Proximal FID", "FID to clean")
     assert "the noisy images of training" in agreement.text
-    assert "in inception features" in agreement.text
+    assert "in inception-edm features" in agreement.text
 
 
 def test_two_distances_of_one_generator_are_explained_beside_each_other(workspace):
