@@ -24,6 +24,7 @@ __all__ = [
     "COLOUR_BLIND",
     "DROPOUT_LEVELS",
     "FEATURE_SPACES",
+    "INCEPTION_SPACES",
     "KNOWN_CHANNELS",
     "PARTIAL_OPERATORS",
     "TORCHSCRIPT_SUFFIXES",
@@ -64,7 +65,10 @@ Objective = Literal["adjusted", "standard"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 
-FEATURE_SPACES = ("teacher", "fashion-classifier", "efficientnet-lite0", "inception")
+INCEPTION_SPACES = ("inception-edm", "inception-clean")
+"""Protocols of FID; ``dsd.features.inception`` says how they differ."""
+
+FEATURE_SPACES = ("teacher", "fashion-classifier", "efficientnet-lite0", *INCEPTION_SPACES)
 """Feature extractors that come with dsd; the first is the run's own teacher."""
 
 DROPOUT_LEVELS = 2**16
@@ -81,6 +85,12 @@ TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
 
 def _known_features(value: str) -> str:
     function = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+    if value == "inception":
+        msg = (
+            "'inception' does not say how images are resized: name inception-edm (as in the "
+            "papers of EDM, SiD and StyleGAN) or inception-clean (clean-fid's mode clean)"
+        )
+        raise ValueError(msg)
     own = value.endswith(TORCHSCRIPT_SUFFIXES) or re.fullmatch(function, value)
     if value not in FEATURE_SPACES and not own:
         msg = (
@@ -604,11 +614,16 @@ class Evaluate(Section):
         Field(min_length=1),
     ]
     """Feature spaces, the headline one first: ``fashion-classifier``, ``efficientnet-lite0``,
-    ``inception``, ``teacher`` (Proximal distances only) or your own,
+    ``inception-edm``, ``inception-clean``, ``teacher`` (Proximal distances only) or your own,
     ``package.module:function`` or a TorchScript file (``*.ts``)."""
 
     inception_weights: str | None
-    """TorchScript file of clean-fid's Inception; null lets clean-fid download it."""
+    """File of Inception's weights, ``pt_inception-2015-12-05-6726825d.pth``; null downloads it."""
+
+    inception_statistics: str | None
+    """Published statistics of clean images (``npz``) to which FID is measured, too. A file that
+    does not say its protocol needs that of its features before it:
+    ``inception-edm:cifar10-32x32.npz``."""
 
     num_samples: Annotated[int, Field(ge=2)]
     """Images drawn from each model."""
@@ -622,6 +637,25 @@ class Evaluate(Section):
             msg = f"features names {', '.join(twice)} more than once; name each space once"
             raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _statistics_of_a_space(self) -> "Evaluate":
+        spaces = {*self.features} & {*INCEPTION_SPACES}
+        said = self.published_statistics and self.published_statistics[0]
+        if self.published_statistics and (not spaces or said not in {None, *spaces}):
+            msg = f"inception_statistics needs {said or ' or '.join(INCEPTION_SPACES)} in features"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def published_statistics(self) -> tuple[str | None, Path] | None:
+        """File of ``inception_statistics``, and for which feature space it is said to be."""
+        if self.inception_statistics is None:
+            return None
+        space, _, file = self.inception_statistics.partition(":")
+        if space in INCEPTION_SPACES:
+            return space, Path(file)
+        return None, Path(self.inception_statistics)
 
     @property
     def inception_weights_path(self) -> Path | None:

@@ -294,6 +294,8 @@ def _own_code_and_weights(params: Params) -> Iterator[tuple[str, str]]:
     """Files besides the data that parameters may name, each with the key that names it."""
     if params.evaluate.inception_weights is not None:
         yield "evaluate.inception_weights", params.evaluate.inception_weights
+    if params.evaluate.published_statistics is not None:
+        yield "evaluate.inception_statistics", str(params.evaluate.published_statistics[1])
     for space in [*params.evaluate.features, params.distill.selection.features]:
         module, is_function, _ = space.partition(":")
         package = module.partition(".")[0]

@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 from pydantic import TypeAdapter
 
-from dsd.config import FEATURE_SPACES, Data, Params
+from dsd.config import FEATURE_SPACES, INCEPTION_SPACES, Data, Params
 from dsd.errors import DataError
 from dsd.phase import to_complex
 from dsd.shards import MappedStore, StoreMeta, read_meta
@@ -35,7 +35,7 @@ and takes one black image for all of them."""
 _FIRST, _SPREAD = 4, 4
 """Images that are opened: the first ones, and about as many others at equal distances."""
 
-_SHIPPED = {*FEATURE_SPACES} - {"inception"}
+_SHIPPED = {*FEATURE_SPACES} - {*INCEPTION_SPACES}
 """Extractors whose weights come with the installation."""
 
 
@@ -203,9 +203,10 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
         DataError: An extractor refuses the images, or its weights are missing or broken.
         ParamsError: There is no extractor of that name, or no such device.
     """
+    _read_statistics(params)
     names = {*params.evaluate.features, params.distill.selection.features} - _SHIPPED
     if not download and _to_download(params):
-        names -= {"inception"}
+        names -= {*INCEPTION_SPACES}
     if not names:
         return
     import torch
@@ -222,10 +223,31 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
             extract(extractor, torch.from_numpy(random), batch_size=2)
 
 
+def _read_statistics(params: Params) -> None:
+    """Refuse published statistics with which ``evaluate`` would fail.
+
+    Raises:
+        DataError: They cannot be read, or are for no feature space that is measured.
+    """
+    published = params.evaluate.published_statistics
+    if published is None:
+        return
+    from dsd.features.inception import PROTOCOLS, load_published
+
+    space, file = published
+    found = load_published(file, space)
+    if found.protocol not in map(PROTOCOLS.get, params.evaluate.features):
+        msg = (
+            f"{file}: statistics were made by {found.protocol!r}, but evaluate.features has "
+            f"{', '.join(params.evaluate.features)}"
+        )
+        raise DataError(msg)
+
+
 def _to_download(params: Params) -> bool:
     """Whether Inception's weights are needed and not here yet."""
     names = {*params.evaluate.features, params.distill.selection.features}
-    if "inception" not in names or params.evaluate.inception_weights is not None:
+    if not names & {*INCEPTION_SPACES} or params.evaluate.inception_weights is not None:
         return False
     from dsd.features.inception import cached_weights
 

@@ -47,6 +47,7 @@ _IMMATERIAL = (
     "corrupt.workers",
     "data.shard_size",
     "evaluate.features",
+    "evaluate.inception_statistics",
     "evaluate.inception_weights",
     "pretrain.sample_every_kimg",
 )

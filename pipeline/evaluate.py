@@ -1,5 +1,6 @@
 """Stage ``evaluate``: measure the generator and three ways to sample its teacher."""
 
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,7 +200,10 @@ def _main_distances(measures: Measures) -> Measures:
 
 def _protocol(params: Params, data: Data, spaces: list[Space]) -> dict[str, object]:
     """All that must be equal for two numbers to be comparable."""
+    published = params.evaluate.published_statistics
+    digest = published and hashlib.sha256(published[1].read_bytes()).hexdigest()
     return {
+        **({"published_sha256": digest} if digest else {}),
         "features": spaces[0].name,
         "extractors": {space.name: space.protocol for space in spaces},
         "pixels": "clamped to [-1, 1], 8 bit; re-noised images and noisy references likewise",

@@ -6,14 +6,14 @@ from typing import NamedTuple, TypeAlias, final
 from jaxtyping import Int64
 from torch import Tensor
 
-from dsd.config import Params
+from dsd.config import INCEPTION_SPACES, Params
 from dsd.features import Extractor, extract
 from dsd.features.cache import FeatureCache
 from dsd.features.fashion_classifier import FashionClassifier
 from dsd.features.teacher import TeacherFeatures
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.metrics.inception_score import inception_score
-from dsd.metrics.intervals import frechet_at_infinity, frechet_interval, frechet_standard_error
+from dsd.metrics.intervals import frechet_estimate
 from dsd.metrics.kid import kernel_distance
 from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
 from dsd.metrics.memorisation import Memorisation, memorisation
@@ -26,9 +26,6 @@ __all__ = ["Data", "Measures", "Space"]
 
 Measures: TypeAlias = dict[str, float | None]
 """Numbers by name; None where there is nothing to compare with."""
-
-_IMAGES_FOR_EACH_FEATURE = 10
-"""From here on intervals and extrapolation are good; see ``dsd.metrics.intervals``."""
 
 _TO_CLEAN = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
@@ -83,6 +80,7 @@ class Space:
         self._seed = derive_seed(params.seed, "evaluation noise")
         self._num_samples = params.evaluate.num_samples
         self._batch_size = params.compute.eval_batch_size
+        self._published = _published(params, extractor)
         self._noisy = self._cached(data.noisy)
         # The teacher's encoder knows noisy images only.
         images = None if isinstance(extractor, TeacherFeatures) else data.clean
@@ -104,7 +102,7 @@ class Space:
             images: As saved.
             operator: What they lack, but for noise, to be like the noisy images.
         """
-        to_noisy = _frechet(self._observed(images, operator), self._moments_noisy, self._seed)
+        to_noisy = _frechet(self._observed(images, operator), self._moments_noisy)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
         return {**self._measures_to_clean(images), **near}
 
@@ -141,19 +139,25 @@ class Space:
 
     def _measures_to_clean(self, images: Pixels, features: Features | None = None) -> Measures:
         """What clean images are needed for; None for each where there are none of this size."""
-        some, whole = self._some_clean, self._moments_clean
-        if some is None or whole is None or not self._comparable(images):
+        some, whole, published = self._some_clean, self._moments_clean, self._published
+        if not self._comparable(images) or (whole is None and published is None):
             return dict.fromkeys(_TO_CLEAN)
         if features is None:
             features = self._features(images)
+        elsewhere: Measures = {}
+        if published is not None:
+            elsewhere["frechet_published"] = frechet_distance(self._moments(features), published)
+        if some is None or whole is None:
+            return {**dict.fromkeys(_TO_CLEAN), **elsewhere}
         kid = kernel_distance(features, some.features, seed=self._seed)
         generated = Manifold(features)
         measured: Measures = {
-            **_frechet(features, whole, self._seed),
+            **_frechet(features, whole),
             "kid": kid.value,
             "kid_standard_error": kid.standard_error,
             **precision_recall(generated, some)._asdict(),
             **density_coverage(generated, some)._asdict(),
+            **elsewhere,
         }
         if isinstance(self._extractor, FashionClassifier):
             probabilities = self._extractor.probabilities(features)
@@ -178,24 +182,31 @@ class Space:
         return moments(features, protocol=self.protocol)
 
 
-def _frechet(features: Features, reference: Moments, seed: int) -> Mapping[str, float]:
+def _published(params: Params, extractor: Extractor) -> Moments | None:
+    """Statistics that the parameters name, in the one feature space that they are for."""
+    named = params.evaluate.published_statistics
+    if named is None or extractor.name not in INCEPTION_SPACES:
+        return None
+    from dsd.features.inception import load_published  # clean-fid takes seconds to import
+
+    space, file = named
+    found = load_published(file, space)
+    return found if found.protocol == extractor.protocol else None
+
+
+def _frechet(features: Features, reference: Moments) -> Mapping[str, float]:
     """The distance with what is known of its error.
 
-    With fewer images than ten for each feature neither an interval nor the distance of unlimited
-    images can be had, only the standard error.
+    With fewer images than features, or hardly more, nothing is known of the distance of unlimited
+    images, and the standard error is about the distance of as many images.
     """
-    measured = {
-        "frechet": frechet_distance(moments(features, protocol=reference.protocol), reference),
-        "frechet_standard_error": frechet_standard_error(features, reference),
-    }
-    count, dim = features.shape
-    if count < _IMAGES_FOR_EACH_FEATURE * dim:
+    found = frechet_estimate(features, reference)
+    measured = {"frechet": found.value, "frechet_standard_error": found.standard_error}
+    if found.limit is None or found.interval is None:
         return measured
-    interval = frechet_interval(features, reference, seed=seed)
-    limit = frechet_at_infinity(features, reference, seed=seed)
     return {
         **measured,
-        "frechet_infinity": limit.value,
-        "frechet_infinity_low": interval.low,
-        "frechet_infinity_high": interval.high,
+        "frechet_infinity": found.limit,
+        "frechet_infinity_low": found.interval.low,
+        "frechet_infinity_high": found.interval.high,
     }

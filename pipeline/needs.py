@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from dsd.config import COLOUR_BLIND, FEATURE_SPACES, KNOWN_CHANNELS, Params, TeacherNoise
+from dsd.config import (
+    COLOUR_BLIND,
+    FEATURE_SPACES,
+    INCEPTION_SPACES,
+    KNOWN_CHANNELS,
+    Params,
+    TeacherNoise,
+)
 from dsd.errors import ParamsError
 from dsd.metrics.fewest import FRECHET, MANIFOLD
 
@@ -287,7 +294,7 @@ def remarks(params: Params, images: Prepared) -> Iterator[tuple[str, str]]:
     ):  # fmt: skip
         if every > kimg:
             yield stage, f"{stage}.{key} {every:g} exceeds {stage}.kimg {kimg:g}: {what}"
-    if params.evaluate.inception_weights is not None and "inception" not in {
+    if params.evaluate.inception_weights is not None and not {*INCEPTION_SPACES} & {
         *params.evaluate.features,
         params.distill.selection.features,
     }:

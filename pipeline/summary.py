@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dsd.config import INCEPTION_SPACES
 from dsd.errors import DataError, one_line
 
 __all__ = ["LABELS", "distances", "feature_spaces", "read_summary", "title_of"]
@@ -23,6 +24,7 @@ LABELS = {
 _TITLES = {
     "frechet": "Frechet to clean",
     "frechet_infinity": "the same for n to ∞",
+    "frechet_published": "Frechet to published statistics",
     "proximal_frechet": "Proximal Frechet",
     "proximal_frechet_infinity": "Proximal for n to ∞",
     "heldout_proximal_frechet": "Proximal Frechet, held out",
@@ -78,7 +80,7 @@ class _Summary(_Part):
 
 def title_of(measure: str, features: str) -> str:
     """The name of a measure in a feature space, for people."""
-    titles = _TITLES_INCEPTION if features == "inception" else _TITLES
+    titles = _TITLES_INCEPTION if features in INCEPTION_SPACES else _TITLES
     return titles.get(measure, measure.replace("_", " "))
 
 

@@ -30,7 +30,7 @@ from dsd.generator import OneStepGenerator, make_latents
 from dsd.images import to_uint8
 from dsd.metrics.frechet import frechet_distance, moments
 from dsd.metrics.inception_score import inception_score
-from dsd.metrics.intervals import frechet_standard_error
+from dsd.metrics.intervals import frechet_estimate
 from dsd.metrics.kid import kernel_distance
 from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
 from dsd.metrics.memorisation import memorisation
@@ -219,9 +219,11 @@ def evaluation() -> dict[str, Any]:
     proximal = ProximalReference(
         second, torch.full((len(second),), SIGMA), extractor, batch_size=100, seed=0
     )
+    estimate = frechet_estimate(a, reference)
     measured = {
         "frechet": frechet_distance(moments(a), reference),
-        "frechet_standard_error": frechet_standard_error(a, reference),
+        "frechet_standard_error": estimate.standard_error,
+        "frechet_infinity": estimate.limit,
         "proximal_frechet": proximal.distance(first),
         "kid": kid.value,
         "kid_standard_error": kid.standard_error,

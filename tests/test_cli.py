@@ -388,7 +388,9 @@ def test_the_table_names_rows_features_picture_and_next_steps(workspace):
 def test_only_distances_in_inceptions_features_are_called_fid(workspace):
     content = summary()
     for name in content.keys() - {"protocol"}:
-        content[name]["by_features"] = {"inception": {"frechet": 12.3, "proximal_frechet": 4.5}}
+        content[name]["by_features"] = {
+            "inception-edm": {"frechet": 12.3, "proximal_frechet": 4.5}
+        }
     text = shown(workspace, content)
     assert "FID to clean" in text
     assert "Proximal FID" in text

@@ -167,7 +167,7 @@ def test_runs_compare_in_the_features_that_all_have(make, tmp_path):
     page = check(Paths(tmp_path).comparison_page)
     assert f"In {OTHER} features" in page.text
     assert MAIN not in page.text.replace("features fashion-classifier", "").partition("How all")[0]
-    c = make("c", 2.0, features=("inception",))
+    c = make("c", 2.0, features=("inception-edm",))
     with pytest.raises(DataError, match="have no feature space in common"):
         compare([str(b), str(c)], Paths(tmp_path))
 

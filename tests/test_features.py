@@ -1,15 +1,17 @@
+import hashlib
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from clothes import ROOT, clothes
+from PIL import Image
 from torch import nn
-from torch.nn import functional
+from torch_fidelity import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from dsd.errors import DataError
-from dsd.features import extract, load_extractor
+from dsd.features import extract, inception, load_extractor
 from dsd.features.fashion_classifier import (
     WEIGHTS,
     folded,
@@ -17,8 +19,10 @@ from dsd.features.fashion_classifier import (
     read_metadata,
     save_fashion_classifier,
 )
+from dsd.features.inception import Inception
 from dsd.features.pixels import to_grey, to_rgb
 from dsd.images import magnitude, to_uint8
+from dsd.metrics.frechet import frechet_distance, moments
 from pipeline.fit_fashion_classifier import accuracy, fit
 
 CPU = torch.device("cpu")
@@ -37,27 +41,26 @@ def pictures(count, channels=1, size=16, seed=0):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-class StandIn(nn.Module):
-    """Takes the place of Inception's weights: 2,048 pooled pixels, so that tests see its input."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, (32, 32))[:, :2].contiguous()
-
-
-class StandInFile(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = StandIn()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
-
-
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "inception-2015-12-05.pt"
-    torch.jit.script(StandInFile()).save(path)
-    return path
+    """Random weights, through which signals neither fade nor grow, in place of the real ones."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        state = inception._without_weights().state_dict()
+    for name, values in state.items():
+        if values.dim() > 1:
+            std = (2 / values[0].numel()) ** 0.5
+            state[name] = torch.randn(values.shape, generator=generator) * std
+        elif name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        else:
+            near = float(name.endswith(("bn.weight", "running_var")))
+            state[name] = near + torch.rand(values.shape, generator=generator) / 5 - 0.1
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(state, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        yield path
 
 
 def test_features_have_the_announced_form(extractor):
@@ -213,53 +216,92 @@ def test_efficientnets_tensors_are_put_under_the_names_that_mean_the_same():
         )
 
 
-def test_inceptions_input_is_what_clean_fid_defines(inception_file):
-    extractor = load_extractor("inception", device=CPU, inception_weights=inception_file)
-    images = pictures(2, channels=3, size=12)
-    large = functional.interpolate(
-        images.float(), size=(299, 299), mode="bicubic", antialias=True
-    ).clamp(0, 255)
-    expected = functional.adaptive_avg_pool2d((large - 128) / 128, (32, 32))[:, :2].flatten(1)
-    torch.testing.assert_close(
-        extract(extractor, images, batch_size=2), expected.double(), rtol=0, atol=1e-4
-    )
-    assert extractor.dim == expected.shape[1]
+@pytest.fixture(scope="module")
+def edm(inception_file):
+    return load_extractor("inception-edm", device=CPU, inception_weights=inception_file)
 
 
-def test_inception_takes_grey_images(inception_file):
-    extractor = load_extractor("inception", device=CPU, inception_weights=inception_file)
-    images = pictures(1, size=12)
-    coloured = extract(extractor, images.expand(-1, 3, -1, -1), batch_size=1)
-    assert torch.equal(extract(extractor, images, batch_size=1), coloured)
+@pytest.fixture(scope="module")
+def photographs():
+    """Clothes in three colours that differ, with edges where ways to resize part."""
+    (images, _), _ = clothes()
+    return torch.cat([images[:2], images[3:5].flip(-1), 255 - images[6:8]], dim=1)
 
 
-def test_inception_refuses_more_channels_and_does_not_depend_on_the_batch_size(inception_file):
-    extractor = load_extractor("inception", device=CPU, inception_weights=inception_file)
+def assert_close(found, expected):
+    """To a thousandth of how much features differ from image to image."""
+    spread = float((expected - expected.mean(dim=0)).square().mean().sqrt())
+    assert spread > 1e-3
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=1e-3 * spread)
+
+
+def test_inception_edm_is_torch_fidelitys(edm, inception_file, photographs):
+    """The same weights in both, from 8-bit images to features."""
+    theirs = FeatureExtractorInceptionV3("theirs", ["2048"], str(inception_file))
+    with torch.no_grad():
+        (expected,) = theirs(photographs)
+    assert_close(extract(edm, photographs, batch_size=1), expected)
+    assert edm.dim == expected.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 48), (299, 299), (400, 310), (1, 2)])
+def test_inception_edm_resizes_as_tensorflow_1_did(edm, shape):
+    images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0)) * 255
+    expected = interpolate_bilinear_2d_like_tensorflow1x(images, (299, 299), align_corners=False)
+    torch.testing.assert_close(edm._enlarge(images), expected, rtol=0, atol=0.01)
+
+
+def test_inception_clean_is_clean_fids(inception_file, photographs, tmp_path):
+    """From files of images to features, by clean-fid's own code with the same network."""
+    from cleanfid.fid import get_files_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    clean = load_extractor("inception-clean", device=CPU, inception_weights=inception_file)
+    holder = nn.Module()
+    example = torch.zeros(1, 3, 299, 299)
+    holder.layers = torch.jit.trace(clean._network, example, check_trace=False)
+    torch.jit.script(holder).save(tmp_path / "inception-2015-12-05.pt")
+    files = [str(tmp_path / f"{number}.png") for number in range(len(photographs))]
+    for file, picture in zip(files, photographs, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
+    expected = get_files_features(
+        files, InceptionV3W(str(tmp_path), download=False), num_workers=0, batch_size=2,
+        device=CPU, mode="clean", verbose=False,
+    )  # fmt: skip
+    assert_close(extract(clean, photographs, batch_size=2), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("name", inception.PROTOCOLS)
+def test_inception_takes_grey_and_complex_images(name):
+    small = Inception(name, nn.Sequential(nn.AdaptiveAvgPool2d(20), nn.Flatten()), CPU)
+    images, complex_ = pictures(2, size=12), pictures(2, channels=2, size=12)
+    coloured = extract(small, images.expand(-1, 3, -1, -1), batch_size=2)
+    assert torch.equal(extract(small, images, batch_size=1), coloured)
+    grey = magnitude(complex_).round().to(torch.uint8)
+    found = extract(small, complex_, batch_size=2)
+    torch.testing.assert_close(found, extract(small, grey, batch_size=2), rtol=0, atol=0.01)
     with pytest.raises(DataError, match="images have 4 channels"):
-        extract(extractor, pictures(2, channels=4), batch_size=2)
-    images = pictures(3, channels=2, size=12)
-    one_by_one = extract(extractor, images, batch_size=1)
-    torch.testing.assert_close(extract(extractor, images, batch_size=3), one_by_one)
-    grey = magnitude(images).round().to(torch.uint8)
-    torch.testing.assert_close(
-        one_by_one, extract(extractor, grey, batch_size=3), rtol=0, atol=0.01
+        extract(small, pictures(2, channels=4), batch_size=2)
+
+
+def test_the_protocols_of_fid_are_never_compared():
+    first, second = (
+        moments(torch.randn(5, 3), protocol=protocol) for protocol in inception.PROTOCOLS.values()
     )
+    with pytest.raises(DataError, match=r"EDM.*Pillow.*cannot be compared"):
+        frechet_distance(first, second)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("inception-2015-12-05.pt", "no such file"), ("other.pt", "must be called inception-2015")],
+    ("content", "message"),
+    [(None, "cannot be read .No such file"), (b"not weights", "is not Inception's file of weig")],
 )
-def test_missing_inception_weights_are_refused(tmp_path, name, message):
-    with pytest.raises(DataError, match=f"evaluate.inception_weights: .*{message}"):
-        load_extractor("inception", device=CPU, inception_weights=tmp_path / name)
-
-
-def test_broken_inception_weights_are_refused(tmp_path):
-    path = tmp_path / "inception-2015-12-05.pt"
-    path.write_bytes(b"not weights")
-    with pytest.raises(DataError, match="is not clean-fid's Inception"):
-        load_extractor("inception", device=CPU, inception_weights=path)
+def test_other_inception_weights_are_refused(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=f"evaluate.inception_weights: .*weights.pth: {message}"):
+        load_extractor("inception-edm", device=CPU, inception_weights=path)
 
 
 def test_without_a_network_inception_says_where_to_put_the_file(tmp_path, monkeypatch):
@@ -271,20 +313,26 @@ def test_without_a_network_inception_says_where_to_put_the_file(tmp_path, monkey
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(DataError, match=r"no route to host.*evaluate\.inception_weights") as error:
-        load_extractor("inception", device=CPU)
-    assert str(tmp_path / "checkpoints" / "inception-2015-12-05.pt") in str(error.value)
+        load_extractor("inception-edm", device=CPU)
+    file = tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
+    assert str(file) in str(error.value)
 
 
-def test_downloaded_inception_weights_are_found_again(tmp_path, monkeypatch, inception_file):
+def test_inception_weights_are_downloaded_once_and_compared(tmp_path, monkeypatch, inception_file):
+    """torch's own download, from a file; other bytes are not kept."""
+    from cleanfid import inception_pytorch
+
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(
-        torch.hub,
-        "download_url_to_file",
-        lambda _url, target: Path(target).write_bytes(inception_file.read_bytes()),
-    )
-    load_extractor("inception", device=CPU)
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"other")
+    monkeypatch.setattr(inception_pytorch, "FID_WEIGHTS_URL", other.as_uri())
+    with pytest.raises(DataError, match="invalid hash value"):
+        load_extractor("inception-edm", device=CPU)
+    assert not (tmp_path / "checkpoints" / "other.pth").exists()
+    monkeypatch.setattr(inception_pytorch, "FID_WEIGHTS_URL", inception_file.as_uri())
+    load_extractor("inception-edm", device=CPU)
     monkeypatch.delattr(torch.hub, "download_url_to_file")
-    assert load_extractor("inception", device=CPU).dim == 2048
+    assert load_extractor("inception-clean", device=CPU).dim == 2048
 
 
 def test_only_the_extractor_asked_for_is_imported():

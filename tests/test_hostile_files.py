@@ -288,8 +288,8 @@ def read_torchscript(folder, content):
 
 
 def read_inception(folder, content):
-    path = _file(folder, "inception-2015-12-05.pt", content)
-    return lambda: load_extractor("inception", device=CPU, inception_weights=path)
+    path = _file(folder, "inception.pth", content)
+    return lambda: load_extractor("inception-edm", device=CPU, inception_weights=path)
 
 
 def read_fashion_mnist(folder, content):

@@ -58,8 +58,8 @@ def test_perfect_images_have_no_distance_and_bad_ones_a_large_one(space, data):
 
 
 def test_the_interval_and_the_limit_are_there_where_images_suffice(space, data):
-    dim = 64
-    enough, few = (space.measures(data.noisy[:count], None) for count in (10 * dim, 10 * dim - 1))
+    # 1.2 images for each of 64 features, and two.
+    enough, few = (space.measures(data.noisy[:count], None) for count in (79, 78))
     for prefix in ("", "proximal_"):
         low, high = (enough[f"{prefix}frechet_infinity_{end}"] for end in ("low", "high"))
         assert low <= enough[f"{prefix}frechet_infinity"] <= high

@@ -98,8 +98,8 @@ def selected(features):
             {"network": {"patch": 1}},
         ),
         (
-            90, (3, 48, 64), {"evaluate": {"features": ["inception"]},
-                              "distill": selected("inception")},
+            90, (3, 48, 64), {"evaluate": {"features": ["inception-edm"]},
+                              "distill": selected("inception-edm")},
             "images of 64 x 48 pixels are not square, as the network needs: crop the images to s",
             None,
         ),
@@ -130,10 +130,11 @@ def selected(features):
             {"network": {"attention_resolutions": [4]}},
         ),
         (
-            90, (3, 8, 8), {"distill": selected("inception")},
+            90, (3, 8, 8), {"distill": selected("inception-edm")},
             "evaluate.features names fashion-classifier, which sees colour images in grey: choose "
-            r"teacher or efficientnet-lite0 or inception or an extractor of your own",
-            {"distill": selected("inception"), "evaluate": {"features": ["efficientnet-lite0"]}},
+            r"teacher or efficientnet-lite0 or inception-edm or inception-clean or an extractor of",
+            {"distill": selected("inception-edm"),
+             "evaluate": {"features": ["efficientnet-lite0"]}},
         ),
         (
             90, (3, 8, 8), {"evaluate": {"features": ["test_needs:make_picky"]}},

@@ -97,8 +97,19 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         ("network.dropout", "dropout: 1.0e-6", "multiple of 1/65536, so it would drop nothing"),
         (
             "evaluate.features",
-            "features: [inception, inception]",
-            "evaluate: features names inception more than once",
+            "features: [inception-edm, inception-edm]",
+            "evaluate: features names inception-edm more than once",
+        ),
+        ("evaluate.features", "features: [inception]", "name inception-edm (as in the papers"),
+        (
+            "evaluate.inception_statistics",
+            "inception_statistics: x.npz",
+            "inception_statistics needs inception-edm or inception-clean in features",
+        ),
+        (
+            "evaluate.inception_statistics",
+            "inception_statistics: inception-clean:x.npz",
+            "inception_statistics needs inception-clean in features",
         ),
         ("evaluate.sampler.rho", "rho: 0.001", "evaluate.sampler.rho = 0.001 must be >= 0.5"),
         ("data.content", "content: noisy", "data.pad is 2 while data.content is noisy"),

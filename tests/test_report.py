@@ -229,9 +229,9 @@ def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_sho
     write_csv(study, ["images", "heldout_proximal_frechet", "frechet"], rows)
     params = small()
     params = params.model_copy(
-        update={"evaluate": params.evaluate.model_copy(update={"features": ["inception"]})}
+        update={"evaluate": params.evaluate.model_copy(update={"features": ["inception-edm"]})}
     )
-    choice, agreement = report._choice(params, workspace, "inception")
+    choice, agreement = report._choice(params, workspace, "inception-edm")
     (axes,) = choice.figure.axes
     assert axes.get_ylabel() == "Proximal Frechet, held out"
     assert "Proximal Frechet distance to held-out noisy images, in fashion-" in choice.text
@@ -239,9 +239,9 @@ def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_sho
     ring = axes.lines[0]
     assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[2, 8]])
     assert axes.get_xlabel() == "Proximal Frechet, held out (fashion-classifier)"
-    assert axes.get_ylabel() == "FID to clean (inception)"
+    assert axes.get_ylabel() == "FID to clean (inception-edm)"
     assert "in fashion-classifier features, which chose" in agreement.text
-    assert "in inception features, which the choice did not see" in agreement.text
+    assert "in inception-edm features, which the choice did not see" in agreement.text
 
 
 def test_two_distances_of_one_generator_are_explained_beside_each_other(workspace):

@@ -50,7 +50,7 @@ def load_extractor(
         name: One of ``dsd.config.FEATURE_SPACES``, ``package.module:function`` or a TorchScript
             file; see ``dsd.features.custom``.
         device: Where it computes.
-        inception_weights: TorchScript file for ``inception``; None lets it be downloaded once.
+        inception_weights: File of Inception's weights; None lets it be downloaded once.
 
     Raises:
         DataError: The weights are missing or broken.
@@ -67,10 +67,10 @@ def load_extractor(
                 from dsd.features.efficientnet import load_efficientnet_lite0
 
                 return load_efficientnet_lite0(device)
-            case "inception":
+            case "inception-edm" | "inception-clean":
                 from dsd.features.inception import load_inception
 
-                return load_inception(device, inception_weights)
+                return load_inception(name, device, inception_weights)
             case _ if name.endswith(TORCHSCRIPT_SUFFIXES):
                 from dsd.features.custom import load_torchscript
 

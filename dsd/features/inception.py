@@ -1,105 +1,216 @@
-"""Features of clean-fid's Inception-V3: the space of the paper's FID.
+"""Features of Inception-V3 (2015-12-05), in the two protocols under which FID is published.
 
-Resizing (Pillow's bicubic to 299x299, float result), scaling and network are clean-fid's own code;
-the 91 MB of weights are downloaded once or given as a file.
+Network and weights are the same in both, a port of the TensorFlow graph that Heusel et al. used:
+pytorch-fid's blocks as clean-fid ships them, and pytorch-fid's 96 MB of plain tensors, downloaded
+once or given as a file. What differs is how images become 299x299, and with it FID:
+
+- ``inception-edm``: TensorFlow 1's bilinear interpolation, without antialiasing, which NVIDIA's
+  file of the network holds inside. StyleGAN, EDM, SiD and torch-fidelity measure so; clean-fid
+  calls it ``legacy_tensorflow``.
+- ``inception-clean``: clean-fid's mode ``clean``, Pillow's bicubic interpolation, antialiased.
+
+Reference:
+    Heusel et al. 2017 (arXiv:1706.08500). Parmar et al. 2022, "On aliased resizing and surprising
+    subtleties in GAN evaluation" (arXiv:2104.11222), for the difference.
 """
 
+import hashlib
+import io
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
-from cleanfid.downloads_helper import inception_url
-from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid import inception_pytorch as blocks
 from cleanfid.resize import build_resizer
+from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.models import inception_v3
 
 from dsd.errors import DataError
 from dsd.features.pixels import to_rgb
+from dsd.metrics.frechet import Moments
+from dsd.metrics.statistics_file import load_statistics
 from dsd.shapes import Features, Pixels
 
-__all__ = ["Inception", "cached_weights", "load_inception"]
+__all__ = ["PROTOCOLS", "Inception", "cached_weights", "load_inception", "load_published"]
 
-FILE_NAME = "inception-2015-12-05.pt"
-"""The only name under which clean-fid looks for its weights."""
+SIZE = 299
+
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the file of weights, whose name ends with the first digits: no other bytes are opened."""
+
+_WHAT = f"Inception-V3 2015-12-05 (2048-d pooled, weights {SHA256[:8]}), RGB, {SIZE}x{SIZE} by "
+PROTOCOLS = {
+    "inception-edm": f"{_WHAT}TensorFlow 1's bilinear (EDM, SiD, StyleGAN)",
+    "inception-clean": f"{_WHAT}Pillow's bicubic (clean-fid's mode clean)",
+}
+"""How features are made, by name of the space."""
+
+_MODES = {"inception-edm": "legacy_tensorflow", "inception-clean": "clean"}
+"""What clean-fid calls the two; it names its files of statistics NAME_MODE_SPLIT_SIZE.npz."""
 
 
 @final
 class Inception:
-    """The 2048-d pooled layer, as clean-fid's mode ``clean`` computes it.
+    """The 2048-d pooled layer.
 
     Args:
-        network: clean-fid's wrapper; takes 299x299 images in [0, 255].
+        name: Which of the two protocols.
+        network: From [-1, 1] of 299x299 pixels to features.
         device: Where the network is.
     """
 
-    name = "inception"
     dim = 2048
-    protocol = "clean-fid, Inception-V3 2015-12-05 (2048-d pooled), 299x299 by Pillow's bicubic"
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, name: str, network: nn.Module, device: torch.device) -> None:
+        self.name, self.protocol = name, PROTOCOLS[name]
         self._network = network
         self.device = device
-        self._resize = build_resizer("clean")
+        self._enlarge = _tensorflow_bilinear if name == "inception-edm" else _pillow_bicubic
 
     def __call__(self, images: Pixels) -> Features:
-        """Features of 8-bit images of any size, one or three channels."""
-        pictures = to_rgb(images).permute(0, 2, 3, 1).cpu().numpy()
-        large = np.stack([self._resize(picture) for picture in pictures])
-        inputs = torch.from_numpy(large).permute(0, 3, 1, 2).to(self.device)
-        features: Tensor = self._network(inputs)
+        """Features of 8-bit images of any size, one to three channels."""
+        large = self._enlarge(to_rgb(images)).to(self.device)
+        features: Tensor = self._network((large - 128) / 128)
         return features
 
 
-def load_inception(device: torch.device, weights: Path | None) -> Inception:
-    """clean-fid's network with the weights in a file, or downloaded to torch's cache.
+def _tensorflow_bilinear(images: Float[Tensor, " b 3 h w"]) -> Float[Tensor, " b 3 s s"]:
+    """Images of 299x299 whose pixel i lies at i * size / 299 of the image."""
+    rows, columns = (_between(size).to(images) for size in images.shape[-2:])
+    large: Tensor = rows @ images @ columns.T
+    return large
+
+
+def _between(size: int) -> Float[Tensor, " s size"]:
+    """Weights of two neighbours each; behind the last pixel there is only itself."""
+    place = torch.arange(SIZE, dtype=torch.float64) * size / SIZE
+    first = place.long()
+    weights = torch.zeros(SIZE, size, dtype=torch.float64)
+    weights[torch.arange(SIZE), first] = 1 - (place - first)
+    weights[torch.arange(SIZE), (first + 1).clamp(max=size - 1)] += place - first
+    return weights
+
+
+def _pillow_bicubic(images: Float[Tensor, " b 3 h w"]) -> Float[Tensor, " b 3 s s"]:
+    resize = build_resizer("clean")
+    pictures = images.permute(0, 2, 3, 1).cpu().numpy()
+    large = np.stack([resize(picture) for picture in pictures])
+    return torch.from_numpy(large).permute(0, 3, 1, 2)
+
+
+def load_inception(name: str, device: torch.device, weights: Path | None) -> Inception:
+    """The network with the weights in a file, or downloaded to torch's cache.
 
     Raises:
-        DataError: The file is missing, has another name, is broken or cannot be downloaded.
+        DataError: The file is missing, is another one or cannot be downloaded.
     """
-    path = _downloaded() if weights is None else _checked(weights)
-    try:
-        network = InceptionV3W(str(path.parent), download=False)
-    except (RuntimeError, AttributeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        msg = (
-            f"{path}: is not clean-fid's Inception ({reason}); "
-            f"delete it and take the file from {inception_url}"
-        )
-        raise DataError(msg) from error
+    path = cached_weights() if weights is None else weights
+    if weights is None and not path.is_file():
+        _download(path)
+    state = _read(path)
+    with torch.device("meta"):  # no time for random weights
+        network = _without_weights()
+    network.load_state_dict(state, assign=True)
+    network.fc = nn.Identity()
     network = network.to(device).eval().requires_grad_(requires_grad=False)
-    return Inception(network, device)
+    return Inception(name, network, device)
 
 
-def _checked(path: Path) -> Path:
-    if path.name == FILE_NAME and path.is_file():
-        return path
-    what = "there is no such file" if path.name == FILE_NAME else f"must be called {FILE_NAME}"
-    msg = (
-        f"evaluate.inception_weights: {path}: {what}; "
-        f"get it from {inception_url} or set the key to null to download it"
+def load_published(path: Path, space: str | None) -> Moments:
+    """Statistics of clean images for one of the two protocols, as somebody published them.
+
+    Args:
+        path: The file.
+        space: For which of the two spaces it is; may be None where the file says its protocol.
+
+    Raises:
+        DataError: The file cannot be read, or has an unknown or another protocol.
+    """
+    found = load_statistics(path, unlabelled="")
+    protocol = found.protocol or _by_name(path, space)
+    if protocol not in (PROTOCOLS.values() if space is None else {PROTOCOLS[space]}):
+        msg = (
+            f"{path}: statistics were made by {protocol!r}, which is not the protocol of "
+            f"{space or ' or '.join(PROTOCOLS)}"
+        )
+        raise DataError(msg)
+    return replace(found, protocol=protocol)
+
+
+def _by_name(path: Path, space: str | None) -> str:
+    """Protocol of a file that does not say it: EDM's and most others' are ``inception-edm``'s."""
+    if space is None:
+        msg = (
+            f"{path}: these statistics do not say their protocol: name the features that they "
+            f"are for, for example evaluate.inception_statistics: inception-edm:{path}"
+        )
+        raise DataError(msg)
+    named = re.search(r"_(clean|legacy_tensorflow|legacy_pytorch)_", path.name)
+    mode = named[1] if named else _MODES["inception-edm"]
+    if mode != _MODES[space]:
+        msg = (
+            f"{path}: by their name, these statistics are of clean-fid's mode {mode}, but {space} "
+            f"is {_MODES[space]}; files of other names that do not say their protocol go with "
+            "inception-edm only"
+        )
+        raise DataError(msg)
+    return PROTOCOLS[space]
+
+
+def _without_weights() -> nn.Module:
+    """The network of torchvision with the blocks in which TensorFlow's differs."""
+    network: nn.Module = inception_v3(num_classes=1008, aux_logits=False, init_weights=False)
+    for part, channels in (("5b", 192), ("5c", 256), ("5d", 288)):
+        block = blocks.FIDInceptionA(channels, pool_features=32 if part == "5b" else 64)
+        setattr(network, f"Mixed_{part}", block)
+    for part, inside in (("6b", 128), ("6c", 160), ("6d", 160), ("6e", 192)):
+        setattr(network, f"Mixed_{part}", blocks.FIDInceptionC(768, channels_7x7=inside))
+    network.Mixed_7b, network.Mixed_7c = blocks.FIDInceptionE_1(1280), blocks.FIDInceptionE_2(2048)
+    return network
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(_useless(path, f"cannot be read ({error.strerror})")) from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise DataError(_useless(path, "is not Inception's file of weights"))
+    state: dict[str, Tensor] = torch.load(
+        io.BytesIO(content), map_location="cpu", weights_only=True
     )
-    raise DataError(msg)
+    return state
+
+
+def _useless(path: Path, what: str) -> str:
+    return (
+        f"evaluate.inception_weights: {path}: {what}; take {blocks.FID_WEIGHTS_URL} "
+        f"(SHA-256 {SHA256}), or set the key to null to download it"
+    )
 
 
 def cached_weights() -> Path:
     """Where downloaded weights are kept, whether they are there or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(blocks.FID_WEIGHTS_URL).name
 
 
-def _downloaded() -> Path:
-    """Weights in torch's cache, fetched when they are not there yet."""
-    path = cached_weights()
-    if path.is_file():
-        return path
+def _download(path: Path) -> None:
+    """Fetch the weights.
+
+    Raises:
+        DataError: They cannot be fetched, or something else came.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(inception_url, str(path))
-    except OSError as error:  # urllib's URLError is one
+        torch.hub.download_url_to_file(blocks.FID_WEIGHTS_URL, str(path), SHA256, progress=False)
+    except (OSError, RuntimeError) as error:  # urllib's URLError is one; other bytes are the other
         msg = (
             f"{path}: Inception's weights are not there and cannot be downloaded ({error}); "
-            f"get {inception_url} on another machine and either put it there "
+            f"get {blocks.FID_WEIGHTS_URL} on another machine and either put it there "
             "or name the file in evaluate.inception_weights"
         )
         raise DataError(msg) from error
-    return path

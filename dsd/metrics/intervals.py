@@ -1,159 +1,163 @@
 """How sure a Frechet distance is, and what it would be with unlimited images.
 
-A Frechet distance from n images is too large by about c / n, because the covariance of few images
-is narrow in some directions by chance. All here is about the distance without that bias: from the
-law of the generated images to a *fixed* reference. What the reference's own images leave open is
-not covered: it is common to all models that are compared with it.
+All here is about the law of the generated images and a *fixed* reference. What the reference's own
+images leave open is not covered: it is common to all models that are compared with it.
 
-Three ways, from cheap to dear. The standard error follows from how the distance changes with the
-weight of each image, in one decomposition. Extrapolation measures the distance for parts of the
-images and continues the line in 1 / n to 0: 15 distances. The bootstrap needs hundreds, so it is
-for features of moderate length.
+A distance from n images is too large, because the mean and the covariance of few images are off by
+chance. With S the covariance of n vectors, S_r = B B^T the reference's and l_i the eigenvalues of
+B^T S B, the excess has three parts, which ``frechet_estimate`` removes:
 
-All are good from about 10 images for each number of a feature vector. With fewer, the bootstrap's
-interval is too wide (resampling repeats images, which exaggerates a lack of them), and the
-extrapolated distance too low: by a tenth of the bias removed at 5 images for each, by a quarter at
-2 (Gaussian data).
+1. tr S / n: the mean's error.
+2. The roots of the l_i sum up to less than those of the true eigenvalues. If vectors are linear in
+   independent numbers, the sum of the true roots is consistently estimated for n and d large at
+   any ratio n / d > 1 (Tiomoko and Couillet 2019). The integral of their method is taken along
+   the branch cuts here.
+3. Where they are not, the variance of products of two features differs, and the sum again in
+   proportion: to first order by sum_ij w_ij (E[z_i^2 z_j^2] - l_i l_j - delta_ij l_i^2) / 2n, with
+   w_ij = 1 / (sqrt(l_i l_j) (sqrt(l_i) + sqrt(l_j))) and z = V^T B^T x, V the eigenvectors.
+
+The standard error comes from the distance's expansion to second order in the weights of images,
+mean_k psi(x_k) + mean_kl h(x_k, x_l): the variance of both parts matters, because psi vanishes
+where the two laws agree.
+
+Reference:
+    Tiomoko and Couillet 2019, "Random matrix-improved estimation of the Wasserstein distance
+    between two centered Gaussian distributions" (arXiv:1903.03447).
+    Serfling 1980, "Approximation theorems of mathematical statistics", chapters 5 and 6, for the
+    expansion and its variance.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dsd.errors import DataError
-from dsd.metrics.checks import require_same_space
-from dsd.metrics.estimate import Estimate, Interval
+from dsd.metrics.estimate import Interval
 from dsd.metrics.frechet import Moments, frechet_distance, moments, overlap_matrix
 
-__all__ = ["frechet_at_infinity", "frechet_interval", "frechet_standard_error"]
+__all__ = ["FrechetEstimate", "frechet_estimate", "sum_of_roots"]
 
-_SIZES = 5
-"""Parts of 1/1 to 1/5 of the images; the latter five times, so 15 distances."""
+_Z = 1.959963984540054
+"""Quantile of the normal distribution that leaves 2.5 % above."""
 
-
-def frechet_interval(
-    features: Float[Tensor, " n d"],
-    reference: Moments,
-    *,
-    seed: int,
-    num_resamples: int = 200,
-    level: float = 0.95,
-) -> Interval:
-    """Bootstrap interval for the distance that unlimited generated images would have.
-
-    It is the basic interval, reflected at the measured distance: resampled distances are too large
-    by as much as the measured one is, so reflecting removes the bias where percentiles would
-    double it. The measured distance is therefore often *above* the interval.
-
-    Args:
-        features: Of generated images, which are resampled.
-        reference: What they are compared with, taken as it is.
-        seed: Of the resampling.
-        num_resamples: Distances to compute.
-        level: Probability that the interval holds the truth.
-
-    Raises:
-        DataError: There are not more images than features, a feature is NaN or infinite, or
-            lengths differ.
-
-    Reference:
-        Davison and Hinkley 1997, "Bootstrap methods and their application", Eq. 5.6.
-    """
-    count, dim = features.shape
-    _require_more_images_than_features(count, dim, metric="a bootstrap interval")
-    measured = frechet_distance(moments(features), reference)
-    generator = torch.Generator().manual_seed(seed)
-    resampled = []
-    features = features.detach().double()  # once, not for each sample
-    for _ in range(num_resamples):
-        chosen = torch.randint(count, (count,), generator=generator).to(features.device)
-        resampled.append(frechet_distance(moments(features[chosen]), reference))
-    tail = (1 - level) / 2
-    low, high = np.quantile(resampled, [1 - tail, tail])
-    return Interval(*(max(0.0, float(2 * measured - end)) for end in (low, high)))
+_NODES = 8
+"""Of Chebyshev's quadrature along each cut: more change the sum by less than 1e-6 of it."""
 
 
-def frechet_at_infinity(
-    features: Float[Tensor, " n d"], reference: Moments, *, seed: int
-) -> Estimate:
-    """The distance extrapolated to unlimited generated images, with its standard error.
-
-    For k = 1 to 5 the images are split into k parts, whose distances are averaged, and a line in k
-    is continued to k = 0. Each average uses every image once, so that the sampling error of the
-    line is that of the distance itself.
-
-    Args:
-        features: Of generated images.
-        reference: What they are compared with, taken as it is.
-        seed: Of the splitting.
-
-    Raises:
-        DataError: There are not more images than features, a feature is NaN or infinite, or
-            lengths differ.
-
-    Reference:
-        Chong and Forsyth 2020, "Effectively unbiased FID and inception score" (arXiv:1911.07023).
-
-    Deviates:
-        Parts without overlap instead of random subsets, and a standard error, which the paper
-        does not give.
-    """
-    count, dim = features.shape
-    _require_more_images_than_features(count, dim, metric="an extrapolation")
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = features[torch.randperm(count, generator=generator).to(features.device)]
-    sizes = range(1, _SIZES + 1)
-    averages = [
-        np.mean([frechet_distance(moments(part), reference) for part in shuffled.tensor_split(k)])
-        for k in sizes
-    ]
-    # An average over k parts scatters around the line like sqrt(k).
-    line, cov = np.polyfit(sizes, averages, 1, w=np.power(sizes, -0.5), cov=True)
-    sampling = frechet_standard_error(features, reference)
-    return Estimate(float(line[1]), float(np.hypot(sampling, np.sqrt(cov[1, 1]))))
+_SPARE = 1.2
+"""Images for each feature that varies, at least, for a limit."""
 
 
-def frechet_standard_error(features: Float[Tensor, " n d"], reference: Moments) -> float:
-    """Standard deviation of the distance over samples of this size, by linearisation.
+class FrechetEstimate(NamedTuple):
+    """A Frechet distance and what is known of its error."""
 
-    Image i moves the distance by psi_i / n with, for x_i less the mean m of all,
-    psi_i = 2 (m - m_r) . x_i + |x_i|^2 - x_i^T T x_i - const. T is the matrix of the optimal
-    transport from the generated to the reference Gaussian.
+    value: float
+    """Of the moments as they are, which is too large on average."""
+
+    standard_error: float
+    """Standard deviation of both distances over samples of this size."""
+
+    limit: float | None
+    """Without bias: of unlimited images; None where there are too few."""
+
+    interval: Interval | None
+    """Interval of 95 % for the distance of unlimited images; None where there is no limit."""
+
+
+def frechet_estimate(features: Float[Tensor, " n d"], reference: Moments) -> FrechetEstimate:
+    """The distance, its standard error, and the distance that unlimited images would have.
 
     Args:
         features: Of generated images.
         reference: What they are compared with, taken as it is.
 
     Raises:
-        DataError: There are fewer than 2 images, a feature is NaN or infinite, lengths differ.
-
-    Reference:
-        Efron 1982, "The jackknife, the bootstrap and other resampling plans", chapter 6, for the
-        infinitesimal jackknife.
+        DataError: There are fewer than two images, a feature is NaN or infinite, lengths differ.
     """
     generated = moments(features)
-    require_same_space(len(generated.mean), len(reference.mean))
+    value = frechet_distance(generated, reference)
+    count = len(features)
+    values, vectors = torch.linalg.eigh(overlap_matrix(generated.cov, reference.factor))
+    varies = values > values.sum() * len(values) * torch.finfo(values.dtype).eps
+    known = values[varies]
+    roots = known.sqrt()
+    weights = 1 / (torch.outer(roots, roots) * (roots[:, None] + roots))
     x = features.detach().double().cpu() - generated.mean
+    z = x @ (reference.factor.matrix @ vectors[:, varies])
     psi = 2 * x @ (generated.mean - reference.mean) + x.square().sum(dim=1)
-    psi = psi - (x @ _transport_root(generated, reference)).square().sum(dim=1)
-    return float(psi.std() / len(psi) ** 0.5)
+    psi = psi - (z.square() / roots).sum(dim=1)
+    second = 2 * float(_kernels(z, known, weights).square().mean()) / count**2
+    # Each psi holds chance that the images share, which is twice ``second`` in the first variance.
+    error = max(float(psi.var()) / count - second, second) ** 0.5
+    if count < _SPARE * len(values) + 2:
+        return FrechetEstimate(value, error, None, None)
+    bias = float(generated.cov.trace()) / count
+    bias += 2 * (sum_of_roots(known.numpy(), count - 1) - float(roots.sum()))
+    unlike = z.square().T @ z.square() / count
+    unlike = unlike - torch.outer(known, known) - known.square().diag()
+    third = float((weights * unlike).sum()) / (2 * count)
+    limit = value - bias - third
+    return FrechetEstimate(value, error, limit, _interval(limit, error**2, second, third))
 
 
-def _transport_root(a: Moments, b: Moments) -> Float64[Tensor, " d r"]:
-    """W with W W^T = B (B^T S_a B)^(-1/2) B^T, which maps N(0, S_a) to N(0, S_b = B B^T)."""
-    if b.factor.rank == 0:
-        return b.factor.matrix
-    values, vectors = torch.linalg.eigh(overlap_matrix(a.cov, b.factor))
-    varies = values > values.max() * len(values) * torch.finfo(values.dtype).eps
-    root: Tensor = b.factor.matrix @ (vectors[:, varies] / values[varies] ** 0.25)
-    return root
+def _interval(limit: float, variance: float, second: float, third: float) -> Interval:
+    """All T with (limit - T)^2 <= z^2 (a T + 2 second + third^2), like Wilson's for shares.
+
+    The first order's variance is proportional to the distance, so that estimates from few images
+    are skewed; a is known from the variance at the limit. The second order counts twice, because
+    it is skewed like a sum of few squares. The third part of the bias, which is known to first
+    order only, counts as an error.
+    """
+    a = _Z**2 * (variance - second) / (max(limit, second**0.5) or 1.0)
+    at_limit = _Z**2 * (2 * second + third**2) + a * max(limit, 0.0)
+    half = (at_limit + a**2 / 4) ** 0.5
+    return Interval(*(max(0.0, limit + a / 2 + sign * half) for sign in (-1, 1)))
 
 
-def _require_more_images_than_features(count: int, dim: int, *, metric: str) -> None:
-    if count <= dim:
-        msg = (
-            f"{metric} needs more images than the {dim} features but there are {count}; "
-            "raise the number of samples or take an extractor with fewer features"
-        )
-        raise DataError(msg)
+def _kernels(
+    z: Float64[Tensor, " n r"],
+    values: Float64[Tensor, " r"],
+    weights: Float64[Tensor, " r r"],
+) -> Float64[Tensor, " n"]:
+    """Kernel h of n random pairs: sum_i z_i u_i / sqrt(l_i) + sum_ij w_ij Z_ij U_ij / 2.
+
+    Z is z z^T - diag l, and U the same of u. The first sum is half of the mean's error; the other
+    half cancels against the covariance's, which is taken about that mean.
+    """
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))
+    z, u = z[order], z[order.roll(1)]
+    own = weights.diag() * values
+    both = z * u
+    products = ((both @ weights) * both).sum(dim=1) + own @ values
+    return both @ values.rsqrt() + (products - (z.square() + u.square()) @ own) / 2
+
+
+def sum_of_roots(values: Float64[np.ndarray, " r"], freedom: int) -> float:
+    """Sum of the roots of a covariance's eigenvalues, estimated from those of a sample.
+
+    With l the sample's eigenvalues and x those of diag(l) - sqrt(l) sqrt(l)^T / n, which lie
+    between them, it is
+
+        2 n / pi * sum_i integral of |m(t)|^(1/2) dt from x_i to l_i,
+        |m(t)| = prod_j |t - x_j| / |t - l_j| / t,
+
+    m being the companion Stieltjes transform of the sample's spectrum.
+
+    Args:
+        values: The sample's eigenvalues, all positive.
+        freedom: n, the degrees of freedom of the sample's covariance; more than eigenvalues.
+    """
+    values = np.sort(values)
+    roots = np.sqrt(values)
+    zeros = np.linalg.eigvalsh(np.diag(values) - np.outer(roots, roots) / freedom).clip(min=0)
+    cuts = values - zeros
+    total = 0.0
+    for angle in (np.arange(_NODES) + 0.5) * np.pi / (2 * _NODES):
+        # t = x_i + sin^2 (l_i - x_i) takes the ends' singularities out of the integrand.
+        t = zeros + np.sin(angle) ** 2 * cuts
+        ratios = np.abs((t[:, None] - zeros) / (t[:, None] - values))
+        np.fill_diagonal(ratios, 1.0)
+        total += float((cuts * np.sin(angle) ** 2 * np.sqrt(ratios.prod(axis=1) / t)).sum())
+    return 2 * freedom * total / _NODES

@@ -1,4 +1,7 @@
-"""Files of statistics as clean-fid and EDM publish them: an ``npz`` with ``mu`` and ``sigma``."""
+"""Files of statistics: an ``npz`` with ``mu`` and ``sigma``, as clean-fid and EDM publish them.
+
+Ours also say in ``protocol`` how the features were made; published ones do not.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +9,13 @@ from zipfile import ZipFile
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 
 from dsd.errors import DataError
+from dsd.files import published
 from dsd.metrics.frechet import Moments
 
-__all__ = ["load_statistics"]
+__all__ = ["load_statistics", "save_statistics"]
 
 _ASYMMETRY = 1e-6
 """Relative to the largest entry; files hold float64 or float32."""
@@ -20,20 +24,46 @@ _MAX_BYTES = 2**30
 """Of an array once unpacked: float64 moments of 11,000 features."""
 
 
-def load_statistics(path: Path, *, protocol: str | None = None) -> Moments:
+def save_statistics(path: Path, measured: Moments) -> None:
+    """Save moments with their protocol, for ``load_statistics`` and for clean-fid.
+
+    Args:
+        path: The file to write.
+        measured: Moments of the reference.
+
+    Raises:
+        DataError: The moments do not say their protocol.
+        OSError: As :func:`dsd.files.published`.
+    """
+    if measured.protocol is None:
+        msg = f"{path}: moments without a protocol are not saved; give it to dsd.metrics.moments"
+        raise DataError(msg)
+    with published(path) as file:
+        np.savez(
+            file,
+            mu=measured.mean.numpy(),
+            sigma=measured.cov.numpy(),
+            protocol=np.array(measured.protocol),
+        )
+
+
+def load_statistics(path: Path, *, unlabelled: str | None = None) -> Moments:
     """Moments of a reference that somebody else measured; nothing of the file is executed.
 
     Args:
         path: The file.
-        protocol: How its features were made, if that is known: that of ``dsd.features.inception``
-            for the files of clean-fid's mode ``clean``.
+        unlabelled: Protocol of a file that does not say its own; None refuses such files.
 
     Raises:
-        DataError: The file is missing, truncated or holds something else.
+        DataError: The file is missing, truncated or holds something else, or its protocol is
+            unknown.
     """
     try:
         with ZipFile(path) as archive:
-            mean, cov = (_array(archive, f"{key}.npy") for key in ("mu", "sigma"))
+            mean, cov = (_numbers(archive, f"{key}.npy") for key in ("mu", "sigma"))
+            protocol = unlabelled
+            if "protocol.npy" in archive.namelist():
+                protocol = _text(archive, "protocol.npy")
     # On damaged bytes, the readers of zip and npy raise nearly anything.
     except Exception as error:
         raise DataError(_broken(path, f"cannot be read ({error})")) from error
@@ -42,30 +72,48 @@ def load_statistics(path: Path, *, protocol: str | None = None) -> Moments:
         raise DataError(_broken(path, what))
     if not _is_covariance(cov) or not np.isfinite(mean).all():
         raise DataError(_broken(path, "holds numbers that are no mean and covariance"))
+    if protocol is None:
+        msg = f"{path}: these statistics do not say by which protocol their features were made"
+        raise DataError(msg)
     return Moments(torch.from_numpy(mean), torch.from_numpy((cov + cov.T) / 2), None, protocol)
 
 
-def _array(archive: ZipFile, name: str) -> Float64[np.ndarray[Any, Any], " *shape"]:
-    """One array of floating-point numbers; nothing larger than it may be is unpacked.
+def _text(archive: ZipFile, name: str) -> str:
+    array = _array(archive, name)
+    if array.dtype.kind != "U" or array.shape:
+        msg = f"{name} is no text"
+        raise ValueError(msg)
+    return str(array)
+
+
+def _numbers(archive: ZipFile, name: str) -> Float64[np.ndarray[Any, Any], " *shape"]:
+    array = _array(archive, name)
+    if array.dtype.kind != "f":
+        msg = f"{name} holds {array.dtype}, not floating-point numbers"
+        raise ValueError(msg)
+    return array.astype(np.float64)
+
+
+def _array(archive: ZipFile, name: str) -> Shaped[np.ndarray[Any, Any], " *shape"]:
+    """One array; nothing larger than it may be is unpacked.
 
     Raises:
-        ValueError: It is too large or holds something else.
+        ValueError: It is too large, damaged or holds objects.
     """
     size = archive.getinfo(name).file_size
     if size > _MAX_BYTES:
         msg = f"{name} has {size} bytes, more than {_MAX_BYTES}"
         raise ValueError(msg)
     with archive.open(name) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
+        array: Shaped[np.ndarray[Any, Any], " *shape"] = np.lib.format.read_array(
+            file, allow_pickle=False
+        )
         # Reading on to the end compares the checksum.
         rest = file.read(1)
     if rest:
         msg = f"{name} is longer than it says"
         raise ValueError(msg)
-    if array.dtype.kind != "f":
-        msg = f"{name} holds {array.dtype}, not floating-point numbers"
-        raise ValueError(msg)
-    return array.astype(np.float64)
+    return array
 
 
 def _is_covariance(cov: Float64[np.ndarray[Any, Any], " d d"]) -> bool:
