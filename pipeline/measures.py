@@ -15,7 +15,6 @@ from dsd.metrics.inception_score import inception_score
 from dsd.metrics.intervals import frechet_at_infinity, frechet_interval, frechet_standard_error
 from dsd.metrics.kid import kernel_distance
 from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
-from dsd.metrics.memorisation import Memorisation, memorisation
 from dsd.metrics.proximal import observe_like
 from dsd.operators import Operator
 from dsd.seeds import derive_seed
@@ -112,15 +111,6 @@ class Space:
         """Frechet distance to the noisy images after observing ``images`` like those."""
         return frechet_distance(
             self._moments(self._observed(images, operator)), self._moments_noisy
-        )
-
-    def memorisation(self, images: Pixels) -> Memorisation:
-        """Whether generated images, observed like the data, lie too near to these."""
-        return memorisation(
-            self._observed(images, self._data.operator),
-            self._noisy,
-            self._cached(self._data.heldout),
-            k=1,
         )
 
     def measures_of_noisy(self) -> Measures:
