@@ -170,6 +170,14 @@ class Views:
         image = torch.fft.ifft(spectrum, norm="ortho")
         return torch.stack([image.real, image.imag], dim=1)
 
+    def squares(self, x: Images) -> Float[Tensor, " b 1 #h w"]:
+        """Squared length of what each entry of a view shows of ``x``."""
+        if self._kind == "pixels":
+            return x.square().sum(dim=1, keepdim=True)
+        spectrum = torch.fft.fft(torch.complex(x[:, 0], x[:, 1]), norm="ortho")
+        squares: Tensor = spectrum.abs().square().sum(dim=1)[:, None, None]
+        return squares
+
 
 def _chosen(probability: _Constant, count: int, generator: torch.Generator) -> View:
     device = generator.device

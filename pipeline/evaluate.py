@@ -19,7 +19,8 @@ from dsd.features.cache import FeatureCache, fingerprint
 from dsd.files import write_json
 from dsd.generator import make_latents
 from dsd.images import save_grid, save_rows, to_uint8
-from dsd.metrics.memorisation import Memorisation
+from dsd.imagestore import ImageStore
+from dsd.metrics.memorisation import Memorisation, Observations, memorisation
 from dsd.operators import Operator
 from dsd.samplers import TeacherSamples, sample_teacher
 from dsd.seeds import derive_seed
@@ -49,6 +50,18 @@ SHOWN_PIXELS = 64
 
 MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
 """What is measured, by its name in the summary."""
+
+_MEMORISATION = (
+    "verdict",
+    "p_value",
+    "matched_training",
+    "by_chance",
+    "recognised",
+    "noticed_from",
+    "repeated",
+    "distinct",
+)
+"""What the summary says of copies; see :class:`dsd.metrics.memorisation.Memorisation`."""
 
 LABELS = {
     "clean_data": "clean data",
@@ -87,16 +100,15 @@ def _evaluate(params: Params, paths: Paths, log: StageLog) -> dict[str, Any]:
         for name in (*params.evaluate.features, params.distill.selection.features)
     }
     spaces = [by_name[name] for name in params.evaluate.features]
-    copies = spaces[0].memorisation(samples.images["generator"])
+    copies = _memorisation(params, paths, samples.images["generator"], data.operator)
+    log.say(f"copies of training images: {copies.verdict}")
     summary = _summary(params, samples, data, spaces)
     # Says which generator this is to whoever has the weights, such as a model registry.
     generator = read_spec(paths.artifact("distill") / "generator")
     summary["generator"]["weights_sha256"] = generator.weights_sha256
     ruler = by_name[params.distill.selection.features]
     summary["selection"] = _selection(params, paths, ruler, spaces[0], samples.images["generator"])
-    summary["memorisation"] = {
-        name: getattr(copies, name) for name in ("ratio", "nearer", "p_value")
-    }
+    summary["memorisation"] = {name: getattr(copies, name) for name in _MEMORISATION}
     _draw(paths, samples, data)
     _draw_progress(paths)
     _draw_neighbours(paths, samples.images["generator"], copies, data)
@@ -300,6 +312,17 @@ def _agreement(name: str, moments: list[_Moment]) -> dict[str, float]:
     return {name: float(spearmanr(chosen_by, clean).statistic)}
 
 
+def _memorisation(
+    params: Params, paths: Paths, images: Pixels, operator: Operator
+) -> Memorisation:
+    """Search for copies of training images, with the observations as they were before 8 bits."""
+    training, heldout = (
+        Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
+        for part in ("train", "heldout")
+    )
+    return memorisation(images, training, heldout, operator=operator, seed=params.seed)
+
+
 def _draw(paths: Paths, samples: Samples, data: Data) -> None:
     """Save data above each model's images of the same latents; and more of each model's.
 
@@ -327,9 +350,9 @@ def _draw_progress(paths: Paths) -> None:
 
 
 def _draw_neighbours(paths: Paths, images: Pixels, copies: Memorisation, data: Data) -> None:
-    """Save the generated images that lie nearest to an observation, above these."""
-    shown = copies.most_suspicious(NUM_SHOWN).cpu()
-    nearest = copies.indices[:, 0].cpu()[shown]
+    """Save the generated images that match an observation best, above their best training ones."""
+    shown = copies.most_suspicious(NUM_SHOWN)
+    nearest = copies.nearest[shown]
     rows = {"one step": images[shown], "nearest noisy": data.noisy[nearest]}
     if data.clean is not None:
         rows["the same, clean"] = data.clean[data.numbers[nearest]]

@@ -263,10 +263,8 @@ def _first_space(params: Params, space: SpaceRates, measured: Measured, noisy: i
     each = space.extract + space.moments
     images = sets * config.selection.num_samples * each
     heldout, count = params.corrupt.num_heldout, params.evaluate.num_samples
-    copies = (count + heldout) * space.extract + count * measured.observe
-    return (
-        images + sets * space.distance + copies + (count + heldout) * noisy * space.pairs / _PAIRED
-    )
+    copies = count * measured.observe + count * (noisy + heldout) * space.pairs / _PAIRED
+    return images + sets * space.distance + copies
 
 
 def _again(params: Params, measured: Measured) -> float:

@@ -16,7 +16,6 @@ from dsd.metrics.inception_score import inception_score
 from dsd.metrics.intervals import frechet_estimate
 from dsd.metrics.kid import kernel_distance
 from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
-from dsd.metrics.memorisation import Memorisation, memorisation
 from dsd.metrics.proximal import observe_like
 from dsd.operators import Operator
 from dsd.seeds import derive_seed
@@ -119,19 +118,8 @@ class Space:
             images, data.heldout_sigma, seed=self._seed, operator=data.operator
         )
         features, reference = self._features(observed), self._moments(self._cached(data.heldout))
-        return {
-            "frechet": frechet_distance(self._moments(features), reference),
-            "frechet_standard_error": frechet_standard_error(features, reference),
-        }
-
-    def memorisation(self, images: Pixels) -> Memorisation:
-        """Whether generated images, observed like the data, lie too near to these."""
-        return memorisation(
-            self._observed(images, self._data.operator),
-            self._noisy,
-            self._cached(self._data.heldout),
-            k=1,
-        )
+        found = frechet_estimate(features, reference)
+        return {"frechet": found.value, "frechet_standard_error": found.standard_error}
 
     def measures_of_noisy(self) -> Measures:
         """What clean images are needed for, of as many noisy images as are sampled."""

@@ -33,7 +33,6 @@ from dsd.metrics.inception_score import inception_score
 from dsd.metrics.intervals import frechet_estimate
 from dsd.metrics.kid import kernel_distance
 from dsd.metrics.manifold import Manifold, density_coverage, precision_recall
-from dsd.metrics.memorisation import memorisation
 from dsd.metrics.proximal import ProximalReference
 from dsd.samplers import sample_teacher
 from dsd.training.distill import Distillation
@@ -215,7 +214,6 @@ def evaluation() -> dict[str, Any]:
     a, b = (extract(extractor, images, batch_size=100) for images in (first, second))
     reference, generated = moments(b), Manifold(a)
     kid = kernel_distance(a, b, seed=0)
-    copies = memorisation(a, b[:150], b[150:], k=1)
     proximal = ProximalReference(
         second, torch.full((len(second),), SIGMA), extractor, batch_size=100, seed=0
     )
@@ -230,7 +228,6 @@ def evaluation() -> dict[str, Any]:
         **precision_recall(generated, Manifold(b))._asdict(),
         **density_coverage(generated, Manifold(b))._asdict(),
         "inception_score": inception_score(extractor.probabilities(a.float())),
-        "memorisation_ratio": copies.ratio,
     }
     return {"measures": {name: float(value) for name, value in measured.items()}, **_samples()}
 

@@ -108,20 +108,3 @@ def test_the_short_ways_to_a_distance_agree_with_the_whole(space, data):
     whole = space.measures(data.heldout, None)
     assert space.to_clean(data.heldout) == whole["frechet"]
     assert space.to_noisy(data.heldout, None) == whole["proximal_frechet"]
-
-
-def test_copies_of_training_images_are_noticed_and_found(data, tmp_path):
-    """At a level that leaves an image recognisable."""
-    levels = torch.full((COUNT,), 0.02)
-    faint = data._replace(
-        noisy=renoise(data.clean, levels, seed=1),
-        sigma=levels,
-        heldout=renoise(clothes()[1][0][:300], levels[:300], seed=2),
-    )
-    space = space_of(faint, tmp_path)
-    copied = space.memorisation(data.clean[:200])
-    fresh = space.memorisation(clothes()[1][0][300:500])
-    assert copied.p_value < 1e-10 < 0.001 < fresh.p_value
-    assert copied.ratio < 0.8 < fresh.ratio
-    found = copied.indices[:, 0] == torch.arange(200)
-    assert found.double().mean() > 0.9

@@ -132,7 +132,7 @@ def selected(features):
         (
             90, (3, 8, 8), {"distill": selected("inception-edm")},
             "evaluate.features names fashion-classifier, which sees colour images in grey: choose "
-            r"teacher or efficientnet-lite0 or inception-edm or inception-clean or an extractor of",
+            r"teacher or efficientnet-lite0 or inception-edm or inception-clean or an extractor",
             {"distill": selected("inception-edm"),
              "evaluate": {"features": ["efficientnet-lite0"]}},
         ),

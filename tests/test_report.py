@@ -263,10 +263,12 @@ def test_each_noisy_image_stands_below_the_clean_one_that_it_shows(finished):
 
 
 def test_nearest_neighbours_are_shown_where_there_are_any(workspace):
-    edit(workspace.summary, lambda summary: summary["memorisation"].update(new_ratio=0.98765))
+    change = {"new_ratio": 0.98765, "verdict": f"none found{HOSTILE}", "noticed_from": None}
+    edit(workspace.summary, lambda summary: summary["memorisation"].update(change))
     page = page_of(workspace)
     assert "neighbours" in page.ids
-    assert "new ratio 0.9877" in page.text
+    for text in ("new ratio 0.9877", f"None found{HOSTILE}.", "noticed from -", "recognised"):
+        assert text in page.text
     (workspace.report("evaluate") / "neighbours.png").unlink()
     page = page_of(workspace)
     assert "neighbours" not in page.ids

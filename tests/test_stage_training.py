@@ -12,8 +12,13 @@ from tiny_features import features_of
 from tiny_stages import Stopper, run, tiny
 
 from dsd.checkpoint import load_generator
+from dsd.config import IdentityOperator
 from dsd.errors import DataError, Interrupted, NonFiniteError, ParamsError
+from dsd.generator import make_latents
+from dsd.images import to_uint8
 from dsd.imagestore import ImageStore
+from dsd.metrics.memorisation import Observations, memorisation
+from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from pipeline import corrupt, distill, evaluate, prepare, pretrain
 from pipeline.evaluate import MODELS
@@ -53,6 +58,22 @@ def test_training_needs_no_clean_image(stage, copied):
     for clean in (copied.artifact("prepare"), copied.root / "images.parquet"):
         shutil.rmtree(clean) if clean.is_dir() else clean.unlink()
     run(stage, tiny(), copied)
+
+
+def test_copies_are_searched_for_among_the_observations_themselves(trained):
+    found = json.loads(trained.summary.read_text())["memorisation"]
+    generator = load_generator(trained.artifact("distill") / "generator", torch.device("cpu"))
+    seed = derive_seed(tiny().seed, "evaluation latents")
+    with torch.inference_mode():
+        images = to_uint8(generator(make_latents(70, generator.shape, seed=seed)))
+    stores = [ImageStore.open(trained.artifact("corrupt") / part) for part in ("train", "heldout")]
+    observed = [Observations.of(store.all(), store.sigma, None) for store in stores]
+    operator = Operator(IdentityOperator(kind="identity"), generator.shape)
+    expected = memorisation(images, *observed, operator=operator, seed=tiny().seed)
+    assert found["verdict"] == expected.verdict
+    for name in ("p_value", "matched_training", "by_chance", "recognised", "repeated"):
+        assert found[name] == pytest.approx(getattr(expected, name), abs=0.03)
+    assert (found["noticed_from"], found["distinct"]) == (expected.noticed_from, expected.distinct)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.05, 0.2, 0.5, 0.1045])
