@@ -153,7 +153,7 @@ def test_the_picture_shows_clean_images_above_noisy_ones(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "reports/corrupt/images.png").convert("L"))
     assert picture.shape == (2 * 66 + 2, 10 * 66 + 2)
     train, _ = stores(tmp_path)
-    noisy = np.clip(np.floor(train.all()[:, 0] * 127.5 + 128), 0, 255).numpy()
+    noisy = np.clip(np.floor(train.all().numpy()[:, 0] * 127.5 + 128), 0, 255)
     for number in range(10):
         left = 2 + 66 * number
         clean = random_images(COUNT, 1, 8, 8)[train.index[number], 0]
