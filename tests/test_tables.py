@@ -111,6 +111,21 @@ def test_selection():
         shows(" ".join(row), *told, fmean(order), min(order))
 
 
+def test_rulers():
+    rows = rows_of(RESULTS / "selection/rulers.csv")
+    for name, _, *cells in table(RESULTS / "selection/README.md", "has seen"):
+        ruler = name.removesuffix(" (the default)").strip("`")
+        for truth, regret, order in zip(
+            ("fashion-classifier", "efficientnet-lite0"), cells[::2], cells[1::2], strict=True
+        ):
+            runs = [row for row in rows if (row["ruler"], row["truth"]) == (ruler, truth)]
+            assert len(runs) in ({4} if truth == "fashion-classifier" else {4, 8})
+            above = [100 * float(run["regret"]) for run in runs]
+            shows(regret, fmean(above), max(above))
+            shows(order, *(fmean(float(run[k]) for run in runs) for k in ("spearman", LATER)))
+
+
+LATER = "spearman_later_half"
 SETS = {
     "Fashion, 2,000": "fashion",
     "Fashion, 300": "fashion, 300",
