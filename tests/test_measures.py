@@ -4,11 +4,15 @@ import pytest
 import torch
 from clothes import clothes
 from stage_helpers import params_with
+from torch import nn
 
 from dsd.config import IdentityOperator
-from dsd.features import load_extractor
+from dsd.features import extract, load_extractor
 from dsd.features.cache import FeatureCache
+from dsd.features.inception import PROTOCOLS, Inception
+from dsd.metrics.frechet import frechet_distance, moments
 from dsd.metrics.proximal import renoise
+from dsd.metrics.statistics_file import save_statistics
 from dsd.operators import Operator
 from pipeline.measures import Data, Space
 
@@ -125,3 +129,34 @@ def test_copies_of_training_images_are_noticed_and_found(data, tmp_path):
     assert copied.ratio < 0.8 < fresh.ratio
     found = copied.indices[:, 0] == torch.arange(200)
     assert found.double().mean() > 0.9
+
+
+@pytest.mark.parametrize("with_clean", [True, False])
+def test_published_statistics_are_measured_in_the_space_that_they_are_for(
+    data, tmp_path, with_clean
+):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    edm, other = (Inception(name, network, CPU) for name in PROTOCOLS)
+    few = data._replace(
+        clean=data.clean[:30] if with_clean else None,
+        noisy=data.noisy[:30],
+        sigma=data.sigma[:30],
+        numbers=data.numbers[:30],
+    )
+    published = moments(extract(edm, data.clean[30:60], batch_size=30), protocol=edm.protocol)
+    save_statistics(tmp_path / "mine.npz", published)
+    params = params_with(
+        evaluate={
+            "features": [edm.name, other.name],
+            "inception_statistics": str(tmp_path / "mine.npz"),
+        }
+    )
+    images = data.clean[60:90]
+    measured, without = (
+        Space(one, few, params, FeatureCache(tmp_path)).measures(images, None)
+        for one in (edm, other)
+    )
+    expected = frechet_distance(moments(extract(edm, images, batch_size=30)), published)
+    assert measured["frechet_published"] == pytest.approx(expected)
+    assert "frechet_published" not in without
+    assert (measured["frechet"] is None) == (not with_clean)
