@@ -55,7 +55,7 @@ def test_where_there_is_no_distance_the_interval_starts_at_zero(count, heavy):
     ends = [one.interval for one in estimates(4, 0.0, count, heavy=heavy)]
     held = np.mean([one.low == 0 for one in ends])
     assert held >= 0.93
-    assert np.mean([one.high for one in ends]) < 30 / count
+    assert np.mean([one.high for one in ends]) < 40 / count
 
 
 @pytest.mark.parametrize(("distance", "count"), [(0.0, 60), (0.0, 400), (0.3, 60), (3.0, 60)])
@@ -64,6 +64,7 @@ def test_the_standard_error_is_the_spread_over_samples(distance, count):
     found = estimates(4, distance, count)
     spread = np.std([one.value for one in found])
     error = np.mean([one.standard_error**2 for one in found]) ** 0.5
+    assert distance > 0 or min(one.standard_error for one in found) > 0.4 * spread
     # Known to 4 %, or 10 % where few directions matter; chance never makes the second order less.
     assert 0.85 * spread < error < (1.8 if distance == 0 else 1.2) * spread
 
@@ -77,10 +78,10 @@ def test_the_limit_has_no_bias_where_the_plain_distance_has_a_large_one(distance
     bias = values.mean() - distance
     assert bias > 0.2
     assert abs(limits.mean() - distance) < 0.15 * bias
-    if heavy:  # the part that is known to first order only makes the interval wider
-        errors = np.array([one.standard_error for one in found])
-        widths = np.array([one.interval.high - one.limit for one in found])
-        assert (widths > 1.96 * errors).mean() > 0.95
+    if heavy and distance == 0:
+        # The part of the bias that is known to first order only makes the interval wider.
+        wider = [(one.interval.high - one.limit) / one.standard_error for one in found]
+        assert np.mean(wider) > 4.7  # 4.4 without
 
 
 def test_half_as_many_images_again_as_features_are_enough_if_features_are_linear():

@@ -4,11 +4,15 @@ import pytest
 import torch
 from clothes import clothes
 from stage_helpers import params_with
+from torch import nn
 
 from dsd.config import IdentityOperator
-from dsd.features import load_extractor
+from dsd.features import extract, load_extractor
 from dsd.features.cache import FeatureCache
+from dsd.features.inception import PROTOCOLS, Inception
+from dsd.metrics.frechet import frechet_distance, moments
 from dsd.metrics.proximal import renoise
+from dsd.metrics.statistics_file import save_statistics
 from dsd.operators import Operator
 from pipeline.measures import Data, Space
 
@@ -108,3 +112,34 @@ def test_batches_and_the_cache_do_not_matter(space, data, tmp_path):
 def test_the_short_way_to_a_distance_agrees_with_the_whole(space, data):
     whole = space.measures(data.heldout, None)
     assert space.to_clean(data.heldout) == whole["frechet"]
+
+
+@pytest.mark.parametrize("with_clean", [True, False])
+def test_published_statistics_are_measured_in_the_space_that_they_are_for(
+    data, tmp_path, with_clean
+):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    edm, other = (Inception(name, network, CPU) for name in PROTOCOLS)
+    few = data._replace(
+        clean=data.clean[:30] if with_clean else None,
+        noisy=data.noisy[:30],
+        sigma=data.sigma[:30],
+        numbers=data.numbers[:30],
+    )
+    published = moments(extract(edm, data.clean[30:60], batch_size=30), protocol=edm.protocol)
+    save_statistics(tmp_path / "mine.npz", published)
+    params = params_with(
+        evaluate={
+            "features": [edm.name, other.name],
+            "inception_statistics": str(tmp_path / "mine.npz"),
+        }
+    )
+    images = data.clean[60:90]
+    measured, without = (
+        Space(one, few, params, FeatureCache(tmp_path)).measures(images, None)
+        for one in (edm, other)
+    )
+    expected = frechet_distance(moments(extract(edm, images, batch_size=30)), published)
+    assert measured["frechet_published"] == pytest.approx(expected)
+    assert "frechet_published" not in without
+    assert (measured["frechet"] is None) == (not with_clean)
