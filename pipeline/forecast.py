@@ -225,7 +225,7 @@ def _evaluate(params: Params, measured: Measured) -> StagePlan:
         seconds += _again(params, measured)
     low, high = _around(measured.start_up + seconds, _UNSURE)
     dims = sum(space.dim for space in spaces)
-    cached = 4 * dims * (references + params.corrupt.num_heldout)
+    cached = 4 * dims * references
     pixels = math.prod(images.shape)
     # Clean and generated images of 8 bits, noisy ones as they are read, features of 64 bits.
     data = pixels * (clean + _MODELS * count) + 2 * noisy * images.observed_bytes
