@@ -1,7 +1,7 @@
 """How often the interval of a Frechet distance holds the truth, in features that are reported.
 
 ``OMP_NUM_THREADS=1 python -m bench.intervals`` writes ``docs/results/intervals/coverage.csv``, row
-by row; about 20 minutes on one core. The reference is the moments of the embedded clothes in a
+by row. The reference is the moments of the embedded clothes in a
 feature space. The law at a distance d from it is that of features (1 - t) a + t b, with a of a
 clothes image and b of the same with noise of sigma 0.5, and t so that the distance of the law's
 moments is d: either these vectors themselves, drawn with replacement, or a Gaussian of their mean
