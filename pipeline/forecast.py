@@ -22,9 +22,6 @@ _UNSURE_STEPS = 0.1
 _MODELS = 4
 """Sets of images that ``evaluate`` measures: of the generator, and three of the teacher."""
 
-_RESAMPLES, _PARTS, _PART_SIZES = 200, 15, 5
-"""Distances of a bootstrap and of an extrapolation; see ``dsd.metrics.intervals``."""
-
 _PAIRED = 4
 """Measures that look at pairs, as against the search for copies; about."""
 
@@ -226,6 +223,9 @@ def _evaluate(params: Params, measured: Measured) -> StagePlan:
     low, high = _around(measured.start_up + seconds, _UNSURE)
     dims = sum(space.dim for space in spaces)
     cached = 4 * dims * references
+    if params.distill.selection.features in measured.spaces:
+        ruler = measured.spaces[params.distill.selection.features]
+        cached += 4 * ruler.dim * params.corrupt.num_heldout
     pixels = math.prod(images.shape)
     # Clean and generated images of 8 bits, noisy ones as they are read, features of 64 bits.
     data = pixels * (clean + _MODELS * count) + 2 * noisy * images.observed_bytes
@@ -246,12 +246,8 @@ def _space(space: SpaceRates, count: int, references: int, observe: float) -> fl
 
 def _frechet(space: SpaceRates, count: int) -> float:
     """A distance with what is known of its error."""
-    # The standard error takes about as long as the distance.
-    once = count * space.moments + 2 * space.distance
-    if count < 10 * space.dim:
-        return once
-    resampled = _RESAMPLES * (count * space.moments + space.distance)
-    return once + resampled + _PART_SIZES * count * space.moments + _PARTS * space.distance
+    # Error and limit take another pass over the features and a few decompositions.
+    return 2 * count * space.moments + 4 * space.distance
 
 
 def _first_space(params: Params, space: SpaceRates, measured: Measured, noisy: int) -> float:
@@ -271,7 +267,8 @@ def _again(params: Params, measured: Measured) -> float:
     """The chosen generator measured once more, in the space in which it was chosen."""
     selection, space = params.distill.selection, measured.spaces[params.distill.selection.features]
     count = min(selection.num_samples, params.evaluate.num_samples)
-    return count * (measured.observe + space.extract) + _frechet(space, count)
+    heldout = params.corrupt.num_heldout * (space.extract + space.moments)
+    return heldout + count * (measured.observe + space.extract) + _frechet(space, count)
 
 
 def _on(line: Line, images: int) -> float:
