@@ -390,7 +390,8 @@ class Consistency(Section):
     """Images of each step on which it is measured, at most ``pretrain.batch_size``."""
 
     num_steps: Count
-    """Steps of the reverse process from one level to the other, each with two evaluations."""
+    """Steps of the reverse process from the observation's level down to the pair of near levels
+    that are compared, with one evaluation each; the pair takes three more."""
 
 
 class Pretrain(Section):

@@ -79,6 +79,11 @@ def sample_generator_levels(
 ) -> Level:
     """Levels at which distillation compares teacher and fake: a Karras grid, uniform in its index.
 
+    Deviates:
+        The authors' code has this law for SiD and other limits for DMD, whose levels are the 20th
+        to 980th of 1,000. Here one law serves all divergences, so that they can be compared;
+        theirs is about ``sigma_min`` 0.0032 and ``max_index`` 0.98.
+
     Reference:
         Zhou et al. 2024 (arXiv:2404.04057): index up to 0.8 of the way from the low end, which may
         lie below the data's own noise; DSD keeps that range.

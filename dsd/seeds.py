@@ -53,23 +53,14 @@ class DropoutMasks:
         self.total = 0
         self._device = device
 
-    def now(self) -> Tensor:
-        """The state of the randomness, for :meth:`parts` to begin with."""
-        if self._device.type == "cuda":
-            return torch.cuda.get_rng_state(self._device)
-        return torch.get_rng_state()
-
-    def parts(
-        self, parts: Sequence[slice], total: int, since: Tensor | None = None
-    ) -> Iterator[slice]:
+    def parts(self, parts: Sequence[slice], total: int) -> Iterator[slice]:
         """Each part in turn; networks draw the same for every one of them.
 
         Args:
             parts: Rows of a batch, all or some of them.
             total: Rows of the whole batch.
-            since: State at which each part begins; None for the state now.
         """
-        state = self.now() if since is None else since
+        state = self._now()
         for rows in parts:
             self._go_back(state)
             self.take(rows, total)
@@ -79,6 +70,11 @@ class DropoutMasks:
         """From now on networks are given these rows of a batch of ``total``."""
         self.rows = None if rows == slice(0, total) else rows
         self.total = total
+
+    def _now(self) -> Tensor:
+        if self._device.type == "cuda":
+            return torch.cuda.get_rng_state(self._device)
+        return torch.get_rng_state()
 
     def _go_back(self, state: Tensor) -> None:
         if self._device.type == "cuda":

@@ -1,12 +1,15 @@
 """The consistency term and the reverse process against closed forms for Gaussian data."""
 
+import math
+
 import pytest
 import torch
 from gaussian import VARIANCES, denoiser_of, sample
 from stage_helpers import params_with
 
+from dsd.analytic import GaussianMixture
 from dsd.config import TeacherNoise
-from dsd.losses.consistency import consistency_loss, reverse_steps
+from dsd.losses.consistency import PAIR_RATIO, consistency_loss, reverse_steps
 from dsd.training.pretrain import consistency_step_loss, draw_consistency
 
 LAW = TeacherNoise(sampler="added", P_mean=-1.2, P_std=1.2)
@@ -76,6 +79,53 @@ def test_draws_have_no_gradient_and_start_from_the_denoisers_level():
     assert seen == pytest.approx([0.8, 0.4])
 
 
+LAWS = {
+    "two values": ([0.5, 0.5], [[0.5], [-0.5]], 0.05),
+    "three clusters of a plane": ([0.3, 0.3, 0.4], [[0.5, 0.4], [-0.6, 0.3], [0.0, -0.6]], 0.1),
+}
+"""Weights, means and standard deviation of the components of mixtures."""
+
+
+@pytest.mark.parametrize(
+    ("sigma_y", "sigma_low"), [(0.6, 0.1), (0.6, 0.25), (0.6, 0.5), (0.3, 0.25), (0.2, 0.6)]
+)
+@pytest.mark.parametrize("law", LAWS)
+def test_the_exact_denoiser_has_no_loss_at_any_pair_of_levels(law, sigma_y, sigma_low):
+    """Less than 1e-3 with the default number of steps, with four standard errors on top."""
+    weights, means, deviation = LAWS[law]
+    means = torch.tensor(means)
+    covariances = deviation**2 * torch.eye(means.shape[1]).expand(len(means), -1, -1)
+    mixture = GaussianMixture(torch.tensor(weights), means, covariances)
+    random = torch.Generator().manual_seed(0)
+    x0 = mixture.sample(40_000, generator=random)
+    y = x0 + sigma_y * torch.randn(x0.shape, generator=random, dtype=torch.float64)
+    drawn = draw_consistency(
+        level(sigma_y, len(y)).float(), y.shape[1:],
+        noise=TeacherNoise(sampler="added", P_mean=math.log(sigma_low), P_std=1e-6),
+        num_steps=params_with().pretrain.consistency.num_steps, views=None, view=None,
+        generator=random,
+    )  # fmt: skip
+    loss = consistency_step_loss(mixture.denoiser, y.float(), drawn).double()
+    error = float(loss.std()) / len(loss) ** 0.5
+    assert abs(float(loss.mean())) + 4 * error < 1e-3
+
+
+def test_the_pair_is_as_far_apart_as_it_says_and_starts_where_observations_lead():
+    sigma_y = torch.tensor([0.0, 0.4]).repeat(500)
+    drawn = draw_consistency(
+        sigma_y, (1, 2, 2), noise=LAW, num_steps=3, views=None, view=None,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    torch.testing.assert_close(drawn.sigma_high, PAIR_RATIO * drawn.sigma_low)
+    assert torch.equal(drawn.sigma, torch.maximum(drawn.sigma_high, sigma_y))
+    torch.testing.assert_close(torch.hypot(drawn.sigma_add, sigma_y), drawn.sigma)
+    quantiles = torch.special.ndtr((drawn.sigma_low.log() - LAW.P_mean) / LAW.P_std)
+    assert float(quantiles.mean()) == pytest.approx(0.5, abs=0.03)
+    assert (drawn.walk.shape, drawn.ends.shape) == ((1000, 3, 1, 2, 2), (1000, 2, 1, 2, 2))
+    noises = torch.cat([drawn.n[:, None], drawn.walk, drawn.ends], 1).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.corrcoef(noises), torch.eye(6), rtol=0, atol=0.1)
+
+
 def mean_loss(denoiser, seed=5):
     sigma_y = level(0.4).float()
     ones = torch.ones_like(VARIANCES)
@@ -104,15 +154,15 @@ def test_the_exact_denoiser_is_the_minimum_and_noise_does_not_bias_it():
     value = mean_loss(perturbed(amount))
     (gradient,) = torch.autograd.grad(value, amount)
     off = {shift: float(mean_loss(perturbed(torch.tensor(shift)))) for shift in (-0.3, 0.3)}
-    assert abs(value.item()) < 0.03 * min(off.values())
-    assert abs(float(gradient)) < 0.01
+    assert abs(value.item()) < 0.1 * min(off.values())
+    assert abs(float(gradient)) < 1e-3
 
 
 @pytest.mark.parametrize("shift", [-0.2, 0.2])
 def test_it_corrects_the_denoiser_where_no_observation_reaches(shift):
     amount = torch.tensor(shift, requires_grad=True)
     (gradient,) = torch.autograd.grad(mean_loss(perturbed(amount)), amount)
-    assert float(gradient) * shift > 0.01
+    assert float(gradient) * shift > 1e-3
 
 
 def test_the_product_of_two_draws_is_the_squared_bias():

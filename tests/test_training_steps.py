@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from team_worker import CASES
 from tiny_training import (
     SHAPE,
     distillation,
@@ -19,10 +20,13 @@ from tiny_training import (
 from dsd.checkpoint import build_denoiser
 from dsd.losses.consistency import consistency_loss
 from dsd.losses.pretrain import ambient_denoising_loss
+from dsd.networks.unet import _Dropout
 from dsd.noise import sample_generator_levels, sample_teacher_levels
 from dsd.seeds import step_generator
 from dsd.training.common import autocast
+from dsd.training.memory import recompute_activations
 from dsd.training.pretrain import denoising_step_loss, draw_denoising
+from dsd.training.team import Team
 
 MAKERS = {"pretrain": teacher_training, "distill": distillation}
 
@@ -47,7 +51,7 @@ def test_the_consistency_term_is_added_to_the_loss_with_its_weight(monkeypatch):
 
     monkeypatch.setattr("dsd.training.pretrain.consistency_loss", spy)
     gradients = {}
-    for weight in (0.0, 3.0):
+    for weight in (0.0, 300.0):
         consistency = {"weight": weight, "batch_size": 4, "num_steps": 2}
         run = teacher_training(tiny_params(pretrain={"consistency": consistency}))
         weights_now = list(run.denoiser.parameters())
@@ -57,9 +61,9 @@ def test_the_consistency_term_is_added_to_the_loss_with_its_weight(monkeypatch):
         next(run.steps())
         gradients[weight] = [p.grad for p in weights_now]
     (term,) = alone
-    assert max(float(g.abs().max()) for g in term) > 1e-3
-    for with_term, without, expected in zip(gradients[3.0], gradients[0.0], term, strict=True):
-        torch.testing.assert_close(with_term - without, 3 * expected, rtol=1e-3, atol=1e-5)
+    assert max(float(g.abs().max()) for g in term) > 1e-5
+    for with_term, without, expected in zip(gradients[300.0], gradients[0.0], term, strict=True):
+        torch.testing.assert_close(with_term - without, 300 * expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("divergence", ["sid", "dmd"])
@@ -131,9 +135,96 @@ def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective
     assert float(above.mean()) == pytest.approx(0.5, abs=0.06)
 
 
+NETWORKS = ("denoiser", "teacher", "fake", "generator", "average")
+
+
+def modes_of_a_step(run):
+    """Which network called its dropout layers in which mode, in turn, repetitions left out."""
+    seen = []
+    for name in NETWORKS:
+        for layer in getattr(run, name, torch.nn.Identity()).modules():
+            if isinstance(layer, _Dropout):
+                assert layer.probability > 0.05
+                layer.register_forward_pre_hook(
+                    lambda layer, _, name=name: seen.append((name, layer.training))
+                )
+    next(run.steps())
+    return [now for now, before in zip(seen, [None, *seen], strict=False) if now != before]
+
+
+GENERATES, LEARNS = ("generator", False), ("fake", True)
+JUDGE = [("teacher", False), ("fake", False)]
+WHOLE = {
+    "sid": [GENERATES, LEARNS, GENERATES, LEARNS, *JUDGE],
+    "dmd": [GENERATES, LEARNS, GENERATES, LEARNS, *JUDGE],
+    "sds": [GENERATES, JUDGE[0]],
+}
+IN_TWO = {
+    "sid": [*WHOLE["sid"], *JUDGE, GENERATES],
+    "dmd": [*WHOLE["dmd"], *JUDGE, GENERATES],
+    "sds": [*WHOLE["sds"], GENERATES],
+}
+
+
+@pytest.mark.parametrize("divergence", WHOLE)
+@pytest.mark.parametrize(("at_once", "expected"), [(None, WHOLE), (6, IN_TWO)])
+def test_only_the_fake_has_dropout_in_a_distillation_and_only_while_it_learns(
+    divergence, at_once, expected
+):
+    """With masks for sid and a linear map for dmd, and two steps of the fake for each."""
+    run = CASES[divergence](Team(at_once=at_once))
+    assert modes_of_a_step(run) == expected[divergence]
+
+
+@pytest.mark.parametrize("divergence", WHOLE)
+def test_what_is_computed_twice_to_save_memory_has_the_same_modes(divergence):
+    """Recomputed for gradients: the fake's and what both judges make of images, not images."""
+    run = CASES[divergence](Team(at_once=6))
+    for module in (run.fake, run.teacher, run.generator):
+        recompute_activations(module, True)
+    assert set(modes_of_a_step(run)) == set(IN_TWO[divergence])
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("at_once", [None, 6])
+def test_the_teacher_learns_with_dropout_the_consistency_term_included(at_once, recomputes):
+    run = CASES["pretrain"](Team(at_once=at_once))
+    recompute_activations(run.denoiser, recomputes)
+    calls = []
+    run.denoiser.register_forward_hook(lambda *call: calls.append(1))
+    assert modes_of_a_step(run) == [("denoiser", True)]
+    # In each part one for the loss; a walk of two steps and three of the pair besides.
+    assert len(calls) == (1 + 2 + 3) * (1 if at_once is None else 2)
+
+
+@pytest.mark.parametrize("divergence", ["sid", "dmd"])
+def test_a_fake_that_is_the_teacher_finds_no_gap_whatever_its_dropout(divergence):
+    """Exactly none, after a step in which the fake computed its gradients with dropout."""
+    run = distillation(tiny_params(distill={"divergence": divergence}))
+    run.optimizer_fake.step = lambda: None
+    record = next(run.steps())
+    assert float(record.loss_fake.mean()) > 0
+    assert torch.equal(record.gap, torch.zeros(8))
+
+
+def test_the_fake_learns_and_judges_images_of_the_law_that_is_sampled(monkeypatch):
+    """The images that the generator makes in evaluation, from the latents that were drawn."""
+    run = distillation(tiny_params(distill={"fake_steps": 2, "pixel_range": "free"}))
+    drawn, fakes = run._draw(step_generator(0, "distill", 0, torch.device("cpu")))
+    sampler, seen = copy.deepcopy(run.generator).eval(), []
+    for name in ("_train_fake", "_compare_all"):
+        method = getattr(run, name)
+        monkeypatch.setattr(
+            run, name, lambda v, *more, method=method: seen.append(v[0]) or method(v, *more)
+        )
+    next(run.steps())
+    for images, z in zip(seen, (fakes[0].z, fakes[1].z, drawn.z), strict=True):
+        assert torch.equal(images, sampler(z))
+    assert torch.equal(fakes[0].z, drawn.z)
+
+
 def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     run = distillation(tiny_params(distill={"fake_steps": 3}))
-    run.generator.eval()  # dropout would make images differ that have the same latents
     seen, train = [], run._train_fake
 
     def spy(v, drawn, masks):

@@ -60,8 +60,7 @@ def fake_step(run, x_g, random):
 def judged(run, x_g, random):
     """The generator's gradient with respect to these images, their gaps, and what was drawn."""
     drawn, _ = run._draw(random)
-    with seeded_dropout(0, "test", 0, x_g.device) as masks:
-        gaps, (pull,) = run._compare_all([x_g], drawn, masks)
+    gaps, (pull,) = run._compare_all([x_g], drawn)
     return pull, gaps, drawn
 
 

@@ -59,6 +59,11 @@ def ambient_denoising_loss(
     Returns:
         One loss for each sample, finite also at ``sigma == sigma_y``, where it has no gradient.
 
+    Deviates:
+        EDM's and the authors' code sum over pixels; the mean does not depend on their number. Adam
+        divides by the gradients' size, so step sizes mean the same, but its eps weighs more beside
+        gradients that are smaller by the number of pixels.
+
     Reference:
         DSD (arXiv:2503.07578) with ``edm``; Daras et al. 2025 (arXiv:2506.10038) for
         ``ambient-omni``, which there keeps away from ``a = 0`` by not drawing such levels.

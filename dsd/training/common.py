@@ -27,7 +27,13 @@ def learning_rate_factor(
     warmup_images: int,
     schedule: Literal["constant", "cosine"],
 ) -> float:
-    """Step size as a fraction of its peak: linear warm-up, then constant or a cosine to 5 %."""
+    """Step size as a fraction of its peak: linear warm-up, then constant or a cosine to 5 %.
+
+    Deviates:
+        EDM's warm-up is n / w after n of w images, so that its first step moves nothing; ours is
+        (n + 1) / (w + 1), so that each step does. The cosine is not theirs; the authors' step size
+        is constant.
+    """
     if images_seen < warmup_images:
         return (images_seen + 1) / (warmup_images + 1)
     if schedule == "constant":

@@ -87,7 +87,8 @@ class Distillation:
 
     Each step draws latents, trains the fake denoiser on the re-corrupted images of the generator
     with the teacher's own objective, then moves the generator against the difference of the two
-    denoisers on the same images.
+    denoisers on the same images. Dropout is on in the fake while it learns and nowhere else: all
+    images are of the law that is sampled later, and both denoisers are compared as they are.
 
     Args:
         teacher: The frozen teacher.
@@ -107,7 +108,10 @@ class Distillation:
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the
         first step of the fake denoiser and the generator's share one forward pass, which the
-        generator's weights do not notice because they change only afterwards. With masks it
+        generator's weights do not notice because they change only afterwards. Its generator has
+        dropout when it is judged, and none when it feeds the fake, which then judges images of a
+        law that it has not seen; latents are never repeated, so there is nothing to overfit, and
+        here the generator has none. With masks it
         restricts the generator's loss to observed pixels, with Fourier columns it does not; here
         it is never restricted, since both denoisers estimate whole images. Its generator is given
         a fresh view for each image, ours always the same one.
@@ -131,8 +135,8 @@ class Distillation:
         activation_checkpointing: bool = False,
     ) -> None:
         self.teacher = frozen_copy(teacher)
-        self.fake = frozen_copy(teacher).requires_grad_(True).train()
-        student = frozen_copy(teacher).requires_grad_(True).train()
+        self.fake = frozen_copy(teacher).requires_grad_(True)
+        student = frozen_copy(teacher).requires_grad_(True)
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
         self.average = frozen_copy(self.generator)
         for module in (self.teacher, self.fake, student):
@@ -196,12 +200,11 @@ class Distillation:
             float32_products(tf32=self._precision == "tf32"),
             seeded_dropout(self._seed, "distill", self.step, device) as masks,
         ):
-            beginning = masks.now()
-            v = trial._generate_all(drawn.z, masks, keep=len(trial._parts) == 1)
+            v = trial._generate_all(drawn.z, keep=len(trial._parts) == 1)
             for fake in fakes[:1]:
                 trial._fake_gradients(v, fake, masks)
-            _, pulls = trial._compare_all(v, drawn, masks)
-            trial._pull(v, pulls, drawn.z, masks.parts(trial._parts, len(drawn.z), beginning))
+            _, pulls = trial._compare_all(v, drawn)
+            trial._pull(v, pulls, drawn.z)
 
     def _advance(self) -> DistillStep:
         config, device = self._config, self._sigma_y.device
@@ -211,13 +214,12 @@ class Distillation:
         self.optimizer.zero_grad(set_to_none=True)
         drawn, fakes = self._draw(step_generator(self._seed, "distill", self.step, device))
         with seeded_dropout(self._seed, "distill", self.step, device) as masks:
-            beginning = masks.now()
             # One part keeps what its gradient needs; several are computed again for it, since
             # parts are there to save memory.
-            v = self._generate_all(drawn.z, masks, keep=len(self._parts) == 1)
+            v = self._generate_all(drawn.z, keep=len(self._parts) == 1)
             loss_fake = self._follow(v, fakes, masks)
-            gaps, pulls = self._compare_all(v, drawn, masks)
-            self._pull(v, pulls, drawn.z, masks.parts(self._parts, batch, since=beginning))
+            gaps, pulls = self._compare_all(v, drawn)
+            self._pull(v, pulls, drawn.z)
         self._team.add_up([*gradients(self.generator), gaps])
         self.optimizer.step()
         self.step += 1
@@ -291,11 +293,10 @@ class Distillation:
         )
         return _FakeDraw(z, sigma_y, eps, denoising)
 
-    def _generate_all(self, z: Images, masks: DropoutMasks, *, keep: bool) -> list[Tensor]:
+    def _generate_all(self, z: Images, *, keep: bool) -> list[Tensor]:
         """Generated images of this process' rows, in parts; ``keep`` what gradients need."""
         with torch.set_grad_enabled(keep):
-            parts = masks.parts(self._parts, self._config.batch_size)
-            return [self._generate(z[rows]) for rows in parts]
+            return [self._generate(z[rows]) for rows in self._parts]
 
     def _generate(self, z: Images) -> Observations:
         """A G(z), the generated image as denoisers would see it without noise."""
@@ -312,7 +313,7 @@ class Distillation:
         loss = None
         for number, drawn in enumerate(fakes):
             if number > 0:
-                v = self._generate_all(drawn.z, masks, keep=False)
+                v = self._generate_all(drawn.z, keep=False)
             loss = self._train_fake(v, drawn, masks)
         return loss
 
@@ -332,7 +333,7 @@ class Distillation:
         """
         batch = self._config.batch_size
         found = torch.zeros_like(drawn.sigma_y)
-        self.fake.requires_grad_(True)
+        self.fake.train().requires_grad_(True)
         for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
             loss = self._fake_loss(images.detach(), drawn[rows])
             (loss.sum() / batch).backward()
@@ -346,7 +347,7 @@ class Distillation:
             return denoising_step_loss(self.fake, y_g, drawn.denoising, self._objective.weighting)
 
     def _compare_all(
-        self, v: list[Tensor], drawn: _GeneratorDraw, masks: DropoutMasks
+        self, v: list[Tensor], drawn: _GeneratorDraw
     ) -> tuple[PerSample, list[Tensor]]:
         """Let teacher and fake judge generated images; they pass gradients to their inputs only.
 
@@ -357,8 +358,8 @@ class Distillation:
         batch = self._config.batch_size
         gaps = torch.zeros_like(drawn.sigma)
         pulls: list[Tensor] = []
-        self.fake.requires_grad_(False)
-        for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
+        self.fake.eval().requires_grad_(False)
+        for rows, images in zip(self._parts, v, strict=True):
             images = images.detach().requires_grad_()
             with autocast(images.device, self._precision):
                 denoised = self._compared(images, drawn[rows])
@@ -377,21 +378,18 @@ class Distillation:
             teacher, v if self._config.divergence == "sds" else self.fake(x_t, drawn.sigma, *given)
         )
 
-    def _pull(
-        self, v: list[Tensor], pulls: list[Tensor], z: Images, parts: Iterator[slice]
-    ) -> None:
+    def _pull(self, v: list[Tensor], pulls: list[Tensor], z: Images) -> None:
         """Pass the gradients with respect to the generated images on to the generator's weights.
 
         Args:
             v: The images.
             pulls: Their gradients.
             z: Latents of the whole batch.
-            parts: This process' rows, with the randomness with which ``v`` was generated.
         """
         if len(v) == 1:
             v[0].backward(pulls[0])
             return
-        for rows, pull in zip(parts, pulls, strict=True):
+        for rows, pull in zip(self._parts, pulls, strict=True):
             self._generate(z[rows]).backward(pull)
 
     def _loss(self, v: Observations, denoised: DenoiserPair) -> PerSample:

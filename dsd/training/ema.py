@@ -3,6 +3,11 @@
 Reference:
     Karras et al. 2022 (arXiv:2206.00364): a half-life in images, at most a fraction of the images
     seen so far.
+
+Deviates:
+    EDM's and the authors' code count the images seen before the step, here those of the step count
+    too: they are in the weights that are averaged. EDM's first average is a copy of the weights
+    after one step; ours keeps 0.5^(1 / rampup) of the weights before it, 1e-6 by default.
 """
 
 import copy

@@ -13,7 +13,12 @@ from torch import Tensor, optim
 
 from dsd.arithmetic import float32_products
 from dsd.config import Objective, Precision, Pretrain, TeacherNoise, Weighting
-from dsd.losses.consistency import consistency_loss, reverse_steps
+from dsd.losses.consistency import (
+    PAIR_RATIO,
+    consistency_loss,
+    posterior_draw,
+    reverse_steps,
+)
 from dsd.losses.pretrain import ambient_denoising_loss, projected_denoising_loss
 from dsd.noise import sample_teacher_levels
 from dsd.operators import View, Views
@@ -143,19 +148,26 @@ class ConsistencyDraw(Rows):
     """What chance decides about a denoiser's consistency with its own reverse process."""
 
     sigma: Level
-    """Upper total level of each observation."""
+    """Level from which the walk starts: the upper one of the pair, or the observation's own if
+    that is higher."""
 
     sigma_add: Level
     """Level of the noise that brings the observation there."""
 
+    sigma_high: Level
+    """Upper level of the pair, at most ``sigma``."""
+
     sigma_low: Level
-    """Lower level, at most the upper one."""
+    """Lower level of the pair."""
 
     n: State
-    """Standard normal noise."""
+    """Standard normal noise that is added."""
 
-    walks: Float[Tensor, " b two steps *d"]
-    """Standard normal noise of the steps of two independent reverse processes."""
+    walk: Float[Tensor, " b steps *d"]
+    """Standard normal noise of the steps from ``sigma`` to ``sigma_high``."""
+
+    ends: Float[Tensor, " b two *d"]
+    """Standard normal noise of two independent steps to ``sigma_low``."""
 
     given: View | None
     """What the denoiser is given; None where it has no views."""
@@ -173,36 +185,34 @@ def draw_consistency(
 ) -> ConsistencyDraw:
     """Draw what :func:`consistency_step_loss` needs for a batch of observations.
 
-    The upper level is drawn as for the denoising loss, at or above ``sigma_y``; the lower one from
-    the log-normal law of ``noise`` itself, but not above the upper one, so it is mostly below
-    ``sigma_y``, where no observation leads. The arguments are those of :func:`draw_denoising`.
+    The lower level of the pair is drawn from the log-normal law of ``noise`` whatever its sampler,
+    so it may be below ``sigma_y``, where no observation leads; the upper one is ``PAIR_RATIO``
+    times it. ``num_steps`` are those of the walk; the other arguments are those of
+    :func:`draw_denoising`.
     """
     given = None
     if views is not None:
         assert view is not None, "what was observed of each image?"
         given = views.further(view, generator)
-    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
-    states = (len(sigma_y), *shape)
-    n = torch.randn(states, generator=generator, device=sigma.device)
-    normal = torch.randn(sigma.shape, generator=generator, device=sigma.device)
-    sigma_low = torch.minimum((noise.P_mean + noise.P_std * normal).exp(), sigma)
-    walks = [
-        torch.randn(states, generator=generator, device=sigma.device) for _ in range(2 * num_steps)
+    normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
+    low = (noise.P_mean + noise.P_std * normal).exp()
+    high = PAIR_RATIO * low
+    sigma = torch.maximum(high, sigma_y)
+    noises = [
+        torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+        for _ in range(1 + num_steps + 2)
     ]
-    return ConsistencyDraw(
-        sigma,
-        sigma_add,
-        sigma_low,
-        n,
-        torch.stack(walks, 1).unflatten(1, (2, num_steps)),
-        given,
-    )
+    n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
+    add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
+    return ConsistencyDraw(sigma, add, high, low, n.squeeze(1), walk, ends, given)
 
 
 def consistency_step_loss(
     denoiser: Callable[..., State], y: State, drawn: ConsistencyDraw
 ) -> PerSample:
-    """How far a denoiser is from its own mean further down its reverse process.
+    """How far a denoiser is from its own mean a little further down its reverse process.
+
+    Each step of the walk and each end calls the denoiser once, the upper level of the pair once.
 
     Args:
         denoiser: The denoiser; with views it is called with what it is given as ``view``.
@@ -210,16 +220,20 @@ def consistency_step_loss(
         drawn: Noise and levels for these observations.
 
     Returns:
-        The loss of each sample, zero where both levels agree.
+        The loss of each sample. Its mean is zero at the exact denoiser, but for less than 1e-3
+        (see ``PAIR_RATIO``). Dropout adds its variance at the upper level, whose one value is in
+        both factors.
     """
     denoise = denoiser if drawn.given is None else partial(denoiser, view=drawn.given)
+    high, low = drawn.sigma_high, drawn.sigma_low
     x = y + per_sample(drawn.sigma_add, y) * drawn.n
-    lows = [
-        reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=drawn.sigma_low, noise=noise)
-        for noise in drawn.walks.unbind(1)
-    ]
-    first, second = (denoise(low, drawn.sigma_low) for low in lows)
-    return consistency_loss(denoise(x, drawn.sigma), first, second)
+    x = reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=high, noise=drawn.walk)
+    denoised = denoise(x, high)
+    first, second = (
+        denoise(posterior_draw(x, denoised.detach(), n, current=high, following=low), low)
+        for n in drawn.ends.unbind(1)
+    )
+    return consistency_loss(denoised, first, second)
 
 
 @final
