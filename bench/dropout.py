@@ -8,7 +8,7 @@ ones.
 
 The ruler is the Frechet distance of the pixels themselves, in units of [-1, 1]: it sees their mean
 and covariance. Writes ``docs/results/dropout/runs.csv`` and prints the table of its page. Three
-processes, about 12 CPU minutes in all; ``--quick`` is a trial of a minute, which writes nothing.
+processes, about 25 CPU minutes in all; ``--quick`` is a trial of a minute, which writes nothing.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from pipeline.params import preview_params
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "dropout"
 SEEDS, PROCESSES = (0, 1, 2), 3
-BATCH, STEPS, EVERY, SAMPLES = 16, 400, 100, 2000
-BATCH_OF_TEACHER, STEPS_OF_TEACHER = 32, 600
+BATCH, STEPS, EVERY, SAMPLES = 32, 400, 100, 2000
+BATCH_OF_TEACHER, STEPS_OF_TEACHER = 64, 2000
 SETTINGS: dict[str, Any] = {
     "network.patch": 1,
     "network.width": 16,
@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "network.attention_resolutions": [],
     "network.dropout": 0.13,
     "pretrain.batch_size": BATCH_OF_TEACHER,
-    "pretrain.warmup_kimg": 1.6,
+    "pretrain.warmup_kimg": 12.8,
     "distill.batch_size": BATCH,
 }
 """What differs from params.yaml."""
@@ -216,7 +216,7 @@ def main() -> None:
         Data("CIFAR-10", images_of(given.cifar, pad=0), 0.2),
     )
     lengths = {
-        "pretrain.kimg": (100 if given.quick else STEPS_OF_TEACHER) * BATCH_OF_TEACHER / 1000,
+        "pretrain.kimg": (250 if given.quick else STEPS_OF_TEACHER) * BATCH_OF_TEACHER / 1000,
         "distill.kimg": (EVERY if given.quick else STEPS) * BATCH / 1000,
     }
     params = preview_params(ROOT, {**SETTINGS, **lengths})
