@@ -16,7 +16,7 @@ from dsd.files import copy_files, published
 from dsd.generator import make_latents
 from dsd.images import save_grid, to_uint8
 from dsd.imagestore import ImageStore
-from dsd.metrics.proximal import ProximalReference
+from dsd.metrics.proximal import ProximalReference, choose
 from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Pixels
@@ -48,6 +48,7 @@ class Measurement(BaseModel):
     images_seen: int
     gap: float | None
     proximal_frechet: float
+    proximal_frechet_standard_error: float
 
 
 class History(BaseModel):
@@ -58,8 +59,16 @@ class History(BaseModel):
     gap_by_level: list[tuple[int, str, float]] = []
 
     def ranked(self) -> list[Measurement]:
-        """All measurements, that of the chosen generator first."""
-        return sorted(self.measurements, key=lambda item: item.proximal_frechet)
+        """All measurements, that of the chosen generator first, the others by their distance."""
+        chosen = self.measurements[
+            choose(
+                [item.proximal_frechet for item in self.measurements],
+                [item.proximal_frechet_standard_error for item in self.measurements],
+            )
+        ]
+        return sorted(
+            self.measurements, key=lambda item: (item is not chosen, item.proximal_frechet)
+        )
 
 
 def run(params: Params, paths: Paths, log: StageLog) -> None:
@@ -223,8 +232,13 @@ class _Run:
         seen = self.history.images_seen
         gap = self._read_gap() if seen else None
         judged = self._watch.by_leader(self._judge, seen)
-        (proximal,) = self._team.largest(-math.inf if judged is None else judged)
-        measurement = Measurement(images_seen=seen, gap=gap, proximal_frechet=proximal)
+        proximal, error = self._team.largest(*(judged or (-math.inf, -math.inf)))
+        measurement = Measurement(
+            images_seen=seen,
+            gap=gap,
+            proximal_frechet=proximal,
+            proximal_frechet_standard_error=error,
+        )
         self.history.measurements.append(measurement)
         if self._team.leads:
             self._keep_generator()
@@ -234,12 +248,13 @@ class _Run:
         values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)
         self._log.metrics(measurement.images_seen, values)
 
-    def _judge(self) -> float:
-        """Proximal Frechet distance of the averaged generator's images, which are kept."""
+    def _judge(self) -> tuple[float, float]:
+        """Proximal distance of the averaged generator's images, which are kept, and its error."""
         assert self._proximal is not None
         images = self._images()
         self._keep_images(images)
-        return self._proximal.distance(images, operator=self._operator)
+        found = self._proximal.estimate(images, operator=self._operator)
+        return found.value, found.standard_error
 
     def _read_gap(self) -> float:
         seen = self.history.images_seen
@@ -306,7 +321,7 @@ class _Run:
         self._remove_generators(self._best())
         chosen = self._checkpoints / _moment(self.history.ranked()[0].images_seen)
         copy_files(chosen, artifact / "generator")
-        header = ["images", "gap", "proximal_frechet"]
+        header = ["images", "gap", "proximal_frechet", "proximal_frechet_standard_error"]
         rows = [tuple(item.model_dump().values()) for item in self.history.measurements]
         for place in (artifact, report):
             write_csv(place / "trajectory.csv", header, rows)

@@ -21,6 +21,7 @@ from dsd.generator import make_latents
 from dsd.images import save_grid, save_rows, to_uint8
 from dsd.imagestore import ImageStore
 from dsd.metrics.memorisation import Memorisation, Observations, memorisation
+from dsd.metrics.proximal import choose
 from dsd.operators import Operator
 from dsd.samplers import TeacherSamples, sample_teacher
 from dsd.seeds import derive_seed
@@ -265,14 +266,11 @@ def _selection(
         images: Of the chosen generator.
     """
     artifact = paths.artifact("distill")
-    moments = [
-        _moment(artifact, int(row["images"]), float(row["proximal_frechet"]), space)
-        for row in read_csv(artifact / "trajectory.csv")
-    ]
+    moments = [_moment(artifact, row, space) for row in read_csv(artifact / "trajectory.csv")]
     write_csv(paths.report("evaluate") / "selection.csv", list(_Moment._fields), moments)
     again = ruler.to_heldout(images[: params.distill.selection.num_samples])
     named = {
-        "chosen": min(moments, key=lambda moment: moment.heldout_proximal_frechet),
+        "chosen": moments[choose(*zip(*[moment[1:3] for moment in moments], strict=True))],
         "last": moments[-1],
     }
     if moments[0].frechet is not None:
@@ -294,13 +292,17 @@ class _Moment(NamedTuple):
     heldout_proximal_frechet: float
     """To the held-out noisy images; by it the generator was chosen."""
 
+    heldout_proximal_frechet_standard_error: float
+
     frechet: float | None
     """To the clean images."""
 
 
-def _moment(artifact: Path, images_seen: int, heldout: float, space: Space) -> _Moment:
-    images = load_file(artifact / "trajectory" / f"{images_seen:09d}.safetensors")["images"]
-    return _Moment(images_seen, heldout, space.to_clean(images))
+def _moment(artifact: Path, row: Mapping[str, str], space: Space) -> _Moment:
+    seen = int(row["images"])
+    images = load_file(artifact / "trajectory" / f"{seen:09d}.safetensors")["images"]
+    distance, error = (float(row[f"proximal_frechet{end}"]) for end in ("", "_standard_error"))
+    return _Moment(seen, distance, error, space.to_clean(images))
 
 
 def _agreement(name: str, moments: list[_Moment]) -> dict[str, float]:

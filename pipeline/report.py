@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from dsd.config import Params
 from dsd.files import read_json
+from dsd.metrics.proximal import choose
 from pipeline.compute import resolve_device
 from pipeline.metric_table import make_table
 from pipeline.page import embed, inline, write_page
@@ -164,13 +165,14 @@ def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
     seen = _rows(paths.report("distill") / "trajectory.csv")
     if seen:
         values = _column(seen, "proximal_frechet")
-        at = values.index(min(values))
+        at = choose(values, _column(seen, "proximal_frechet_standard_error"))
         title = title_of(_CRITERION, features)
         figure = draw_curve(_thousands(seen), values, ylabel=title, marks={"chosen": at})
         images = f"{int(seen[at]['images']):,}"
         text = (
             f"{title_of('proximal_frechet', features)} distance to held-out noisy images, in "
-            f"{features} features. Its smallest value chose the generator after {images} images."
+            f"{features} features. The last checkpoint within one standard error of the least "
+            f"is the generator: that after {images} images."
         )
         yield _Drawn("choice", figure, text)
     study = [row for row in _rows(paths.report("evaluate") / "selection.csv") if row["frechet"]]
@@ -179,7 +181,7 @@ def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
         figure = draw_agreement(
             near,
             clean,
-            chosen=near.index(min(near)),
+            chosen=choose(near, _column(study, f"{_CRITERION}_standard_error")),
             xlabel=f"{title_of(_CRITERION, features)} ({features})",
             ylabel=f"{title_of('frechet', measured)} ({measured})",
         )

@@ -134,6 +134,9 @@ def test_it_counts_the_images_of_which_a_real_stage_makes_features(stage, ran):
 def test_artifacts_are_as_large_as_real_ones(stage, ran, measured):
     files = files_of(ran.paths.artifact(stage))
     real = sum(map(len, files.values()))
+    if stage == "distill":  # the plan is for a best one that is not the last
+        generator = sum(len(files[name]) for name in files if name.startswith("generator/"))
+        real += generator * (2 - len([*(ran.paths.artifact(stage) / "checkpoints").iterdir()]))
     assert planned(tiny(), measured, stage).kept == pytest.approx(real, rel=0.05)
 
 

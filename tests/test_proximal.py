@@ -8,7 +8,7 @@ from dsd.errors import DataError
 from dsd.features import extract, load_extractor
 from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import frechet_distance, moments
-from dsd.metrics.proximal import FrechetReference, ProximalReference, measure, renoise
+from dsd.metrics.proximal import FrechetReference, ProximalReference, choose, measure, renoise
 
 NUM_IMAGES = 1000
 
@@ -146,3 +146,19 @@ def test_measured_moments_know_how_they_were_made(extractor, clean):
     assert measured.protocol == extractor.protocol
     assert measured.count == 10
     assert "10 images are too few for 64 features" in measured.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("distances", "errors", "chosen"),
+    [
+        ([9.0, 2.0, 3.0], [0.0, 0.0, 0.0], 1),
+        ([9.0, 2.0, 2.5, 4.0], [9.0, 0.5, 9.0, 9.0], 2),  # the error of the least, not their own
+        ([9.0, 2.5, 2.0, 2.4, 2.6], [0.0, 9.0, 0.5, 0.0, 0.0], 3),
+        ([2.0, 9.0], [0.5, 9.0], 0),
+        ([1.0, 1.0], [0.0, 0.0], 1),
+    ],
+)
+def test_the_last_checkpoint_within_one_error_of_the_least_distance_is_chosen(
+    distances, errors, chosen
+):
+    assert choose(distances, errors) == chosen

@@ -7,7 +7,7 @@ with those of images drawn from the saved weights.
 import hashlib
 import json
 import shutil
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -106,11 +106,14 @@ def test_distances_are_those_of_images_drawn_from_the_saved_weights(
 
 
 def test_the_models_can_be_told_apart(summary):
-    """Otherwise the test above could not."""
-    for kind in ("fine", "rough"):
+    """Otherwise the test above could not; of each kind of distance one space is enough."""
+    for a, b in combinations(MODELS, 2):
         for name in ("frechet", "proximal_frechet"):
-            values = sorted(by_features(summary, model, kind)[name] for model in MODELS)
-            assert all(b > 1.01 * a for a, b in pairwise(values))
+            assert any(
+                abs(by_features(summary, a, kind)[name] / by_features(summary, b, kind)[name] - 1)
+                > 0.005
+                for kind in ("fine", "rough")
+            )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -256,9 +259,11 @@ def test_the_study_of_the_choice(tiny_run, summary, data):
     values = [{name: float(value) for name, value in row.items()} for row in rows]
     selection = summary["selection"]
     assert selection["checkpoints"] == len(rows)
-    by = {"chosen": "heldout_proximal_frechet", "oracle": "frechet"}
-    for name, column in by.items():
-        assert selection[name] == min(values, key=lambda row, of=column: row[of])
+    held = "heldout_proximal_frechet"
+    best = min(values, key=lambda row: row[held])
+    limit = best[held] + best[f"{held}_standard_error"]
+    assert selection["chosen"] == [row for row in values if row[held] <= limit][-1]
+    assert selection["oracle"] == min(values, key=lambda row: row["frechet"])
     assert selection["last"] == values[-1]
     columns = [[row[c] for row in values] for c in ("heldout_proximal_frechet", "frechet")]
     for name, first in (("spearman", 0), ("spearman_later_half", len(values) // 2)):
@@ -350,7 +355,10 @@ def test_without_churn_and_with_another_choice(tiny_run, data, tmp_path):
     table = paths.artifact("distill") / "trajectory.csv"
     header, *rows = table.read_text().splitlines()
     values = [row.split(",") for row in rows]
-    reversed_ = [[*row[:2], other[2]] for row, other in zip(values, values[::-1], strict=True)]
+    # Without errors the least distance chooses.
+    reversed_ = [
+        [*row[:2], other[2], "0"] for row, other in zip(values, values[::-1], strict=True)
+    ]
     table.write_text("\n".join([header, *map(",".join, reversed_)]) + "\n")
     paths.report("evaluate").mkdir(parents=True)
     evaluate.run(params_with(**sections), paths, Recorder())

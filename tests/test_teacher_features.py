@@ -143,9 +143,12 @@ def test_the_choice_and_its_second_measurement_recomputed(copied):
     summary = json.loads(copied.summary.read_text())
     selection = summary["selection"]
     study = read_csv(copied.report("evaluate") / "selection.csv")
-    assert [*study[0]] == ["images", "heldout_proximal_frechet", "frechet"]
+    held = "heldout_proximal_frechet"
+    assert [*study[0]] == ["images", held, f"{held}_standard_error", "frechet"]
     clean = [float(row["frechet"]) for row in study]
-    best = int(np.argmin(found))
+    errors = [float(row["proximal_frechet_standard_error"]) for row in rows]
+    limit = min(found) + errors[int(np.argmin(found))]
+    best = max(at for at, value in enumerate(found) if value <= limit)
     assert selection["features"] == "teacher"
     assert selection["checkpoints"] == len(rows) == 4
     assert selection["chosen"] == {k: float(v) for k, v in study[best].items()}
@@ -166,7 +169,7 @@ def test_the_choice_and_its_second_measurement_recomputed(copied):
     # Infinitesimal jackknife, by leaving each image out in turn.
     left_out = [frechet(np.delete(seen, at, 0), reference) for at in range(len(seen))]
     error = np.std(left_out) * np.sqrt(len(seen) - 1)
-    assert again["heldout_proximal_frechet_standard_error"] == pytest.approx(error, rel=0.15)
+    assert again["heldout_proximal_frechet_standard_error"] == pytest.approx(error, rel=0.2)
     # The teacher knows nothing of clean images.
     measured = summary["generator"]["by_features"]["teacher"]
     assert measured["frechet"] is None

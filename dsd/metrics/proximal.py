@@ -10,6 +10,7 @@ Reference:
     Denoising Score Distillation (arXiv:2503.07578).
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -22,11 +23,12 @@ from dsd.features import Extractor, extract
 from dsd.features.cache import FeatureCache
 from dsd.images import from_uint8, to_uint8
 from dsd.metrics.frechet import Moments, frechet_distance, moments, moments_of_batches
+from dsd.metrics.intervals import FrechetEstimate, frechet_estimate
 from dsd.operators import Operator
 from dsd.seeds import derive_seed
 from dsd.shapes import Level, Pixels, State
 
-__all__ = ["FrechetReference", "ProximalReference", "measure", "observe_like", "renoise"]
+__all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
 
 def renoise(
@@ -130,6 +132,11 @@ class FrechetReference:
         Raises:
             DataError: The images have another size or other channels than the reference.
         """
+        self._require_same_shape(images)
+        generated = measure(self._extractor, images, batch_size=self._batch_size)
+        return frechet_distance(generated, self._moments)
+
+    def _require_same_shape(self, images: Pixels) -> None:
         if images.shape[1:] != self._shape:
             msg = (
                 f"images of {_size(images.shape[1:])} cannot be compared with a reference of "
@@ -137,8 +144,12 @@ class FrechetReference:
                 "count as a difference; bring both to one size"
             )
             raise DataError(msg)
-        generated = measure(self._extractor, images, batch_size=self._batch_size)
-        return frechet_distance(generated, self._moments)
+
+    def estimate(self, images: Pixels) -> FrechetEstimate:
+        """The distance with its error, for which all features are kept; see :meth:`distance`."""
+        self._require_same_shape(images)
+        features = extract(self._extractor, images, batch_size=self._batch_size)
+        return frechet_estimate(features, self._moments)
 
 
 def _size(shape: torch.Size) -> str:
@@ -181,3 +192,27 @@ class ProximalReference:
         """Proximal distance of clean ``images``; see :func:`observe_like`."""
         observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
         return self._reference.distance(observed)
+
+    def estimate(self, images: Pixels, *, operator: Operator | None = None) -> FrechetEstimate:
+        """The same with its error."""
+        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
+        return self._reference.estimate(observed)
+
+
+def choose(distances: Sequence[float], standard_errors: Sequence[float]) -> int:
+    """Position of the checkpoint to keep: the last that is as good as the best.
+
+    The least of many distances is partly luck, and late checkpoints have learned more. So it is
+    the last whose distance exceeds the least by no more than the standard error of that one.
+
+    Args:
+        distances: Of the checkpoints, in the order of training.
+        standard_errors: Of the distances.
+
+    Reference:
+        Breiman et al. 1984, "Classification and regression trees", section 3.4.3: the rule of one
+        standard error, there in favour of the smallest tree.
+    """
+    best = min(range(len(distances)), key=distances.__getitem__)
+    limit = distances[best] + standard_errors[best]
+    return max(at for at, distance in enumerate(distances) if distance <= limit)
