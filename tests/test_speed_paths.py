@@ -209,8 +209,8 @@ BOUNDS = {"loss": 5e-4, "loss_fake": 5e-4, "denoiser": 0.03, "fake": 0.03}
 """Relative to float32, in the norm: 1.4e-4 and 0.012 were measured.
 
 What SiD and DMD compare is the small difference of two networks, which keeps fewer digits: 0.26 of
-the gap and 0.23 of the generator's gradient. (It was 0.09 of a gap that dropout of the judging fake
-made larger.) SDS subtracts the image: 5e-4 and 0.011.
+the gap and 0.23 of the generator's gradient. (It was 0.09 of a gap that dropout in the judging
+fake made larger.) SDS subtracts the image: 5e-4 and 0.011.
 """
 DIFFERENCES = {"sid": (0.5, 0.5), "dmd": (0.5, 0.5), "sds": (2e-3, 0.03)}
 
