@@ -102,6 +102,8 @@ def copy_tree(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             copyfile(ROOT / name, target / name)
+    # Some tests ask git what it ignores.
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
