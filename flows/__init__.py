@@ -4,7 +4,7 @@ Importing this package switches telemetry off and keeps Prefect's files inside t
 must happen before Prefect reads its settings.
 """
 
-from flows.environment import set_defaults
+from flows.runtime.environment import set_defaults
 
 __all__: list[str] = []
 

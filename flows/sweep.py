@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flows.command_line import run_flow
+from flows.runtime.cli import run_flow
 
 __all__ = ["main"]
 
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sweep(options: argparse.Namespace) -> bool:
     # Late, because --help must not wait for them.
-    from flows.overrides import parse_axis
+    from flows.definitions.overrides import parse_axis
 
     grid = [parse_axis(text) for text in options.axes]
     from prefect.exceptions import FailedRun
 
-    from flows.prefect_server import prepare_own_server
-    from flows.sweep_flow import check_sweep, sweep
+    from flows.definitions.sweep_flow import check_sweep, sweep
+    from flows.services.prefect_server import prepare_own_server
 
     check_sweep(grid, options.name, push=options.push)
     prepare_own_server()

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flows.command_line import run_flow
+from flows.runtime.cli import run_flow
 
 __all__ = ["main"]
 
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> bool:
     # Late, because --help must not wait for them.
-    from flows.environment import ROOT
-    from flows.overrides import parse_settings, to_overrides
-    from pipeline.params import preview_params
+    from flows.definitions.overrides import parse_settings, to_overrides
+    from flows.runtime.environment import ROOT
+    from pipeline.params.reader import preview_params
 
     values = parse_settings(options.settings)
     overrides = to_overrides(values, preview_params(ROOT, values))
-    from flows.prefect_server import prepare_own_server
-    from flows.training_flow import check_run, train
+    from flows.definitions.train_flow import check_run, train
+    from flows.services.prefect_server import prepare_own_server
 
     check_run(values, options.name, push=options.push)
     prepare_own_server()

@@ -10,15 +10,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsd.errors import DataError, DsdError, LostProcessError, ParamsError
-from pipeline import launch
-from pipeline.locks import exclusive
-from pipeline.paths import Paths
-from pipeline.process import StopSignal, die_with_parent, set_up_cpu
+from dsd.utils.errors import DataError, DsdError, LostProcessError, ParamsError
+from pipeline.execution.locks import exclusive
+from pipeline.runtime import launch
+from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_cpu
+from pipeline.stage_io.paths import Paths
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
-    from dsd.config import Params
+    from pipeline.params.model import Params
 
 __all__ = ["main"]
 
@@ -36,8 +36,6 @@ _OTHERS = {
     "noise": "estimate the noise level of the observations, with checks",
     "show": "print the final table",
     "compare": "write a page about several runs: compare [FOLDER | RUN_ID ...]",
-    "theorem": "descend Theorem 1's linear model, write its table and picture",
-    "toys": "train the paper's toys in the plane, draw its figures 4 and 6",
     "sync": "send to MLflow what it has missed while it was away",
 }
 _DISK_EXIT_CODE = 5
@@ -114,8 +112,6 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
             "plan": _plan,
             "noise": _noise,
             "show": _show,
-            "theorem": _theorem,
-            "toys": _toys,
             "sync": _sync,
         }
         others[command](paths)
@@ -140,17 +136,20 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
 
 def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
     """Only compute, with the process that leads."""
-    module = import_module(f"pipeline.{stage}")
+    from pipeline.execution.run import run_stage
+
+    module = import_module(f"pipeline.stages.{stage}")
     stop.polite = True
-    module.run(params, paths, launch.FollowerLog(stop))
+    run_stage(module, params, paths, launch.FollowerLog(stop))
 
 
 def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
         # Before the tracker, so that a stage whose code does not even import logs no run.
-        module = import_module(f"pipeline.{stage}")
-        from pipeline import tracking
-        from pipeline.check import check_before
+        module = import_module(f"pipeline.stages.{stage}")
+        from pipeline.execution.run import run_stage
+        from pipeline.params.check import check_before
+        from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
         _forget_done_before(stage, paths)
@@ -160,7 +159,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
             for remark in remarks:
                 log.say(remark)
             stop.polite = getattr(module, "POLLS_STOP", False)
-            module.run(params, paths, log)
+            run_stage(module, params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
             stop.polite = True
             if stage == "evaluate":
@@ -173,7 +172,7 @@ def _forget_done_before(stage: str, paths: Paths) -> None:
 
     That this stage begins shows that DVC has noted them.
     """
-    from pipeline.resume import forget_done
+    from pipeline.execution.checkpoints import forget_done
 
     for other in launch.TRAININGS:
         if other != stage:
@@ -181,19 +180,19 @@ def _forget_done_before(stage: str, paths: Paths) -> None:
 
 
 def _report(params: "Params", paths: Paths, *, seconds: float) -> None:
-    from pipeline.report import write_report
+    from pipeline.reports.report import write_report
 
     write_report(params, paths, seconds=seconds)
 
 
 def _load(paths: Paths) -> "Params":
-    from pipeline.params import load_params
+    from pipeline.params.reader import load_params
 
     return load_params(paths.root)
 
 
 def _preset(names: list[str], paths: Paths) -> None:
-    from pipeline.presets import apply_preset, preset_names
+    from pipeline.params.presets import apply_preset, preset_names
 
     if len(names) != 1:
         msg = f"preset needs a name: {', '.join(preset_names())}"
@@ -207,52 +206,40 @@ def _preset(names: list[str], paths: Paths) -> None:
 
 def _check(paths: Paths) -> None:
     params = _load(paths)
-    from pipeline.check import show_check
+    from pipeline.params.check import show_check
 
     show_check(params, paths)
 
 
 def _plan(paths: Paths) -> None:
     params = _load(paths)
-    from pipeline.plan import show_plan
+    from pipeline.planning.plan import show_plan
 
     show_plan(params, paths)
 
 
 def _noise(paths: Paths) -> None:
     params = _load(paths)
-    from pipeline.noise import show_noise
+    from pipeline.reports.noise import show_noise
 
     show_noise(params, paths)
 
 
 def _show(paths: Paths) -> None:
-    from pipeline.show import show_summary
+    from pipeline.reports.show import show_summary
 
     show_summary(paths)
 
 
 def _compare(names: list[str], paths: Paths) -> None:
-    from pipeline.compare import compare
+    from pipeline.reports.compare import compare
 
     for line in compare(names, paths):
         print(line)
 
 
-def _theorem(paths: Paths) -> None:
-    from pipeline import theorem
-
-    theorem.run(paths)
-
-
-def _toys(paths: Paths) -> None:
-    from pipeline import toys
-
-    toys.run(paths)
-
-
 def _sync(paths: Paths) -> None:
-    from pipeline import tracking
+    from pipeline.tracking import tracker as tracking
 
     complete, waiting = tracking.sync(paths)
     if waiting:
@@ -281,8 +268,8 @@ def _memory_message(error: Exception, command: str) -> str:
         "pretrain": "set compute.activation_checkpointing to true or lower "
         "compute.batch_per_device (docs/memory.md)",
         "distill": "set compute.activation_checkpointing to true or lower "
-        "compute.batch_per_device and compute.eval_batch_size (docs/memory.md)",
-        "evaluate": "lower compute.eval_batch_size",
+        "compute.batch_per_device and run.eval_batch_size (docs/memory.md)",
+        "evaluate": "lower run.eval_batch_size",
     }
     remedy = remedies.get(command, "lower data.max_images")
     reason = str(error).partition("\n")[0].rstrip(". ") or "out of memory"

@@ -56,7 +56,7 @@ def workspace(tmp_path_factory):
 
     Tests share it: each starts with ``back_to_the_first_run()``.
     """
-    from workspace import FirstRun, can_cut_the_network, clone
+    from sandbox.workspace import FirstRun, can_cut_the_network, clone
 
     offline = can_cut_the_network()
     clone_of_this = clone(tmp_path_factory.mktemp("clone"))
@@ -69,8 +69,8 @@ def trained(tmp_path_factory):
     from stage_helpers import png, random_images, write_parquet
     from tiny_stages import run, tiny
 
-    from pipeline import corrupt, distill, evaluate, prepare, pretrain
-    from pipeline.paths import Paths
+    from pipeline.stage_io.paths import Paths
+    from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
 
     root = tmp_path_factory.mktemp("trained")
     write_parquet(root / "images.parquet", [png(image) for image in random_images(150, 8, 8)])
@@ -91,7 +91,7 @@ def tiny_run(tmp_path_factory):
 @pytest.fixture
 def copied(trained, tmp_path):
     """A copy of that workspace, to change; its trainings are forgotten."""
-    from pipeline.paths import Paths
+    from pipeline.stage_io.paths import Paths
 
     shutil.copytree(trained.root, tmp_path / "copy")
     paths = Paths(tmp_path / "copy")

@@ -17,12 +17,13 @@ from bench.speed.contests import GROUPS, Checkouts, contests, limits
 from bench.speed.race import Worker, race
 from bench.speed.settings import Setting, settings
 from bench.speed.table import page
-from pipeline.params import load_params
-from pipeline.provenance import commit_of, is_dirty
+from pipeline.params.reader import load_params
+from pipeline.tracking.provenance import commit_of, is_dirty
 
 __all__ = ["main", "measure"]
 
-ROOT = Path(__file__).parents[2]
+from sandbox import ROOT
+
 RESULTS = Path("docs/results/speed")
 SCRATCH = Path(".dsd/bench/speed")
 """Results of a part, which must not replace a whole one."""

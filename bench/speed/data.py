@@ -11,18 +11,20 @@ import torch
 
 from bench.speed.trainings import new_training
 from bench.speed.work import Work
-from dsd.config import Params
-from dsd.imagestore import ImageStore
-from dsd.seeds import step_generator
-from pipeline import corrupt, prepare, tracking  # noqa: F401 - stages import tracking too
-from pipeline.launch import FollowerLog
-from pipeline.params import load_params
-from pipeline.paths import Paths
-from pipeline.process import StopSignal
+from dsd.storage.image_store import ImageStore
+from dsd.utils.random import step_generator
+from pipeline.execution.run import run_stage
+from pipeline.params.model import Params
+from pipeline.params.reader import load_params
+from pipeline.runtime.launch import FollowerLog
+from pipeline.runtime.signals import StopSignal
+from pipeline.stage_io.paths import Paths
+from pipeline.stages import corrupt, prepare
+from pipeline.tracking import tracker as tracking  # noqa: F401 - stages import tracking too
 
 __all__ = ["corrupt_stage", "load_store", "prepare_stage", "training_step", "waiting"]
 
-_ROOT = Path(__file__).parents[2]
+from sandbox import ROOT as _ROOT
 
 
 class _Stages:
@@ -37,11 +39,11 @@ class _Stages:
 
     def prepare(self) -> None:
         """Write ``data/prepare``."""
-        prepare.run(self._params, self.paths, self._log)
+        run_stage(prepare, self._params, self.paths, self._log)
 
     def corrupt(self) -> None:
         """Write ``data/corrupt``."""
-        corrupt.run(self._params, self.paths, self._log)
+        run_stage(corrupt, self._params, self.paths, self._log)
 
 
 def _params(images: int) -> Params:

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from bench.speed.work import Work
-from dsd.arithmetic import float32_products
-from pipeline.gauge import seconds_of
+from dsd.utils.precision import float32_products
+from pipeline.planning.gauge import seconds_of
 
 __all__ = ["description", "limits"]
 

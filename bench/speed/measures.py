@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.frechet import clean_fid, features
+from bench.accuracy.frechet import clean_fid, features
 from bench.speed.work import Work
-from dsd.features import extract, load_extractor
+from dsd.features.extractor import extract, load_extractor
 from dsd.metrics.frechet import Moments, frechet_distance, moments
-from pipeline.fit_fashion_classifier import SOURCE, labelled_images
+from scripts.fit_fashion_classifier import SOURCE, labelled_images
 
 __all__ = ["extraction", "frechet_clean_fid", "frechet_ours", "moments_of_features"]
 
-_ROOT = Path(__file__).parents[2]
+from sandbox import ROOT as _ROOT
 
 
 def extraction(device: torch.device, options: Mapping[str, Any]) -> Work:

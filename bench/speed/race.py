@@ -23,7 +23,8 @@ from bench.speed.work import MakeWork
 
 __all__ = ["Contest", "Contestant", "Worker", "race"]
 
-_ROOT = Path(__file__).parents[2]
+from sandbox import ROOT as _ROOT
+
 T = TypeVar("T")
 
 _TIDYING_S = 60
@@ -55,7 +56,7 @@ class Contestant:
     """Of the arithmetic whose peak is its limit."""
 
     bare: bool = False
-    """Whether its process lacks what those of stages have (``pipeline.process.set_up_cpu``)."""
+    """Whether to leave out what stages do first (``pipeline.runtime.signals.set_up_cpu``)."""
 
 
 @final

@@ -11,9 +11,10 @@ from bench.speed.references import reference_module, reference_network
 from bench.speed.settings import Setting
 from bench.speed.trainings import our_denoiser, setting_of
 from bench.speed.work import Work
-from dsd.generator import OneStepGenerator, make_latents
-from dsd.samplers import sample_teacher
-from pipeline.params import load_params
+from dsd.model.generator import OneStepGenerator, make_latents
+from dsd.model.samplers import sample_teacher
+from pipeline.params.reader import load_params
+from sandbox import ROOT
 
 __all__ = ["heun_ours", "heun_reference", "one_step_ours", "one_step_reference"]
 
@@ -31,7 +32,7 @@ def _work(do: Callable[[], object], count: int) -> Work:
 def heun_ours(device: torch.device, options: Mapping[str, Any]) -> Work:
     """Our sampler to the end, with our network."""
     setting = setting_of(options)
-    sampler = load_params(Path(__file__).parents[2]).evaluate.sampler
+    sampler = load_params(ROOT).evaluate.sampler
     denoiser = our_denoiser(setting, device).eval()
     latents = _latents(setting.sample, setting, device)
     # At level 0 its three kinds of samples are one, and none costs anything besides.

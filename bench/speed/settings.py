@@ -2,7 +2,9 @@
 
 from typing import Literal, final
 
-from dsd.config import Count, Network, Params, Section
+from dsd.model.config import Network
+from dsd.utils.config import Count, Section
+from pipeline.params.model import Params
 
 __all__ = ["Setting", "settings"]
 

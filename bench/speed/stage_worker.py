@@ -1,6 +1,6 @@
 """``bench.speed.worker`` on a CPU that is set up as for a stage of the pipeline."""
 
-from pipeline.process import set_up_cpu
+from pipeline.runtime.signals import set_up_cpu
 
 set_up_cpu()
 

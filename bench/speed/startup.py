@@ -16,7 +16,7 @@ from bench.speed.work import Work
 
 __all__ = ["command", "repro"]
 
-_ROOT = Path(__file__).parents[2]
+from sandbox import ROOT as _ROOT
 
 
 def command(device: torch.device, options: Mapping[str, Any]) -> Work:
@@ -32,7 +32,7 @@ def command(device: torch.device, options: Mapping[str, Any]) -> Work:
 def repro(device: torch.device, options: Mapping[str, Any]) -> Work:
     """``dvc repro`` where nothing is out of date, in a clone whose tiny pipeline has run."""
     sys.path.insert(0, str(_ROOT / "tests"))
-    from workspace import clone  # type: ignore[import-not-found]
+    from sandbox.workspace import clone  # type: ignore[import-not-found]
 
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
         del os.environ[name]

@@ -13,13 +13,18 @@ from bench.speed.plain import PlainDistillation, PlainTeacher, clamped_levels
 from bench.speed.references import EdmTeacher, RawNetwork, SidDistillation, reference_network
 from bench.speed.settings import Setting
 from bench.speed.work import Work
-from dsd.checkpoint import build_denoiser
-from dsd.config import Distill, GeneratorNoise, Params, Precision, Pretrain, TeacherNoise
-from dsd.noise import sample_teacher_levels
-from dsd.precond import Denoiser
-from dsd.training.distill import Distillation
-from dsd.training.pretrain import TeacherTraining
-from pipeline.params import load_params
+from dsd.distillation.config import Distill
+from dsd.distillation.trainer import Distillation
+from dsd.model.checkpoint import build_denoiser
+from dsd.model.config import GeneratorNoise, TeacherNoise
+from dsd.model.denoiser import Denoiser
+from dsd.model.noise_levels import sample_teacher_levels
+from dsd.pretraining.config import Pretrain
+from dsd.pretraining.trainer import TeacherTraining
+from dsd.utils.config import Precision
+from pipeline.params.model import Params
+from pipeline.params.reader import load_params
+from sandbox import ROOT
 
 __all__ = [
     "SIGMA_Y",
@@ -51,7 +56,7 @@ _LEVEL_LAW = TeacherNoise(sampler="truncated", P_mean=-1.2, P_std=1.2)
 
 @cache
 def _params() -> Params:
-    return load_params(Path(__file__).parents[2])
+    return load_params(ROOT)
 
 
 def pretrain_config(batch_size: int) -> Pretrain:

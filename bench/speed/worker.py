@@ -19,7 +19,7 @@ import torch
 
 from bench.speed.operations import Ledger
 from bench.speed.work import MakeWork, Work
-from pipeline.gauge import peak_memory, typical_seconds
+from pipeline.planning.gauge import peak_memory, typical_seconds
 
 __all__ = ["main"]
 

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dsd.features import Extractor, extract
-from dsd.files import published
-from dsd.shapes import Pixels
+from dsd.features.extractor import Extractor, extract
+from dsd.utils.files import published
+from dsd.utils.shapes import Pixels
 
 __all__ = ["MAX_BYTES", "FeatureCache", "fingerprint"]
 
@@ -50,7 +50,7 @@ class FeatureCache:
     def features(
         self, extractor: Extractor, images: Pixels, *, batch_size: int
     ) -> Float64[Tensor, " b d"]:
-        """What ``dsd.features.extract`` gives, from the disk where that is possible.
+        """What ``dsd.features.extractor.extract`` gives, from the disk where that is possible.
 
         Raises:
             DataError: The extractor refuses the images.

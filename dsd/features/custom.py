@@ -16,9 +16,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from dsd.errors import DataError, ParamsError
-from dsd.features import Extractor
-from dsd.shapes import Features, Pixels
+from dsd.features.extractor import Extractor
+from dsd.utils.errors import DataError, ParamsError
+from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["CustomExtractor", "load_custom", "load_torchscript"]
 
@@ -89,7 +89,7 @@ def load_custom(name: str, device: torch.device) -> Extractor:
         return made
     msg = (
         f"feature extractor {name} returned {_kind(made)}; "
-        "it must return a torch.nn.Module or a dsd.features.Extractor"
+        "it must return a torch.nn.Module or a dsd.features.extractor.Extractor"
     )
     raise ParamsError(msg)
 

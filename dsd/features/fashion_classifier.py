@@ -1,7 +1,7 @@
 """Features of a small classifier of clothes, to compare the embedded grey images.
 
 Four convolutions and a mean over positions give 64 numbers for a 16x16 image. The weights lie
-beside this module. ``python -m pipeline.fit_fashion_classifier`` (seed 0) trained them on 18,000
+beside this module. ``python -m scripts.fit_fashion_classifier`` (seed 0) trained them on 18,000
 labelled clean images; 89.05 % of the 2,000 held out are put in the right one of ten classes.
 They measure results: no teacher is trained and, by default, no generator chosen with them.
 """
@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dsd.errors import DataError
 from dsd.features.pixels import to_grey
-from dsd.shapes import Features, Pixels
+from dsd.utils.errors import DataError
+from dsd.utils.shapes import Features, Pixels
 
 __all__ = [
     "WEIGHTS",

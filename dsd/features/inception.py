@@ -29,11 +29,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import inception_v3
 
-from dsd.errors import DataError
 from dsd.features.pixels import to_rgb
 from dsd.metrics.frechet import Moments
 from dsd.metrics.statistics_file import load_statistics
-from dsd.shapes import Features, Pixels
+from dsd.utils.errors import DataError
+from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["PROTOCOLS", "Inception", "cached_weights", "load_inception", "load_published"]
 

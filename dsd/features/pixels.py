@@ -14,10 +14,10 @@ says nothing of their phase. A user's own extractor gets all channels as they ar
 from jaxtyping import Float
 from torch import Tensor
 
-from dsd.config import KNOWN_CHANNELS
-from dsd.errors import DataError
-from dsd.images import magnitude
-from dsd.shapes import Pixels
+from dsd.features.config import KNOWN_CHANNELS
+from dsd.utils.errors import DataError
+from dsd.utils.images import magnitude
+from dsd.utils.shapes import Pixels
 
 __all__ = ["to_grey", "to_rgb"]
 

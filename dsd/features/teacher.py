@@ -11,10 +11,10 @@ from typing import final
 
 import torch
 
-from dsd.checkpoint import load_denoiser, read_spec
-from dsd.images import from_uint8
-from dsd.precond import Denoiser
-from dsd.shapes import Features, Pixels
+from dsd.model.checkpoint import load_denoiser, read_spec
+from dsd.model.denoiser import Denoiser
+from dsd.utils.images import from_uint8
+from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["LEAST_SIGMA", "TeacherFeatures", "load_teacher_features"]
 

@@ -3,7 +3,7 @@
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dsd.errors import DataError
+from dsd.utils.errors import DataError
 
 __all__ = ["checked_pair", "require_count", "require_finite", "require_same_space"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Shaped
 
-from dsd.errors import DataError
-from dsd.files import published
 from dsd.metrics.frechet import Moments
+from dsd.utils.errors import DataError
+from dsd.utils.files import published
 
 __all__ = ["load_statistics", "save_statistics"]
 
@@ -33,7 +33,7 @@ def save_statistics(path: Path, measured: Moments) -> None:
 
     Raises:
         DataError: The moments do not say their protocol.
-        OSError: As :func:`dsd.files.published`.
+        OSError: As :func:`dsd.utils.files.published`.
     """
     if measured.protocol is None:
         msg = f"{path}: moments without a protocol are not saved; give it to dsd.metrics.moments"

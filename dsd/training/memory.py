@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from dsd.networks.unet import UNet
-from dsd.training.team import Team
+from dsd.model.networks.unet import UNet
+from dsd.training.distributed import Team
 
 __all__ = [
     "Line",

@@ -1,0 +1,208 @@
+"""Compare feature spaces as criteria for choosing a generator.
+
+``python -m bench.accuracy.rulers FOLDER [--cifar FILE]``
+
+Distils teachers with good and with bad settings into FOLDER, where what is there already is kept,
+and measures every checkpoint twice: by Proximal Frechet distance to held-out noisy images in
+several feature spaces, the rulers, and by Frechet distance to clean images, the truth. The regret
+of a ruler is how much further from the clean images its choice is than the best checkpoint. Writes
+``docs/results/selection/rulers.csv`` (one line for each run and ruler). About 15 minutes of one
+core for a teacher with its two runs, and 3 to measure each run.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional
+
+from bench.accuracy.operators import _Log as Log
+from dsd.features.extractor import Extractor, extract, load_extractor
+from dsd.metrics.frechet import Moments, frechet_distance, moments
+from dsd.model.checkpoint import load_denoiser
+from dsd.model.denoiser import Denoiser
+from dsd.selection.proximal import observe_like
+from dsd.storage.image_store import ImageStore
+from dsd.utils.images import from_uint8, to_uint8
+from dsd.utils.shapes import Pixels
+from pipeline.execution.run import run_stage
+from pipeline.params.model import Params
+from pipeline.params.reader import load_params
+from pipeline.stage_io.paths import Paths
+from pipeline.stage_io.tables import write_csv
+from pipeline.stages import corrupt, distill, prepare, pretrain
+from sandbox import ROOT
+
+RESULTS = ROOT / "docs" / "results" / "selection"
+CPU = torch.device("cpu")
+NUM_FOREIGN = 1000
+"""Images of each checkpoint in EfficientNet's features, which cost more than all others."""
+
+NUM_CLEAN_FOREIGN = 4000
+
+CELLS = (("clothes", 0.5, 0), ("cifar", 0.2, 0), ("clothes", 0.2, 0), ("cifar", 0.5, 0))
+"""Data, noise level and seed of each teacher."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sid": {},
+    "hot": {"learning_rate": 1e-3, "learning_rate_fake": 2e-4, "schedule": "constant"},
+}
+"""The default's settings, and step sizes that are too large and do not decay."""
+
+Features = Callable[[Pixels], Tensor]
+
+
+class Regret(NamedTuple):
+    """How well one ruler chose in one run."""
+
+    run: str
+    truth: str
+    ruler: str
+    checkpoints: int
+    chosen: int
+    regret: float
+    spearman: float
+    spearman_later_half: float
+
+
+def params_of(data: str, sigma: float, seed: int, setting: str, cifar: Path | None) -> Params:
+    """The committed parameters at a third of the default's budget."""
+    values = load_params(ROOT).model_dump()
+    values["seed"] = seed
+    values["corrupt"] |= {"sigma": sigma}
+    values["data"] |= {"path": str(ROOT / values["data"]["path"])}
+    if data == "cifar":
+        values["data"] |= {"path": str(cifar), "pad": 0, "max_images": 20000}
+        values["corrupt"] |= {"trust_sigma": True}
+    values["pretrain"] |= {"kimg": 128.0, "warmup_kimg": 12.8}
+    values["distill"] |= {"kimg": 30.72, **SETTINGS[setting]}
+    values["distill"]["selection"] |= {"every_kimg": 1.92, "keep": 1}
+    return Params.model_validate(values)
+
+
+def train(folder: Path, cifar: Path | None) -> None:
+    """Make all runs that are not there yet."""
+    for data, sigma, seed in CELLS:
+        if data == "cifar" and cifar is None:
+            continue
+        base = Paths(folder / f"{data}-{sigma}-{seed}")
+        for stage in (prepare, corrupt, pretrain):
+            _once(stage, params_of(data, sigma, seed, "sid", cifar), base)
+        for setting in SETTINGS:
+            paths = Paths(base.root / setting)
+            for name in ("prepare", "corrupt", "pretrain"):
+                link = paths.artifact(name)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(base.artifact(name))
+            _once(distill, params_of(data, sigma, seed, setting, cifar), paths)
+
+
+def _once(stage: ModuleType, params: Params, paths: Paths) -> None:
+    name = stage.__name__.rpartition(".")[2]
+    done = paths.artifact(name) / ".done"
+    if not done.exists():
+        paths.report(name).mkdir(parents=True, exist_ok=True)
+        run_stage(stage, params, paths, Log())
+        done.touch()
+
+
+@torch.no_grad()
+def encoded(teacher: Denoiser, images: Pixels, sigma: float) -> dict[str, Tensor]:
+    """Features of noisy images that are fitted to nothing or to noisy images, by what they are."""
+    found: dict[str, list[Tensor]] = {}
+    for batch in images.split(500):
+        x, level = from_uint8(batch), torch.full((len(batch),), sigma)
+        *levels, bottom = [h.mean((2, 3)) for h in teacher.encode(x, level)]
+        kinds = {
+            "teacher": torch.cat([*levels, bottom], 1),
+            "its encoder alone": torch.cat(levels, 1),
+            "its bottleneck alone": bottom,
+            "its denoised images, 8x8": _small(teacher(x, level)),
+            "noisy pixels, 8x8": _small(x),
+        }
+        for kind, features in kinds.items():
+            found.setdefault(kind, []).append(features)
+    return {kind: torch.cat(parts) for kind, parts in found.items()}
+
+
+def _small(images: Tensor) -> Tensor:
+    return functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+def measured(run: Path) -> Iterator[Regret]:
+    """All rulers against all truths in one run."""
+    base = run.parent
+    teacher = load_denoiser(base / "data" / "pretrain")
+    heldout = ImageStore.open(base / "data" / "corrupt" / "heldout")
+    clean = to_uint8(ImageStore.open(base / "data" / "prepare").all())
+    observed, sigma = to_uint8(heldout.all()), float(heldout.sigma.max())
+    colour = clean.shape[1] == 3
+    foreign = load_extractor("efficientnet-lite0", device=CPU)
+    classifier = load_extractor("fashion-classifier", device=CPU)
+    files = sorted((run / "data" / "distill" / "trajectory").glob("*.safetensors"))
+
+    def by_ruler(images: Pixels) -> dict[str, Moments]:
+        spaces = {k: moments(v) for k, v in encoded(teacher, images, sigma).items()}
+        spaces["efficientnet-lite0"] = _moments(foreign, images[:NUM_FOREIGN])
+        if not colour:
+            spaces["fashion-classifier"] = _moments(classifier, images)
+        return spaces
+
+    truths = {"efficientnet-lite0": _moments(foreign, clean[-NUM_CLEAN_FOREIGN:])}
+    if not colour:
+        truths["fashion-classifier"] = _moments(classifier, clean)
+    references = by_ruler(observed)
+    rulers: dict[str, list[float]] = {name: [] for name in references}
+    distances: dict[str, list[float]] = {name: [] for name in truths}
+    for file in files:
+        images = load_file(file)["images"]
+        for name, found in by_ruler(observe_like(images, heldout.sigma, seed=1)).items():
+            rulers[name].append(frechet_distance(found, references[name]))
+        for name, reference in truths.items():
+            few = images[:NUM_FOREIGN] if name == "efficientnet-lite0" else images
+            extractor = foreign if name == "efficientnet-lite0" else classifier
+            distances[name].append(frechet_distance(_moments(extractor, few), reference))
+    half = len(files) // 2
+    for truth, clean_distances in distances.items():
+        for ruler, proximal in {
+            **rulers,
+            "the last checkpoint": [-k for k in range(len(files))],
+        }.items():
+            chosen = int(np.argmin(proximal))
+            yield Regret(
+                f"{base.name}-{run.name}", truth, ruler, len(files), chosen,
+                clean_distances[chosen] / min(clean_distances) - 1,
+                float(spearmanr(proximal, clean_distances).statistic),
+                float(spearmanr(proximal[half:], clean_distances[half:]).statistic),
+            )  # fmt: skip
+
+
+def _moments(extractor: Extractor, images: Pixels) -> Moments:
+    return moments(extract(extractor, images, batch_size=500))
+
+
+def main() -> None:
+    """Train, measure, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cifar", type=Path, help="Parquet file of CIFAR-10 with a column image")
+    options = parser.parse_args()
+    train(options.folder, options.cifar)
+    rows: list[Regret] = []
+    for run in sorted(options.folder.glob("*-*-*/*/")):
+        if run.name in SETTINGS and (run / "data" / "distill" / ".done").exists():
+            rows += measured(run)
+            print(*rows[-12:], sep="\n", flush=True)
+            write_csv(RESULTS / "rulers.csv", list(Regret._fields), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Mutants and the audit of dependencies."""

@@ -1,0 +1,243 @@
+"""Plant mistakes one by one and run the tests: ``python -m bench.quality.mutants [TEXT ...]``.
+
+Each mutant of ``bench/quality/mutants.toml`` is one wrong line: a flipped sign, a dropped detach,
+a wrong level. It is planted in a copy of this tree, where the tests that concern its file run
+until one fails. With TEXTs only those mutants run whose file, code or explanation contains one of
+them. ``docs/results/mutants.md`` gets the rows of each file all of whose mutants have run, with
+the commit at which they did; rows of other files stay.
+
+Golden numbers are no test here: the code under test made them, and they are renewed on purpose.
+
+The exit code is 1 if a mutant survives, if its original line is not found exactly once, or if the
+tests fail without any mutant.
+"""
+
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+# One thread, before anything imports torch; and only the plugins that the tests need.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+# What all tests import is imported once, before they are forked: four times faster.
+import beartype.claw  # noqa: F401
+import hypothesis.internal.conjecture.engine  # noqa: F401
+import jaxtyping  # noqa: F401
+import pydantic  # noqa: F401
+import pytest
+import scipy.stats  # noqa: F401
+import torch.testing  # noqa: F401
+import torchvision  # noqa: F401
+
+from sandbox import ROOT
+
+LIST = Path(__file__).with_suffix(".toml")
+PAGE = ROOT / "docs" / "results" / "mutants.md"
+FORK = multiprocessing.get_context("fork")
+PLUGINS = ("_hypothesis_pytestplugin", "jaxtyping._pytest_plugin", "pytest_timeout")
+
+
+class Mutant(NamedTuple):
+    """A mistake, and the tests that should notice it."""
+
+    file: str
+    original: str
+    mutated: str
+    why: str
+    tests: tuple[str, ...]
+
+
+class Result(NamedTuple):
+    """What became of a mutant."""
+
+    mutant: Mutant
+    verdict: str
+    """The test that killed it; or why it lives, in capitals."""
+
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        """Whether a test failed, rather than Python or pytest."""
+        return not self.verdict.isupper()
+
+
+def declared() -> Iterator[Mutant]:
+    """All mutants of the list."""
+    for file, entry in tomllib.loads(LIST.read_text(encoding="utf-8")).items():
+        tests = tuple(f"tests/{name}.py" for name in entry["tests"])
+        assert not any("golden" in name for name in tests), f"{file}: golden numbers judge nothing"
+        for original, mutated, why in entry["mutants"]:
+            yield Mutant(file, original, mutated, why, tests)
+
+
+def chosen(texts: Sequence[str]) -> list[Mutant]:
+    """The mutants that mention one of the texts; all of them without texts."""
+    return [
+        mutant
+        for mutant in declared()
+        if not texts or any(text in part for text in texts for part in mutant[:4])
+    ]
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what git tracks or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            copyfile(ROOT / name, target / name)
+    # Some tests ask git what it ignores.
+    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit code and output of the tests in a process of their own, until one fails."""
+    log = tree / "mutant.log"
+    process = FORK.Process(target=_pytest, args=(tree, [*tests], log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _pytest(tree: Path, tests: list[str], log: Path) -> None:
+    with log.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    # Workers that a test spawns would import this script with all that it imports.
+    del sys.modules["__main__"].__file__
+    # A mutant may be as long and as young as the original, which is all that Python compares.
+    sys.dont_write_bytecode = True
+    options = ["-x", "-m", "not slow", "--timeout=120", "-p", "no:cacheprovider"]
+    for plugin in PLUGINS:
+        options += ["-p", plugin]
+    sys.exit(pytest.main([*options, *tests]))
+
+
+def judge(tree: Path, mutant: Mutant) -> Result:
+    """Plant a mutant, run its tests, and take it out again."""
+    start = time.perf_counter()
+    file = tree / mutant.file
+    text = file.read_text(encoding="utf-8")
+    found = text.count(mutant.original)
+    if found != 1:
+        return Result(mutant, f"FOUND {found} TIMES", 0.0)
+    file.write_text(text.replace(mutant.original, mutant.mutated), encoding="utf-8")
+    code, output = run_tests(tree, mutant.tests)
+    file.write_text(text, encoding="utf-8")
+    return Result(mutant, _verdict(code, output), time.perf_counter() - start)
+
+
+def _verdict(code: int, output: str) -> str:
+    if "Timeout (>" in output:
+        return "TIMED OUT"  # which a busy machine does as well as a mistake
+    # An error is a mistake that breaks what a fixture runs, such as all stages once.
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
+    if code == pytest.ExitCode.TESTS_FAILED and failed:
+        return failed[1]
+    return "SURVIVED" if code == pytest.ExitCode.OK else f"BROKE PYTEST ({code})"
+
+
+def page(before: str, results: Sequence[Result], commit: str) -> str:
+    """The report as Markdown, a table of modules, then every mutant, with rows replaced.
+
+    Args:
+        before: The report so far.
+        results: All mutants of some files.
+        commit: At which they ran.
+    """
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for line in before.splitlines():
+        if line.startswith("| `"):
+            file = line.split("`")[1]
+            if file in rows:
+                rows[file][1].append(line)
+            else:
+                rows[file] = line, []
+    for file in dict.fromkeys(r.mutant.file for r in results):
+        own = [r for r in results if r.mutant.file == file]
+        killed, seconds = sum(r.killed for r in own), sum(r.seconds for r in own)
+        rows[file] = (
+            f"| `{file}` | {len(own)} | {killed} | {seconds:.0f} | {commit} |",
+            [f"| `{file}` | {r.mutant.why} | {_cell(r.verdict)} |" for r in own],
+        )
+    numbers = [[int(cell) for cell in row.split("|")[2:4]] for row, _ in rows.values()]
+    planted, killed = (sum(column) for column in zip(*numbers, strict=True))
+    lines = [
+        "# Mutants",
+        "",
+        "Written by `python -m bench.quality.mutants`: one wrong line at a time, and which test",
+        "fails. Each file has the commit at which all of its mutants last ran.",
+        "",
+        f"**{killed} of {planted} killed.**",
+        "",
+        "| module | mutants | killed | seconds | commit |",
+        "|---|---|---|---|---|",
+        *[row for row, _ in rows.values()],
+        "",
+        "| module | mistake | first test that fails |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*lines, *[line for _, own in rows.values() for line in own], ""])
+
+
+def _cell(verdict: str) -> str:
+    return verdict.partition("[")[0].replace("::", " ").replace(".py", "")
+
+
+def main(texts: Sequence[str]) -> int:
+    """Run the chosen mutants and report."""
+    mutants = chosen(texts)
+    with TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        code, output = run_tests(tree, sorted({test for m in mutants for test in m.tests}))
+        if code != pytest.ExitCode.OK:
+            print(f"{output}\nthe tests fail without any mutant")
+            return 1
+        results = []
+        for mutant in mutants:
+            result = judge(tree, mutant)
+            results.append(result)
+            print(f"{result.verdict:60.60} {mutant.file}: {mutant.why}", flush=True)
+    killed = sum(result.killed for result in results)
+    print(f"killed {killed} of {len(results)}")
+    of_file = Counter(mutant.file for mutant in declared())
+    ran = Counter(mutant.file for mutant in mutants)
+    whole = [
+        result for result in results if ran[result.mutant.file] == of_file[result.mutant.file]
+    ]
+    if whole:
+        before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+        PAGE.write_text(page(before, whole, _commit()), encoding="utf-8")
+    return 0 if killed == len(results) else 1
+
+
+def _commit() -> str:
+    """The commit of this tree; with a ``+`` where files have changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Kills, soak tests and several machines."""

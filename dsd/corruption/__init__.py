@@ -1,0 +1,1 @@
+"""The observation model, and estimates of the noise in observations."""

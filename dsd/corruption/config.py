@@ -1,0 +1,70 @@
+"""The observation model: the section ``corrupt``."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from dsd.operators.config import PARTIAL_OPERATORS, OperatorChoice
+from dsd.utils.config import Count, Section, _auto_or_number
+
+AutoLevel = Annotated[
+    Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Tag("number")]
+    | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_auto_or_number),
+]
+
+
+class Corrupt(Section):
+    """The observation model y = A x0 + sigma * eps, one fixed draw for each image."""
+
+    operator: OperatorChoice
+    """What is lost of an image besides the noise: A, the identity in the paper."""
+
+    sigma: AutoLevel
+    """Noise level of the observations, in data units (grey levels divided by 127.5); the paper
+    uses 0.1 to 0.4 on images in [-1, 1]. Of noisy images it is the level after data.resolution
+    has averaged them, and is compared with the estimate. ``auto``: unknown, to be estimated from
+    noisy images (data.content noisy)."""
+
+    sigma_hat: AutoLevel | None
+    """Noise level that everything after this stage assumes. null: ``sigma``; a number: to study a
+    wrong one; ``auto``: the upper end of an interval estimated from the noisy images, which errs
+    on the safe side."""
+
+    trust_sigma: bool
+    """Whether to train with the given level even where noisy images (data.content noisy) show
+    another one. ``false``: a level that contradicts the estimate, or noise that is not white,
+    stops the run."""
+
+    clean_fraction: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the training images that get no noise, chosen by the seed: to study what a few
+    clean images add. Their level 0 is known to training. None of those held out."""
+
+    num_heldout: Count
+    """Noisy images kept out of training; Proximal FID is measured against them."""
+
+    workers: Count
+    """Processes that draw noise, at most one for each file of ``data.shard_size`` images; the
+    bytes do not depend on it."""
+
+    @model_validator(mode="after")
+    def _an_estimate_needs_whole_images(self) -> "Corrupt":
+        kind = self.operator.kind
+        if "auto" in (self.sigma, self.sigma_hat) and kind in PARTIAL_OPERATORS:
+            msg = (
+                f"corrupt.operator.kind is {kind}, which leaves gaps in the images: their noise "
+                "cannot be estimated, so give corrupt.sigma and corrupt.sigma_hat as numbers"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_given_level_is_trusted(self) -> "Corrupt":
+        if self.trust_sigma and "auto" in (self.sigma, self.sigma_hat):
+            name = "sigma" if self.sigma == "auto" else "sigma_hat"
+            msg = (
+                f"corrupt.trust_sigma is true while corrupt.{name} is auto, so that there is no "
+                f"given level to trust: set it to false, or give corrupt.{name} as a number"
+            )
+            raise ValueError(msg)
+        return self

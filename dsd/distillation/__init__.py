@@ -1,0 +1,1 @@
+"""The generator's losses and training (DSD, Algorithm 1)."""

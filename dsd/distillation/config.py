@@ -1,0 +1,70 @@
+"""The distillation: the section ``distill``."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dsd.model.config import GeneratorNoise, TeacherNoise
+from dsd.selection.config import Selection
+from dsd.training.config import _check_warmup
+from dsd.utils.config import Count, Fraction, NonNegative, Positive, Section
+
+
+class Distill(Section):
+    """Distilling the teacher into a one-step generator."""
+
+    divergence: Literal["sid", "dmd", "sds"]
+    """``sid``: Fisher divergence with SiD's gradient; ``dmd``: reverse Kullback-Leibler
+    divergence; ``sds``: the teacher alone, without a fake denoiser, which seeks modes."""
+
+    alpha: Annotated[float, Field(ge=0, le=2)]
+    """SiD's alpha: 0.5 is half the gradient of the Fisher divergence; SiD's authors use 1 and 1.2.
+    Used with ``sid`` only."""
+
+    sigma_init: Positive
+    """Level tau of G(z) = D(tau * z; tau)."""
+
+    pixel_range: Literal["clamped", "free"]
+    """``clamped``: the generator trains on its images as saved, clamped to [-1, 1]; ``free``: as
+    in the paper. Data that leave [-1, 1] without noise need ``free``."""
+
+    noise: GeneratorNoise
+
+    fake_noise: TeacherNoise
+    """Law of the noise level while the fake denoiser trains; its objective is the teacher's. Not
+    used with ``sds``."""
+
+    batch_size: Count
+    kimg: Positive
+    """Length of distillation, counted in images generated for the generator's own step."""
+
+    learning_rate: Positive
+    """Peak Adam step size of the generator."""
+
+    learning_rate_fake: Positive
+    """Peak Adam step size of the fake denoiser. Not used with ``sds``."""
+
+    warmup_kimg: NonNegative
+    """Linear warm-up of both step sizes, at most ``kimg``."""
+
+    schedule: Literal["constant", "cosine"]
+    """Both step sizes after the warm-up."""
+
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    """Adam's decay rates, for both networks."""
+
+    fake_steps: Count
+    """Steps of the fake denoiser for each step of the generator. Not used with ``sds``."""
+
+    ema_halflife_kimg: Positive
+    """Half-life of the exponential moving average of the generator's weights."""
+
+    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    """The half-life is at most this fraction of the images seen so far."""
+
+    selection: Selection
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "Distill":
+        _check_warmup(self.warmup_kimg, self.kimg)
+        return self

@@ -1,0 +1,45 @@
+"""Names of the feature extractors."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+INCEPTION_SPACES = ("inception-edm", "inception-clean")
+"""Protocols of FID; ``dsd.features.inception`` says how they differ."""
+
+
+FEATURE_SPACES = ("teacher", "fashion-classifier", "efficientnet-lite0", *INCEPTION_SPACES)
+"""Feature extractors that come with dsd; the first is the run's own teacher."""
+
+
+COLOUR_BLIND = ("fashion-classifier",)
+"""Those of them that see colour images in grey."""
+
+
+KNOWN_CHANNELS = (1, 2, 3)
+"""Channels of the images that all but the teacher take: grey, complex and RGB."""
+
+
+TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
+
+
+def _known_features(value: str) -> str:
+    function = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+    if value == "inception":
+        msg = (
+            "'inception' does not say how images are resized: name inception-edm (as in the "
+            "papers of EDM, SiD and StyleGAN) or inception-clean (clean-fid's mode clean)"
+        )
+        raise ValueError(msg)
+    own = value.endswith(TORCHSCRIPT_SUFFIXES) or re.fullmatch(function, value)
+    if value not in FEATURE_SPACES and not own:
+        msg = (
+            f"{value!r} is no feature extractor: name one of {', '.join(FEATURE_SPACES)}, a "
+            "function package.module:function, or a TorchScript file *.ts or *.torchscript"
+        )
+        raise ValueError(msg)
+    return value
+
+
+FeatureSpace = Annotated[str, AfterValidator(_known_features)]

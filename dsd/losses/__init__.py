@@ -1,1 +1,0 @@
-"""Losses as pure functions of tensors: one value for each sample, no modules built."""

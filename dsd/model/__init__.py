@@ -1,0 +1,1 @@
+"""Denoisers, the one-step generator, noise levels and samplers."""

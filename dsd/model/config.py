@@ -1,0 +1,156 @@
+"""The network, noise distributions and samplers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dsd.utils.config import Count, Finite, Fraction, NonNegative, Positive, Rho, Section, TopLevel
+
+DROPOUT_LEVELS = 2**16
+"""Values of the random numbers that decide what dropout keeps."""
+
+
+class Network(Section):
+    """The U-Net inside every denoiser."""
+
+    patch: Literal[1, 2, 4]
+    """Pixels a side that are folded into channels at the input (pixel-unshuffle); 1 keeps the
+    image as it is."""
+
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    """Channels at the finest level."""
+
+    channel_mult: Annotated[list[Count], Field(min_length=1, max_length=6)]
+    """Channels of each level as a multiple of ``width``, finest level first."""
+
+    num_blocks: Count
+    """Residual blocks at each level."""
+
+    attention_resolutions: list[Count]
+    """Feature-map sizes at which blocks have self-attention; each must be the size of a level.
+    The middle of the network attends in any case."""
+
+    dropout: Fraction
+    """Dropout probability inside residual blocks; it is rounded to a multiple of 1/65536."""
+
+    sigma_data: Positive
+    """Standard deviation assumed by the EDM preconditioning."""
+
+    @property
+    def multiple(self) -> int:
+        """The number of pixels that must divide the height and the width of an image."""
+        return self.patch << len(self.channel_mult) - 1
+
+    def level_sizes(self, height: int, width: int) -> list[int]:
+        """Heights (and widths) of the feature maps, finest level first.
+
+        Args:
+            height: Height of the images that the network sees, in pixels.
+            width: Their width, in pixels.
+
+        Raises:
+            ValueError: The network cannot take images of this size.
+        """
+        if height != width:
+            msg = f"images of {width} x {height} pixels are not square, as the network needs"
+            raise ValueError(msg)
+        if height % self.multiple:
+            msg = (
+                f"images of {height} pixels do not fit the network: network.patch {self.patch} "
+                f"and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
+                f"{self.multiple}"
+            )
+            raise ValueError(msg)
+        return [height // self.patch // 2**level for level in range(len(self.channel_mult))]
+
+    @model_validator(mode="after")
+    def _dropout_drops(self) -> "Network":
+        if self.dropout > 0 and round(self.dropout * DROPOUT_LEVELS) == 0:
+            msg = (
+                f"dropout {self.dropout:g} is rounded to a multiple of 1/{DROPOUT_LEVELS}, so it "
+                "would drop nothing; raise it, or set it to 0.0"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class TeacherNoise(Section):
+    """Law of the diffusion noise level while denoisers train."""
+
+    sampler: Literal["added", "truncated", "clamped"]
+    """``added``: the noise put on top of y is log-normal; ``truncated``: the total level is
+    log-normal above sigma;
+    ``clamped``: the reference code's maximum of log-normal and sigma, which wastes the clamped
+    samples."""
+
+    P_mean: Finite
+    """Mean of the logarithm of the level."""
+
+    P_std: Positive
+    """Standard deviation of the logarithm of the level."""
+
+
+class GeneratorNoise(Section):
+    """Levels at which teacher and fake denoiser are compared: a Karras grid, uniform in index."""
+
+    sigma_min: Positive
+    sigma_max: TopLevel
+    rho: Rho
+    max_index: Annotated[float, Field(gt=0, le=1)]
+    """Largest relative index from the low end: 0.8 of (0.002, 80, rho 7) reaches 24.4."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GeneratorNoise":
+        if self.sigma_min >= self.sigma_max:
+            msg = f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}"
+            raise ValueError(msg)
+        return self
+
+
+class Churn(Section):
+    """Fresh noise before the steps that start within a range: EDM's stochastic sampler."""
+
+    S_churn: NonNegative
+    """Amount over all steps; a step raises its level at most by a factor sqrt(2). 0 adds none and
+    makes sampling deterministic."""
+
+    S_min: NonNegative
+    """Lowest level at which noise is added; ``corrupt.sigma`` keeps it where the teacher was
+    trained."""
+
+    S_max: Positive
+    """Highest level at which noise is added."""
+
+    S_noise: Positive
+    """Standard deviation of the new noise; 1 keeps the law of an exact denoiser."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Churn":
+        if self.S_churn > 0 and self.S_min > self.S_max:
+            msg = (
+                f"S_min {self.S_min:g} is above S_max {self.S_max:g}, so no noise would be added; "
+                "lower it, or set S_churn to 0.0"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class Sampler(Section):
+    """EDM's sampler for the teacher, on a Karras grid."""
+
+    method: Literal["heun", "euler"]
+    """``heun``: second order, two evaluations a step; ``euler``: first order, one."""
+
+    num_steps: Annotated[int, Field(ge=2)]
+    sigma_min: Positive
+    sigma_max: TopLevel
+    rho: Rho
+
+    churn: Churn
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Sampler":
+        if self.sigma_min >= self.sigma_max:
+            msg = f"sigma_min {self.sigma_min:g} must be below sigma_max {self.sigma_max:g}"
+            raise ValueError(msg)
+        return self

@@ -1,0 +1,165 @@
+"""Sampling from a teacher along EDM's flow: to the end, or to the noise level of the data.
+
+Reference:
+    Karras et al. 2022 (arXiv:2206.00364), Algorithms 1 and 2; Daras et al. 2024
+    (arXiv:2404.10177) for stopping early.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsd.model.config import Sampler
+from dsd.model.noise_levels import karras_levels
+from dsd.utils.errors import ParamsError
+from dsd.utils.philox import noise_of
+from dsd.utils.random import derive_seed
+from dsd.utils.shapes import Level, State
+
+__all__ = ["TeacherSamples", "grid_of", "sample_teacher"]
+
+Denoise: TypeAlias = Callable[[Tensor, float], Tensor]
+
+
+class TeacherSamples(NamedTuple):
+    """Three ways to sample a teacher of noisy data, along one trajectory."""
+
+    full: State
+    """Ambient-Full: integrated to level 0, through levels at which the teacher was never
+    trained."""
+
+    truncated: State
+    """Ambient-Truncated as its authors run it: the denoised image at the last step of the grid
+    that does not start below ``sigma_y``."""
+
+    truncated_exact: State
+    """Integrated to ``sigma_y`` itself and denoised there: the lowest level that the teacher
+    knows."""
+
+    evaluations_full: int
+    """How often the denoiser is called for an image of this kind alone; likewise below."""
+
+    evaluations_truncated: int
+    evaluations_truncated_exact: int
+
+
+class _Point(NamedTuple):
+    """A state on the trajectory."""
+
+    x: Tensor
+    denoised: Tensor
+    level: float
+
+
+def sample_teacher(
+    denoiser: Callable[[State, Level], State],
+    latents: State,
+    *,
+    config: Sampler,
+    sigma_y: float,
+    seed: int | None = None,
+    first: int = 0,
+) -> TeacherSamples:
+    """Integrate the probability-flow ODE, or with churn its stochastic relative, in float64.
+
+    Args:
+        denoiser: D(x; sigma); called with float32 states.
+        latents: Standard normal, one for each image.
+        config: Levels of the grid, the method of integration, and churn.
+        sigma_y: Noise level of the data the teacher was trained on, from 0, which makes all
+            results the same, to ``config.sigma_max``.
+        seed: Root of the noise that churn adds, which needs it.
+        first: Number of the first image; the noise of an image depends on (seed, number, step).
+
+    Returns:
+        Images in data units, float32, not clamped.
+
+    Raises:
+        ParamsError: ``sigma_y`` lies above the grid.
+        ValueError: There is churn (``S_churn`` above 0) but no seed.
+    """
+    if sigma_y > config.sigma_max:
+        msg = f"the sampler starts at sigma_max {config.sigma_max:g}, below the noise of the data"
+        raise ParamsError(f"{msg}, {sigma_y:g}: raise sigma_max above it")
+    grid = grid_of(config)
+    levels = [*grid, 0.0]
+    # The step across sigma_y; at 0 it is the last one.
+    crossing = sum(level >= sigma_y for level in grid[1:])
+
+    def denoise(state: Tensor, level: float) -> Tensor:
+        per_image = torch.full((len(state),), level, device=state.device)
+        return denoiser(state.float(), per_image).double()
+
+    x = latents.double() * levels[0]
+    for step, (start, end) in enumerate(pairwise(levels)):
+        level = _raised(start, config)
+        if level > start:
+            scale = config.churn.S_noise * math.sqrt(level**2 - start**2)
+            x = x + scale * _churn_noise(x, seed, step, first)
+        point = _Point(x, denoise(x, level), level)
+        if step == crossing:
+            last = point
+        x = _advance(denoise, point, end, config.method)
+    exact = _denoised_at(denoise, last, sigma_y, config.method)
+    evaluations = _evaluations(config, crossing, exactly=0 < sigma_y < last.level)
+    return TeacherSamples(x.float(), last.denoised.float(), exact.float(), *evaluations)
+
+
+def grid_of(config: Sampler) -> list[float]:
+    """Levels from which the sampler's steps start, from the highest to the lowest."""
+    index = torch.linspace(0, 1, config.num_steps, dtype=torch.float64)
+    levels = karras_levels(
+        index, sigma_min=config.sigma_min, sigma_max=config.sigma_max, rho=config.rho
+    )
+    grid: list[float] = levels.tolist()
+    return grid
+
+
+def _raised(level: float, config: Sampler) -> float:
+    """The level from which a step starts: churn adds noise to some of them."""
+    churn = config.churn
+    if not churn.S_min <= level <= churn.S_max:
+        return level
+    return level * (1 + min(churn.S_churn / config.num_steps, math.sqrt(2) - 1))
+
+
+def _churn_noise(x: Tensor, seed: int | None, step: int, first: int) -> Tensor:
+    if seed is None:
+        msg = "sample_teacher: churn draws noise and needs a seed; pass seed=..."
+        raise ValueError(msg)
+    numbers = np.arange(first, first + len(x))
+    return torch.from_numpy(noise_of(derive_seed(seed, "churn", step), numbers, x.shape[1:])).to(x)
+
+
+def _advance(
+    denoise: Denoise, point: _Point, end: float, method: Literal["heun", "euler"]
+) -> Tensor:
+    """The state at level ``end``; Heun's correction is not defined at 0."""
+    slope = (point.x - point.denoised) / point.level
+    euler = point.x + (end - point.level) * slope
+    if method == "euler" or end == 0:
+        return euler
+    slope_end = (euler - denoise(euler, end)) / end
+    return point.x + (end - point.level) * (slope + slope_end) / 2
+
+
+def _denoised_at(
+    denoise: Denoise, point: _Point, sigma: float, method: Literal["heun", "euler"]
+) -> Tensor:
+    """The denoised image at level ``sigma``, which ends the step from ``point``."""
+    if point.level == sigma:
+        return point.denoised
+    x = _advance(denoise, point, sigma, method)
+    return denoise(x, sigma) if sigma > 0 else x
+
+
+def _evaluations(config: Sampler, crossing: int, *, exactly: bool) -> tuple[int, int, int]:
+    """Calls for the full, the truncated and the exactly truncated image."""
+    step = 2 if config.method == "heun" else 1
+    truncated = crossing * step + 1
+    return (config.num_steps - 1) * step + 1, truncated, truncated + step * exactly

@@ -1,0 +1,1 @@
+"""Linear observation operators and their masks."""

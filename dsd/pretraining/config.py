@@ -1,0 +1,89 @@
+"""The teacher's training: the section ``pretrain``."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dsd.model.config import TeacherNoise
+from dsd.training.config import _check_warmup
+from dsd.utils.config import Count, NonNegative, Positive, Section
+
+Objective = Literal["adjusted", "standard"]
+
+
+Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
+
+
+class Consistency(Section):
+    """Agreement of the teacher with its own reverse process, below the noise of the data."""
+
+    weight: NonNegative
+    """Coefficient beside the denoising loss; 0 leaves the term out. The paper's consistency
+    baseline fine-tunes with 10."""
+
+    batch_size: Count
+    """Images of each step on which it is measured, at most ``pretrain.batch_size``."""
+
+    num_steps: Count
+    """Steps of the reverse process from the observation's level down to the pair of near levels
+    that are compared, with one evaluation each; the pair takes three more."""
+
+
+class Pretrain(Section):
+    """Fitting the teacher denoiser to noisy images."""
+
+    objective: Objective
+    """``adjusted``: ambient Tweedie, learns E[x0 | x_t]; ``standard``: EDM on y, learns the noisy
+    law."""
+
+    weighting: Weighting
+    """Weight of each noise level in the loss. All agree with the objective ``standard``."""
+
+    noise: TeacherNoise
+
+    consistency: Consistency
+
+    batch_size: Count
+    kimg: Positive
+    """Length of training."""
+
+    learning_rate: Positive
+    """Peak Adam step size."""
+
+    warmup_kimg: NonNegative
+    """Linear warm-up of the step size, at most ``kimg``."""
+
+    schedule: Literal["constant", "cosine"]
+    """Step size after the warm-up."""
+
+    ema_halflife_kimg: Positive
+    """Half-life of the exponential moving average of the weights."""
+
+    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    """The half-life is at most this fraction of the images seen so far."""
+
+    sample_every_kimg: Positive
+    """Interval of sample grids; there is one at the end in any case."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "Pretrain":
+        _check_warmup(self.warmup_kimg, self.kimg)
+        return self
+
+    @model_validator(mode="after")
+    def _consistency_fits(self) -> "Pretrain":
+        if self.consistency.weight == 0:
+            return self
+        if self.objective == "standard":
+            msg = (
+                "consistency.weight is for objective: adjusted, because the standard objective "
+                "trains at every level; set it to 0.0"
+            )
+            raise ValueError(msg)
+        if self.consistency.batch_size > self.batch_size:
+            msg = (
+                f"consistency.batch_size {self.consistency.batch_size} exceeds batch_size "
+                f"{self.batch_size}; lower it"
+            )
+            raise ValueError(msg)
+        return self

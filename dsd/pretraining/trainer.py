@@ -1,0 +1,414 @@
+"""Fitting the teacher denoiser to noisy images."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, optim
+
+from dsd.model.config import TeacherNoise
+from dsd.model.denoiser import Denoiser, per_sample
+from dsd.model.noise_levels import sample_teacher_levels
+from dsd.operators.operator import View, Views
+from dsd.pretraining.config import Objective, Pretrain, Weighting
+from dsd.pretraining.consistency_loss import (
+    PAIR_RATIO,
+    consistency_loss,
+    posterior_draw,
+    reverse_steps,
+)
+from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
+from dsd.training.distributed import Rows, Team, gradients
+from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.memory import recompute_activations
+from dsd.training.nonfinite import Vital, vitals_of
+from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
+from dsd.utils.config import Precision
+from dsd.utils.precision import float32_products
+from dsd.utils.random import BatchOrder, seeded_dropout, step_generator
+from dsd.utils.shapes import Level, PerSample, State
+
+__all__ = [
+    "ConsistencyDraw",
+    "DenoisingDraw",
+    "TeacherStep",
+    "TeacherTraining",
+    "consistency_step_loss",
+    "denoising_step_loss",
+    "draw_consistency",
+    "draw_denoising",
+]
+
+
+@dataclass(frozen=True)
+class TeacherStep:
+    """What one step saw; its tensors stay on the device until somebody reads them."""
+
+    images_seen: int
+    loss: PerSample
+    sigma: Level
+    vitals: tuple[Vital, ...]
+    """What must be finite."""
+
+
+@final
+@dataclass(frozen=True)
+class DenoisingDraw(Rows):
+    """What chance decides about a denoiser's loss on observations."""
+
+    sigma_y: Level
+    """Noise level that the objective takes the observations to have."""
+
+    sigma: Level
+    """Total level of each diffused state."""
+
+    sigma_add: Level
+    """Level of the noise to add."""
+
+    n: State
+    """Standard normal noise."""
+
+    view: View | None
+    """What was observed; None where the denoiser has no views."""
+
+    given: View | None
+    """What of it the denoiser is given."""
+
+
+def draw_denoising(
+    sigma_y: Level,
+    shape: tuple[int, ...],
+    *,
+    objective: Objective,
+    noise: TeacherNoise,
+    views: Views | None,
+    view: View | None,
+    generator: torch.Generator,
+) -> DenoisingDraw:
+    """Draw what :func:`denoising_step_loss` needs for a batch of observations.
+
+    Args:
+        sigma_y: Noise level of each observation.
+        shape: Of one observation.
+        objective: ``standard`` takes observations to have no noise.
+        noise: Law of the levels.
+        views: Law of the denoiser's views, if it has them.
+        view: What was observed, where the denoiser has views.
+        generator: Source of randomness, on the device of ``sigma_y``.
+    """
+    if objective == "standard":
+        sigma_y = torch.zeros_like(sigma_y)
+    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
+    n = torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+    if views is None:
+        return DenoisingDraw(sigma_y, sigma, sigma_add, n, None, None)
+    assert view is not None, "what was observed of each image?"
+    return DenoisingDraw(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
+
+
+def denoising_step_loss(
+    denoiser: Denoiser, y: State, drawn: DenoisingDraw, weighting: Weighting
+) -> PerSample:
+    """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
+
+    Args:
+        denoiser: The denoiser.
+        y: Observations.
+        drawn: Noise and levels for these observations.
+        weighting: Weight of each level.
+    """
+    loss_of: Callable[..., PerSample] = ambient_denoising_loss
+    if denoiser.views is not None:
+        assert drawn.view is not None, "what was observed of each image?"
+        assert drawn.given is not None, "and what of it is given?"
+        loss_of = partial(
+            projected_denoising_loss,
+            views=denoiser.views,
+            observed=drawn.view,
+            given=drawn.given,
+        )
+    return loss_of(
+        denoiser,
+        y,
+        sigma_y=drawn.sigma_y,
+        sigma=drawn.sigma,
+        sigma_add=drawn.sigma_add,
+        n=drawn.n,
+        weighting=weighting,
+        sigma_data=denoiser.sigma_data,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class ConsistencyDraw(Rows):
+    """What chance decides about a denoiser's consistency with its own reverse process."""
+
+    sigma: Level
+    """Level from which the walk starts: the upper one of the pair, or the observation's own if
+    that is higher."""
+
+    sigma_add: Level
+    """Level of the noise that brings the observation there."""
+
+    sigma_high: Level
+    """Upper level of the pair, at most ``sigma``."""
+
+    sigma_low: Level
+    """Lower level of the pair."""
+
+    n: State
+    """Standard normal noise that is added."""
+
+    walk: Float[Tensor, " b steps *d"]
+    """Standard normal noise of the steps from ``sigma`` to ``sigma_high``."""
+
+    ends: Float[Tensor, " b two *d"]
+    """Standard normal noise of two independent steps to ``sigma_low``."""
+
+    given: View | None
+    """What the denoiser is given; None where it has no views."""
+
+
+def draw_consistency(
+    sigma_y: Level,
+    shape: tuple[int, ...],
+    *,
+    noise: TeacherNoise,
+    num_steps: int,
+    views: Views | None,
+    view: View | None,
+    generator: torch.Generator,
+) -> ConsistencyDraw:
+    """Draw what :func:`consistency_step_loss` needs for a batch of observations.
+
+    The lower level of the pair is drawn from the log-normal law of ``noise`` whatever its sampler,
+    so it may be below ``sigma_y``, where no observation leads; the upper one is ``PAIR_RATIO``
+    times it. ``num_steps`` are those of the walk; the other arguments are those of
+    :func:`draw_denoising`.
+    """
+    given = None
+    if views is not None:
+        assert view is not None, "what was observed of each image?"
+        given = views.further(view, generator)
+    normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
+    low = (noise.P_mean + noise.P_std * normal).exp()
+    high = PAIR_RATIO * low
+    sigma = torch.maximum(high, sigma_y)
+    noises = [
+        torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+        for _ in range(1 + num_steps + 2)
+    ]
+    n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
+    add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
+    return ConsistencyDraw(sigma, add, high, low, n.squeeze(1), walk, ends, given)
+
+
+def consistency_step_loss(
+    denoiser: Callable[..., State], y: State, drawn: ConsistencyDraw
+) -> PerSample:
+    """How far a denoiser is from its own mean a little further down its reverse process.
+
+    Each step of the walk and each end calls the denoiser once, the upper level of the pair once.
+
+    Args:
+        denoiser: The denoiser; with views it is called with what it is given as ``view``.
+        y: Observations.
+        drawn: Noise and levels for these observations.
+
+    Returns:
+        The loss of each sample. Its mean is zero at the exact denoiser, but for less than 1e-3
+        (see ``PAIR_RATIO``). Dropout adds its variance at the upper level, whose one value is in
+        both factors.
+    """
+    denoise = denoiser if drawn.given is None else partial(denoiser, view=drawn.given)
+    high, low = drawn.sigma_high, drawn.sigma_low
+    x = y + per_sample(drawn.sigma_add, y) * drawn.n
+    x = reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=high, noise=drawn.walk)
+    denoised = denoise(x, high)
+    first, second = (
+        denoise(posterior_draw(x, denoised.detach(), n, current=high, following=low), low)
+        for n in drawn.ends.unbind(1)
+    )
+    return consistency_loss(denoised, first, second)
+
+
+@final
+class TeacherTraining:
+    """State and steps of the teacher's training; a step is a function of its number and the seed.
+
+    Args:
+        denoiser: The denoiser to train, in place, on the device of ``images``.
+        images: Noisy observations, float32 [n, C, H, W] in data units.
+        sigma_y: Noise level of each image.
+        config: The ``pretrain`` section.
+        seed: Root of all randomness.
+        precision: Arithmetic inside the network.
+        view: What was observed of each image, on their device; None where all was.
+        team: The processes that share the work; None for this one alone.
+        activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        sigma_y: Tensor,
+        config: Pretrain,
+        *,
+        seed: int,
+        precision: Precision,
+        view: View | None = None,
+        team: Team | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        self.denoiser = denoiser.train()
+        self.average = frozen_copy(denoiser)
+        recompute_activations(denoiser, activation_checkpointing)
+        self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
+        self.step = 0
+        self._images = images
+        self._order = BatchOrder(seed, len(images), images.device)
+        self._sigma_y = sigma_y
+        self._view = view
+        self._team = team or Team()
+        self._config = config
+        self._seed = seed
+        self._precision: Precision = precision
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the whole training."""
+        return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
+
+    def steps(self) -> Iterator[TeacherStep]:
+        """Train from the current step to the last; between records the state is consistent."""
+        while self.step < self.num_steps:
+            with float32_products(tf32=self._precision == "tf32"):
+                record = self._advance()
+            yield record
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step."""
+        return self._config.batch_size
+
+    @property
+    def least(self) -> int:
+        """Images of a step for one of which the consistency term is computed, too."""
+        config = self._config.consistency
+        return 1 if config.weight == 0 else -(-self.batch_size // config.batch_size)
+
+    @property
+    def optimizers(self) -> list[optim.Optimizer]:
+        """What moves the weights."""
+        return [self.optimizer]
+
+    def rehearse(self, team: Team) -> None:
+        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
+
+        They are added to those that are there, which the next step forgets.
+        """
+        trial = copy.copy(self)
+        trial._team = team
+        random = step_generator(self._seed, "pretrain", self.step, self._images.device)
+        with float32_products(tf32=self._precision == "tf32"):
+            trial._backpropagate(*trial._draw(random))
+
+    def _advance(self) -> TeacherStep:
+        config, device = self._config, self._images.device
+        batch = config.batch_size
+        seen = self.step * batch
+        factor = learning_rate_factor(
+            seen,
+            total_images=self.num_steps * batch,
+            warmup_images=round(config.warmup_kimg * 1000),
+            schedule=config.schedule,
+        )
+        set_learning_rate(self.optimizer, factor * config.learning_rate)
+        y, drawn, further = self._draw(step_generator(self._seed, "pretrain", self.step, device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backpropagate(y, drawn, further)
+        self._team.add_up([*gradients(self.denoiser), loss])
+        self.optimizer.step()
+        self.step += 1
+        decay = ema_decay(
+            seen + batch,
+            batch,
+            halflife_kimg=config.ema_halflife_kimg,
+            rampup=config.ema_rampup,
+        )
+        update_ema(self.average, self.denoiser, decay)
+        vitals = (
+            Vital("the teacher's loss", loss, sigma=drawn.sigma),
+            *vitals_of("the teacher", self.denoiser),
+        )
+        return TeacherStep(seen + batch, loss, drawn.sigma, vitals)
+
+    def _draw(
+        self, generator: torch.Generator
+    ) -> tuple[State, DenoisingDraw, ConsistencyDraw | None]:
+        """The whole batch of this step, the same in every process of the team."""
+        config = self._config
+        chosen = self._order.batch(self.step, config.batch_size)
+        y, sigma_y = self._images[chosen], self._sigma_y[chosen]
+        view = None if self._view is None else self._view[chosen]
+        drawn = draw_denoising(
+            sigma_y,
+            y.shape[1:],
+            objective=config.objective,
+            noise=config.noise,
+            views=self.denoiser.views,
+            view=view,
+            generator=generator,
+        )
+        if config.consistency.weight == 0:
+            return y, drawn, None
+        few = slice(config.consistency.batch_size)
+        further = draw_consistency(
+            sigma_y[few],
+            y.shape[1:],
+            noise=config.noise,
+            num_steps=config.consistency.num_steps,
+            views=self.denoiser.views,
+            view=None if view is None else view[few],
+            generator=generator,
+        )
+        return y, drawn, further
+
+    def _backpropagate(
+        self, y: State, drawn: DenoisingDraw, further: ConsistencyDraw | None
+    ) -> PerSample:
+        """Add this process' share to the gradients.
+
+        Returns:
+            The loss of each sample of the batch, zero for those of other processes.
+        """
+        config, device = self._config, self._images.device
+        found = torch.zeros_like(drawn.sigma)
+        parts = self._team.parts(config.batch_size)
+        few = self._team.parts(config.consistency.batch_size, len(parts))
+        with seeded_dropout(self._seed, "pretrain", self.step, device) as masks:
+            for rows, some in zip(masks.parts(parts, config.batch_size), few, strict=True):
+                with autocast(device, self._precision):
+                    loss = denoising_step_loss(
+                        self.denoiser, y[rows], drawn[rows], config.weighting
+                    )
+                    total = loss.sum() / config.batch_size
+                    if further is not None and some.stop > some.start:
+                        masks.take(some, config.consistency.batch_size)
+                        total = total + self._inconsistency(y[some], further[some])
+                total.backward()
+                found[rows] = loss.detach()
+        return found
+
+    def _inconsistency(self, y: State, drawn: ConsistencyDraw) -> Tensor:
+        """The weighted consistency term, as far as these observations contribute to its mean."""
+        config = self._config.consistency
+        loss = consistency_step_loss(self.denoiser, y, drawn)
+        return config.weight * (loss.sum() / config.batch_size)

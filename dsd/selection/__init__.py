@@ -1,0 +1,1 @@
+"""Proximal FID, which chooses a generator without clean images."""

@@ -1,0 +1,218 @@
+"""Frechet distances of saved images to a fixed reference, clean or noisy.
+
+Proximal FID judges a generator without clean images: its samples are observed like the data,
+through the same operator and with noise of the same level, and compared with the observations.
+Both sides are what a file would hold: samples are 8-bit before that, and re-noised samples and
+observations are clamped to [-1, 1] and quantised alike. A reference is measured once, then used
+for any number of sets; with a cache of features, once for any number of runs.
+
+Reference:
+    Denoising Score Distillation (arXiv:2503.07578).
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dsd.features.cache import FeatureCache
+from dsd.features.extractor import Extractor, extract
+from dsd.metrics.frechet import Moments, frechet_distance, moments, moments_of_batches
+from dsd.metrics.intervals import FrechetEstimate, frechet_estimate
+from dsd.operators.operator import Operator
+from dsd.utils.errors import DataError
+from dsd.utils.images import from_uint8, to_uint8
+from dsd.utils.random import derive_seed
+from dsd.utils.shapes import Level, Pixels, State
+
+__all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
+
+
+def renoise(
+    images: Pixels, sigma: Level, *, seed: int, operator: Operator | None = None
+) -> UInt8[Tensor, " b c v u"]:
+    """Saved images as observations: with noise of level ``sigma``, clamped and quantised again.
+
+    The noise (and view) of an image depends on ``seed`` and its position alone, not on the other
+    images, the device or the global random state. With ``sigma`` 0 and no operator nothing
+    changes.
+
+    Args:
+        images: Images.
+        sigma: Level for each image.
+        seed: Of the noise.
+        operator: What is lost besides; None if nothing is.
+    """
+    x = from_uint8(images)
+    v = x if operator is None else operator.mapped(x)
+    eps = torch.stack([_noise(seed, i, v.shape[1:]) for i in range(len(v))]).to(v.device)
+    y = v + sigma.to(v)[:, None, None, None] * eps
+    if operator is not None and operator.views is not None:
+        views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
+        y = operator.project(y, views.to(y.device))
+    return to_uint8(y)
+
+
+def observe_like(
+    images: Pixels,
+    levels: Float[Tensor, " n"],
+    *,
+    seed: int,
+    operator: Operator | None = None,
+) -> UInt8[Tensor, " b c v u"]:
+    """Generated images observed like the data, whose noise levels they take in turn.
+
+    Args:
+        images: Generated images.
+        levels: Noise level of each observation; there may be more or fewer than images.
+        seed: Of the noise.
+        operator: Through which the data were observed; None if that is done to ``images`` already.
+    """
+    sigma = levels[torch.arange(len(images)) % len(levels)]
+    return renoise(images, sigma, seed=seed, operator=operator)
+
+
+def _noise(seed: int, index: int, shape: torch.Size) -> State:
+    generator = torch.Generator().manual_seed(derive_seed(seed, "renoise", index))
+    return torch.randn(shape, generator=generator)
+
+
+def measure(extractor: Extractor, images: Pixels, *, batch_size: int) -> Moments:
+    """Moments of the features of many images, without holding all features at once."""
+    batches = (
+        extract(extractor, batch, batch_size=batch_size) for batch in images.split(batch_size)
+    )
+    return moments_of_batches(batches, protocol=extractor.protocol)
+
+
+@final
+class FrechetReference:
+    """Images to compare others with, in one feature space.
+
+    Args:
+        images: The reference images, as saved.
+        extractor: Makes the features of both sides.
+        batch_size: Images that go through the extractor at once.
+        cache: Of features, for the reference; None makes them again.
+
+    Raises:
+        DataError: There are fewer than 2 images, they are all alike, or the extractor refuses
+            them.
+    """
+
+    def __init__(
+        self,
+        images: Pixels,
+        extractor: Extractor,
+        *,
+        batch_size: int,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._extractor = extractor
+        self._batch_size = batch_size
+        self._shape = images.shape[1:]
+        if len(images) > 1 and bool((images == images[:1]).all()):
+            msg = (
+                f"all {len(images)} reference images are the same, so no distance to them means "
+                "anything; look at the data"
+            )
+            raise DataError(msg)
+        if cache is None:
+            self._moments = measure(extractor, images, batch_size=batch_size)
+        else:
+            features = cache.features(extractor, images, batch_size=batch_size)
+            self._moments = moments(features, protocol=extractor.protocol)
+
+    def distance(self, images: Pixels) -> float:
+        """Frechet distance of ``images`` to the reference.
+
+        Raises:
+            DataError: The images have another size or other channels than the reference.
+        """
+        self._require_same_shape(images)
+        generated = measure(self._extractor, images, batch_size=self._batch_size)
+        return frechet_distance(generated, self._moments)
+
+    def _require_same_shape(self, images: Pixels) -> None:
+        if images.shape[1:] != self._shape:
+            msg = (
+                f"images of {_size(images.shape[1:])} cannot be compared with a reference of "
+                f"{_size(self._shape)} (channels x height x width): an extractor's resizing would "
+                "count as a difference; bring both to one size"
+            )
+            raise DataError(msg)
+
+    def estimate(self, images: Pixels) -> FrechetEstimate:
+        """The distance with its error, for which all features are kept; see :meth:`distance`."""
+        self._require_same_shape(images)
+        features = extract(self._extractor, images, batch_size=self._batch_size)
+        return frechet_estimate(features, self._moments)
+
+
+def _size(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape))
+
+
+@final
+class ProximalReference:
+    """Noisy observations to compare generated clean images with.
+
+    Args:
+        observations: The noisy images, clamped and quantised by ``dsd.utils.images.to_uint8``.
+        sigma: Their noise levels, in data units.
+        extractor: Makes the features of both sides.
+        batch_size: Images that go through the extractor at once.
+        seed: Of the noise put on generated images, the same for each set.
+        cache: Of features, for the observations; None makes them again.
+
+    Raises:
+        DataError: As for :class:`FrechetReference`.
+    """
+
+    def __init__(
+        self,
+        observations: Pixels,
+        sigma: Level,
+        extractor: Extractor,
+        *,
+        batch_size: int,
+        seed: int,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self._reference = FrechetReference(
+            observations, extractor, batch_size=batch_size, cache=cache
+        )
+        self._sigma = sigma
+        self._seed = seed
+
+    def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
+        """Proximal distance of clean ``images``; see :func:`observe_like`."""
+        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
+        return self._reference.distance(observed)
+
+    def estimate(self, images: Pixels, *, operator: Operator | None = None) -> FrechetEstimate:
+        """The same with its error."""
+        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
+        return self._reference.estimate(observed)
+
+
+def choose(distances: Sequence[float], standard_errors: Sequence[float]) -> int:
+    """Position of the checkpoint to keep: the last that is as good as the best.
+
+    The least of many distances is partly luck, and late checkpoints have learned more. So it is
+    the last whose distance exceeds the least by no more than the standard error of that one.
+
+    Args:
+        distances: Of the checkpoints, in the order of training.
+        standard_errors: Of the distances.
+
+    Reference:
+        Breiman et al. 1984, "Classification and regression trees", section 3.4.3: the rule of one
+        standard error, there in favour of the smallest tree.
+    """
+    best = min(range(len(distances)), key=distances.__getitem__)
+    limit = distances[best] + standard_errors[best]
+    return max(at for at, distance in enumerate(distances) if distance <= limit)

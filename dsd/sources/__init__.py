@@ -1,0 +1,1 @@
+"""Readers of image files: what stage ``prepare`` needs."""

@@ -1,0 +1,1 @@
+"""The prepared layout on disk: shards of images."""

@@ -1,0 +1,1 @@
+"""Cases with a closed form, for tests and studies."""

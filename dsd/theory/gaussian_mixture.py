@@ -1,0 +1,148 @@
+r"""Exact denoisers and scores: mixtures of Gaussians at every noise level.
+
+A mixture sum_k w_k N(m_k, C_k) with noise of level sigma on top is the mixture of
+N(m_k, C_k + sigma^2 I). Its denoiser is the mean of the components' denoisers
+
+    D_k(x) = m_k + C_k (C_k + sigma^2 I)^-1 (x - m_k),
+
+weighted by how likely each component made x. Nothing is learned here: the law says what a perfect
+network would answer, for tests, two-dimensional toys and notebooks.
+
+Reference:
+    Karras et al. 2022 (arXiv:2206.00364), Eq. 3, for D = x + sigma^2 score.
+"""
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from dsd.utils.shapes import Level, PerSample, State
+
+__all__ = ["GaussianMixture"]
+
+_MASS_TOLERANCE = 1e-6
+"""How far the weights' sum may be from 1: as far as float32 rounds it."""
+
+
+@final
+class GaussianMixture:
+    """A mixture of Gaussians, singular ones included; a single Gaussian has one component.
+
+    States may have any shape with ``d`` numbers behind the batch. All is computed in float64 and
+    answered in the state's type, so that :meth:`denoiser` goes wherever a network goes.
+
+    Args:
+        weights: Mass of each component, sum 1.
+        means: In data units.
+        covariances: Symmetric, without negative eigenvalues; 0 makes a component a point.
+
+    Raises:
+        ValueError: The weights are no probabilities, or a covariance is not symmetric or has a
+            negative eigenvalue.
+    """
+
+    def __init__(
+        self,
+        weights: Float[Tensor, " k"],
+        means: Float[Tensor, " k d"],
+        covariances: Float[Tensor, " k d d"],
+    ) -> None:
+        self.weights: Float64[Tensor, " k"] = _probabilities(weights.double())
+        self.means: Float64[Tensor, " k d"] = means.double()
+        self.covariances: Float64[Tensor, " k d d"] = covariances.double()
+        self._variances, self._axes = _eigensystem(self.covariances)
+
+    def sample(self, count: int, *, generator: torch.Generator) -> Float64[Tensor, " b d"]:
+        """Draw ``count`` points."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        shape = (count, self.means.shape[1])
+        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+        scaled = normal * self._variances.sqrt()[component]
+        return self.means[component] + torch.einsum("bij,bj->bi", self._axes[component], scaled)
+
+    def noisy(self, sigma_y: float) -> "GaussianMixture":
+        """The law of observations ``y = x0 + sigma_y * eps``."""
+        noise = sigma_y**2 * torch.eye(self.means.shape[1], dtype=torch.float64)
+        return GaussianMixture(self.weights, self.means, self.covariances + noise)
+
+    def log_prob(self, x: State, sigma: Level) -> PerSample:
+        """Log density of the mixture under noise.
+
+        Args:
+            x: Diffused states.
+            sigma: Noise level of each state, ``> 0``; 0 only where no covariance is singular.
+        """
+        return self._log_joint(self._local(x), sigma).logsumexp(1).to(x.dtype)
+
+    def score(self, x: State, sigma: Level) -> State:
+        """Gradient of :meth:`log_prob` with respect to ``x``, in inverse data units."""
+        local = self._local(x)
+        slopes = -local / self._total(sigma)
+        return self._average(slopes, self._responsibilities(local, sigma)).to(x.dtype).view_as(x)
+
+    def denoiser(self, x: State, sigma: Level) -> State:
+        """E[x0 | x], differentiable in ``x``.
+
+        Args:
+            x: Diffused states.
+            sigma: Noise level of each state, ``> 0``.
+        """
+        local = self._local(x)
+        responsibilities = self._responsibilities(local, sigma)
+        shrunk = local * self._variances / self._total(sigma)
+        denoised = responsibilities @ self.means + self._average(shrunk, responsibilities)
+        return denoised.to(x.dtype).view_as(x)
+
+    def _local(self, x: State) -> Float64[Tensor, " b k d"]:
+        """Coordinates of each state on the axes of each component."""
+        offset = x.double().flatten(1)[:, None] - self.means
+        return torch.einsum("bki,kij->bkj", offset, self._axes)
+
+    def _total(self, sigma: Level) -> Float64[Tensor, " b k d"]:
+        """Variance of a diffused state along each axis of each component."""
+        return self._variances + sigma.double()[:, None, None] ** 2
+
+    def _log_joint(
+        self, local: Float64[Tensor, " b k d"], sigma: Level
+    ) -> Float64[Tensor, " b k"]:
+        """Log of weight times density, for each component."""
+        total = self._total(sigma)
+        densities = -0.5 * (local**2 / total + (2 * math.pi * total).log()).sum(2)
+        return self.weights.log() + densities
+
+    def _responsibilities(
+        self, local: Float64[Tensor, " b k d"], sigma: Level
+    ) -> Float64[Tensor, " b k"]:
+        """Probability that each component made the state."""
+        return self._log_joint(local, sigma).softmax(1)
+
+    def _average(
+        self, local: Float64[Tensor, " b k d"], responsibilities: Float64[Tensor, " b k"]
+    ) -> Float64[Tensor, " b d"]:
+        """Mean over components of vectors that are given on their axes."""
+        return torch.einsum("bk,bkj,kij->bi", responsibilities, local, self._axes)
+
+
+def _probabilities(weights: Float64[Tensor, " k"]) -> Float64[Tensor, " k"]:
+    if bool((weights < 0).any()) or abs(float(weights.sum()) - 1) > _MASS_TOLERANCE:
+        msg = f"weights {weights.tolist()} are no probabilities: make them >= 0 with sum 1"
+        raise ValueError(msg)
+    return weights
+
+
+def _eigensystem(
+    covariances: Float64[Tensor, " k d d"],
+) -> tuple[Float64[Tensor, " k d"], Float64[Tensor, " k d d"]]:
+    """Variances and axes; what rounding makes of a variance 0 is set to 0."""
+    if not torch.allclose(covariances, covariances.mT):
+        msg = "a covariance is not symmetric: give C with C = C^T for each component"
+        raise ValueError(msg)
+    variances, axes = torch.linalg.eigh(covariances)
+    rounding = covariances.shape[-1] * torch.finfo(torch.float64).eps * variances.abs().amax()
+    if bool((variances < -rounding).any()):
+        msg = f"a covariance has the eigenvalue {float(variances.min()):g}: variances are >= 0"
+        raise ValueError(msg)
+    return variances.clamp(min=0), axes

@@ -1,0 +1,121 @@
+"""Several processes that train one model together.
+
+Each process keeps a copy of everything that is trained. All of them draw what chance decides for
+whole batches, from the same seeds, and each computes on its own rows of a batch. The sum of their
+gradients then moves all copies alike: weights are never sent, records are about whole batches
+everywhere, and what comes out does not depend on the number of processes but for rounding.
+
+Deviates:
+    PyTorch's DistributedDataParallel averages gradients while ``backward`` runs, once for each
+    forward pass through its wrapper. Here one step has several passes through one network, a
+    network that only passes gradients on, and batches in parts: summing once, after the last
+    part, is less code; it does not overlap with computing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import TypeVar, final
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from dsd.utils.errors import LostProcessError
+
+__all__ = ["Rows", "Team", "gradients"]
+
+RowsT = TypeVar("RowsT", bound="Rows")
+
+
+@final
+class Team:
+    """The processes of one training; made without arguments, this process alone.
+
+    Args:
+        rank: Number of this process, from 0.
+        size: How many there are; more than one need an initialised ``torch.distributed``.
+        at_once: On how many images a process computes at once; None for its whole share.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, at_once: int | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._at_once = at_once
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that writes and speaks."""
+        return self.rank == 0
+
+    def take_at_once(self, images: int) -> None:
+        """Compute on at most so many images at once from now on."""
+        self._at_once = images
+
+    def parts(self, total: int, count: int | None = None) -> list[slice]:
+        """This process' rows of a batch, in the parts on which it computes one after the other.
+
+        Args:
+            total: Rows of the batch.
+            count: In how many parts, some of them perhaps empty; None for as few as allowed.
+        """
+        first, last = (total * rank // self.size for rank in (self.rank, self.rank + 1))
+        if count is None:
+            count = max(1, -(-(last - first) // (self._at_once or total or 1)))
+        borders = [first + (last - first) * part // count for part in range(count + 1)]
+        return [slice(*border) for border in pairwise(borders)]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in place.
+
+        Raises:
+            LostProcessError: Another process ended.
+        """
+        if self.size == 1:
+            return
+        # As one message: sending many small ones takes longer.
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        _all_reduce(together, dist.ReduceOp.SUM)
+        pieces = together.split([tensor.numel() for tensor in tensors])
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(piece.view(tensor.shape))
+
+    def largest(self, *values: float | int) -> list[float]:
+        """The largest of each value over all processes, which all of them hear.
+
+        Raises:
+            LostProcessError: Another process ended.
+        """
+        if self.size == 1:
+            return [float(value) for value in values]
+        # On the CPU, so that nobody waits for a GPU to come to this point.
+        together = torch.tensor(values, dtype=torch.float64)
+        _all_reduce(together, dist.ReduceOp.MAX)
+        found: list[float] = together.tolist()
+        return found
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+    try:
+        dist.all_reduce(tensor, operation)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        msg = "another process of this training ended; the same command continues"
+        raise LostProcessError(msg) from error
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    """The gradients of ``module`` as they lie in memory, of those weights that have one."""
+    return [weight.grad for weight in module.parameters() if weight.grad is not None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Base of collections of tensors that have one row for each image of a batch."""
+
+    def __getitem__(self: RowsT, rows: slice) -> RowsT:
+        """The same rows of every member; members that are None stay so."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken = {name: value[rows] for name, value in members.items() if value is not None}
+        return replace(self, **taken)

@@ -1,0 +1,67 @@
+"""Means over many steps, kept on the device so that training need not wait for them to be read."""
+
+from typing import final
+
+import torch
+from torch import nn
+
+from dsd.utils.shapes import Level, PerSample
+
+__all__ = ["LevelMeter", "Reading"]
+
+_EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+"""Borders of the noise levels' bins, in data units."""
+
+
+@final
+class Reading:
+    """Means since the last reading.
+
+    Attributes:
+        mean: Over all samples.
+        by_level: Over the samples up to each border of the noise level; bins without samples are
+            left out.
+    """
+
+    def __init__(self, mean: float, by_level: dict[str, float]) -> None:
+        self.mean = mean
+        self.by_level = by_level
+
+
+@final
+class LevelMeter(nn.Module):
+    """Running means of a value, in all and by noise level; a module so that states save it."""
+
+    edges: torch.Tensor
+    totals: torch.Tensor
+    counts: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        bins = len(_EDGES) + 1
+        self.register_buffer("edges", torch.tensor(_EDGES), persistent=False)
+        self.register_buffer("totals", torch.zeros(bins, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
+
+    def add(self, values: PerSample, sigma: Level) -> None:
+        """Count one value for each sample, at that sample's noise level."""
+        bins = torch.bucketize(sigma, self.edges)
+        self.totals.index_add_(0, bins, values.double())
+        self.counts.index_add_(0, bins, torch.ones_like(values, dtype=torch.float64))
+
+    def read(self) -> Reading:
+        """The means since the last reading, which start anew."""
+        totals, counts = self.totals.tolist(), self.counts.tolist()
+        by_level = {
+            name: total / count
+            for name, total, count in zip(_bin_names(), totals, counts, strict=True)
+            if count
+        }
+        mean = sum(totals) / max(sum(counts), 1.0)
+        self.totals.zero_()
+        self.counts.zero_()
+        return Reading(mean, by_level)
+
+
+def _bin_names() -> list[str]:
+    return [f"<={edge:g}" for edge in _EDGES] + [f">{_EDGES[-1]:g}"]

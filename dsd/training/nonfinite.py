@@ -1,0 +1,196 @@
+"""Whether what a training computes is finite, told in the step in which it no longer is.
+
+Nothing is masked, clamped or left out: one number that is NaN or infinite ends the attempt, and
+no state is saved before all steps up to it were found well.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dsd.training.distributed import Team
+from dsd.utils.errors import NonFiniteError
+from dsd.utils.shapes import Level
+
+__all__ = ["Health", "HealthWatch", "Vital", "vitals_of"]
+
+T = TypeVar("T")
+
+_NAMED = 4
+"""Noise levels or weights that a message names."""
+
+_LAG = 2
+"""Steps that a GPU may have in hand before one of them is looked at."""
+
+
+@final
+@dataclass(frozen=True)
+class Vital:
+    """Numbers of one step that are all finite while all is well; on the device until read.
+
+    Args:
+        term: What they are, for people, such as "the teacher's loss".
+        values: The numbers.
+        sigma: Noise level of each, where each is of one sample.
+        module: Whose weights or gradients they are norms of, where they are.
+    """
+
+    term: str
+    values: Float[Tensor, " n"]
+    sigma: Level | None = None
+    module: nn.Module | None = None
+
+
+@runtime_checkable
+class Health(Protocol):
+    """What a step says of itself."""
+
+    @property
+    def images_seen(self) -> int:
+        """Images that the training has seen after it."""
+        ...
+
+    @property
+    def vitals(self) -> Sequence[Vital]:
+        """What must be finite, causes before effects."""
+        ...
+
+
+def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
+    """The norms of a network's gradients and of its weights, after a step of its optimiser.
+
+    A norm is not finite if one number in it is not, or if the sum of their squares is too large
+    for float32. Adam could not take such a gradient either: its second moment would be infinite
+    and the weight would rest for ever, as finite as before.
+
+    Args:
+        name: The network, for people, such as "the teacher".
+        module: The network; a weight without a gradient counts as one whose gradient is zero.
+    """
+    weights: list[Tensor] = [*module.parameters()]
+    gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
+    return (
+        Vital(f"{name}'s gradients", _norms(gradients), module=module),
+        Vital(f"{name}'s weights", _norms(weights), module=module),
+    )
+
+
+def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
+    with torch.no_grad():
+        return torch.stack(torch._foreach_norm(tensors, 2))
+
+
+@final
+class HealthWatch:
+    """Looks at the vitals of every step.
+
+    On a GPU it looks at a step when two more have been asked for, so that nobody waits.
+
+    Args:
+        team: The processes of the training, which all hear what one finds, at the same step.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self._team = team
+        self._waiting: deque[tuple[Health, _Answer]] = deque()
+
+    def see(self, step: Health) -> None:
+        """Look at a step, or at an earlier one.
+
+        Raises:
+            NonFiniteError: A number of it is NaN or infinite; the message names the step's images,
+                the terms, and their noise levels or weights.
+        """
+        numbers = torch.cat([vital.values.detach().float() for vital in step.vitals])
+        answer = _Answer(numbers.isfinite().all())
+        self._waiting.append((step, answer))
+        self._judge(_LAG if answer.late else 0)
+
+    def settle(self) -> None:
+        """Look at all steps that were not looked at yet; to be called before a state is saved.
+
+        Raises:
+            NonFiniteError: As :meth:`see`.
+        """
+        self._judge(0)
+
+    def by_leader(self, work: Callable[[], T], images_seen: int) -> T | None:
+        """Let the process that leads do something with images; all hear if they are not finite.
+
+        Args:
+            work: Images are made in it, and a pixel that is not finite raises.
+            images_seen: Images that the training has seen.
+
+        Returns:
+            What ``work`` returned; None in all other processes.
+
+        Raises:
+            NonFiniteError: A pixel is NaN or infinite.
+        """
+        done, found = None, None
+        if self._team.leads:
+            try:
+                done = work()
+            except NonFiniteError as error:
+                found = error
+        (bad,) = self._team.largest(found is not None)
+        if bad:
+            what = found or "pixels in the process that leads"
+            msg = f"NaN or infinite after {images_seen:,} images: {what}"
+            raise NonFiniteError(msg, images_seen) from found
+        return done
+
+    def _judge(self, left: int) -> None:
+        while len(self._waiting) > left:
+            step, answer = self._waiting.popleft()
+            (bad,) = self._team.largest(not answer.read())
+            if bad:
+                raise NonFiniteError(_diagnosis(step), step.images_seen)
+
+
+@final
+class _Answer:
+    """A truth value on its way from a device."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.late = value.is_cuda
+        self._value = value
+        if self.late:
+            self._value = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> bool:
+        if self.late:
+            self._arrived.synchronize()
+        return bool(self._value)
+
+
+def _diagnosis(step: Health) -> str:
+    """What of a step is not finite."""
+    found = [part for vital in step.vitals if (part := _findings(vital))]
+    terms = "; ".join(found) or "a number in another process of the training"
+    return f"NaN or infinite after {step.images_seen:,} images: {terms}"
+
+
+def _findings(vital: Vital) -> str:
+    """Which numbers are not finite, or nothing."""
+    bad = (~vital.values.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return ""
+    share = f"{vital.term} ({len(bad)} of {len(vital.values)})"
+    if vital.sigma is not None:
+        levels = sorted(
+            {f"{vital.sigma[number].item():.3g}" for number in bad[:_NAMED]}, key=float
+        )
+        return f"{share} at sigma {', '.join(levels)}"
+    if vital.module is not None:
+        named = [name for name, _ in vital.module.named_parameters()]
+        return f"{share}, {', '.join(named[number] for number in bad[:_NAMED])}"
+    return share

@@ -1,0 +1,1 @@
+"""Errors, files, random numbers and types that everything uses."""

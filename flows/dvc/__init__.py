@@ -1,0 +1,1 @@
+"""Running DVC, its experiments and its locks."""

@@ -1,0 +1,1 @@
+"""Environment and records of running flows."""

@@ -1,0 +1,1 @@
+"""Running a training: devices, processes, checkpoints and locks."""

@@ -1,0 +1,305 @@
+"""Training stages that neither an interruption nor a number that is not finite sets back far.
+
+The state lies outside DVC's outputs (DVC deletes those before each run), in a folder named by a
+fingerprint of everything the result depends on: parameters, inputs and code. The same command
+therefore continues exactly the run that was interrupted and never one with other parameters. The
+folder goes when a later stage begins: only then has DVC noted that this one is done.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar, final
+
+from pydantic import JsonValue
+
+from dsd.training.distributed import Team
+from dsd.training.state import TrainingState, read_info
+from dsd.utils.errors import DataError, Interrupted, NonFiniteError
+from dsd.utils.files import published
+from pipeline.execution.locks import BusyError, exclusive
+from pipeline.execution.origin import Origin
+from pipeline.stage_io.log import StageLog
+
+__all__ = [
+    "Resumable",
+    "begin",
+    "forget_done",
+    "forget_superseded",
+    "mark_done",
+    "reserved",
+    "within_strikes",
+]
+
+T = TypeVar("T")
+
+_NEWEST, _LAST, _BEFORE = "newest", "state", "state-before"
+_STATES = (_NEWEST, _LAST, _BEFORE)
+"""Of one run, newest first; the first is there only between two renamings."""
+
+_DONE = "done"
+"""File in a run's folder that names the workspace which has its results."""
+
+
+@contextmanager
+def reserved(folder: Path, team: Team) -> Iterator[Path]:
+    """Keep the folder of a run for the processes of ``team`` as long as the block lasts.
+
+    Yields:
+        ``folder``.
+
+    Raises:
+        BusyError: Another process computes the same; the message says which.
+    """
+    if not team.leads:
+        yield folder
+        return
+    purpose = f"a training with the same parameters and images (its state is {folder})"
+    with exclusive(_lock_of(folder), purpose):
+        yield folder
+
+
+def forget_done(states: Path, root: Path, *, but: str = "") -> None:
+    """Delete the states of trainings that are done, once DVC has noted that they are.
+
+    Args:
+        states: Folder of a stage's states.
+        root: The workspace whose trainings are meant; those of workspaces that are gone, too.
+        but: Name of a run whose state stays.
+    """
+    for note in states.glob(f"*/{_DONE}"):
+        # Another experiment of this project may do the same just now.
+        with suppress(FileNotFoundError, BusyError):
+            folder, owner = note.parent, Path(note.read_text(encoding="utf-8"))
+            if folder.name != but and (owner == root.resolve() or not owner.exists()):
+                with exclusive(_lock_of(folder), "a training"):
+                    _remove(folder)
+
+
+def begin(folder: Path, origin: Origin, log: StageLog) -> None:
+    """Note what a training depends on, and say so if it leaves another one unfinished.
+
+    Args:
+        folder: For its states; one that has none begins at the beginning.
+        origin: What it depends on.
+        log: Where to say it.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    origin.write(folder)
+    others = _unfinished(folder, origin)
+    if not others or any((folder / name).exists() for name in _STATES):
+        return
+    other, earlier = max(others.items(), key=lambda item: (item[0] / _LAST).stat().st_mtime)
+    goes = "it is deleted when this run is done" if _same_command(origin, earlier) else "it stays"
+    log.say(
+        f"starts from the beginning: a run that was stopped {_how_far(other, earlier)} is not "
+        f"continued, because {origin.changes_since(earlier)}. To continue that one, undo the "
+        f"change and run the same command; its state is {other}, and {goes}"
+    )
+
+
+def mark_done(folder: Path, root: Path) -> None:
+    """Note that a run is complete; its state stays until :func:`forget_done`.
+
+    Args:
+        folder: Of the run.
+        root: The workspace that has the results.
+    """
+    with published(folder / _DONE) as note:
+        note.write(bytes(root.resolve()))
+
+
+def forget_superseded(folder: Path, origin: Origin) -> None:
+    """Delete what a run that is done has left unfinished: states of the same command.
+
+    Those of this workspace that had the same parameters, but other code or images. With other
+    parameters they stay: whoever sets these again goes on with them.
+
+    Args:
+        folder: Of the run that is done.
+        origin: What it depends on.
+    """
+    for other, earlier in _unfinished(folder, origin).items():
+        if _same_command(origin, earlier):
+            with suppress(BusyError), exclusive(_lock_of(other), "a training"):
+                _remove(other)
+
+
+def _unfinished(folder: Path, origin: Origin) -> dict[Path, Origin]:
+    """Folders of other trainings of the same stage and workspace that were stopped half-way."""
+    found = {other.parent: Origin.read(other.parent) for other in folder.parent.glob(f"*/{_LAST}")}
+    return {
+        other: earlier
+        for other, earlier in found.items()
+        if earlier is not None
+        and earlier.workspace == origin.workspace
+        and other.name != folder.name
+        and not (other / _DONE).exists()
+    }
+
+
+def _same_command(origin: Origin, earlier: Origin) -> bool:
+    return origin.parameters == earlier.parameters
+
+
+def _how_far(folder: Path, origin: Origin) -> str:
+    """How far the training whose states are in ``folder`` had come."""
+    section = origin.parameters.get(folder.parent.name)
+    total = section.get("kimg") if isinstance(section, dict) else None
+    with suppress(OSError, DataError):
+        seen = read_info(folder / _LAST).get("images_seen")
+        if isinstance(seen, int) and isinstance(total, int | float):
+            return f"after {seen:,} of {1000 * total:,.0f} images"
+    return "half-way"
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
+def _remove(folder: Path) -> None:
+    # First the states: killed in between, a run must not go on without the files it counts on.
+    for name in _STATES:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def within_strikes(attempt: Callable[[], T], strikes: int, log: StageLog) -> T:
+    """What ``attempt`` returns; it goes on from the last good state when numbers are not finite.
+
+    Nothing is changed from one attempt to the next. What was a fault of the machine does not come
+    again, and leaves no trace in the result.
+
+    Args:
+        attempt: Trains from the last state that was saved, which no bad number precedes.
+        strikes: At most so many attempts may end with such a number.
+        log: Where to say so.
+
+    Raises:
+        NonFiniteError: All attempts ended so; the message is a diagnosis.
+    """
+    moments: list[int | None] = []
+    while True:
+        try:
+            return attempt()
+        except NonFiniteError as error:
+            moments.append(error.images_seen)
+            log.strikes(len(moments))
+            if len(moments) == strikes:
+                raise NonFiniteError(_verdict(error, moments), error.images_seen) from error
+            log.say(
+                f"{error}; strike {len(moments)} of {strikes}: going back to the last good state"
+            )
+
+
+def _verdict(error: NonFiniteError, moments: list[int | None]) -> str:
+    """What to make of the last of several strikes."""
+    again = ""
+    if len(moments) > 1 and None not in moments:
+        place = "the same step" if len(set(moments)) == 1 else "different steps"
+        cause = "the numbers" if len(set(moments)) == 1 else "perhaps the machine"
+        again = f"; {len(moments)} attempts ended so, at {place}, which points to {cause}"
+    return (
+        f"{error}{again}. The last good state is kept: lower the learning rate or set "
+        "compute.precision to float32, and run the same command"
+    )
+
+
+@final
+class Resumable:
+    """The saved states of one training run: the last one and, in case it breaks, the one before.
+
+    Args:
+        folder: Of this run.
+        state: Modules and optimisers to save.
+        minutes: Time between two saves.
+        log: Where to say that the run was resumed or stopped.
+        team: The processes of the run; all read the state, one writes it, and all stop together.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        *,
+        minutes: float,
+        log: StageLog,
+        team: Team,
+    ) -> None:
+        self.folder = folder
+        self._state = state
+        self._team = team
+        self._signal = 0
+        self._seconds = minutes * 60
+        self._saved_at = self._asked_at = time.monotonic()
+        self._log = log
+
+    def restore(self) -> dict[str, JsonValue] | None:
+        """Bring back the state of an interrupted run, or return None where there is none.
+
+        Raises:
+            DataError: The state is damaged, or not the same for all processes.
+        """
+        info, damaged = self._load()
+        seen = -1 if info is None else info["images_seen"]
+        assert isinstance(seen, int)
+        most, least = self._team.largest(seen, -seen)
+        if most != -least:
+            msg = (
+                f"{self.folder} is not the same for all processes: let them share one workspace, "
+                "or delete it everywhere"
+            )
+            raise DataError(msg)
+        for file in damaged:
+            self._log.say(f"{file} is damaged, and deleted; going on from the state before it")
+            if self._team.leads:
+                file.unlink()  # or the next state would take the place of the good one
+        if info is not None:
+            self._log.say(f"resumed after {seen:,} images")
+        return info
+
+    def _load(self) -> tuple[dict[str, JsonValue] | None, list[Path]]:
+        """The newest good state, and the files of damaged ones that are newer."""
+        damaged: dict[Path, str] = {}
+        for file in (self.folder / name for name in _STATES):
+            try:
+                return self._state.load(file), list(damaged)
+            except FileNotFoundError:
+                continue
+            except DataError as error:
+                damaged[file] = str(error)
+        if damaged:
+            raise DataError("; ".join(damaged.values()))
+        return None, []
+
+    def save(self, info: Mapping[str, JsonValue]) -> None:
+        """Save now, in the process that leads."""
+        if self._team.leads:
+            last = self.folder / _LAST
+            self._state.save(self.folder / _NEWEST, info)
+            with suppress(FileNotFoundError):
+                last.replace(self.folder / _BEFORE)
+            (self.folder / _NEWEST).replace(last)
+        self._saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save, or one process was asked to stop; all hear the same.
+
+        It is time when another step as long as the last one would be too much to lose.
+        """
+        now = time.monotonic()
+        step, self._asked_at = now - self._asked_at, now
+        waited = now + step - self._saved_at > self._seconds
+        late, number = self._team.largest(waited, self._log.stop_signal() or 0)
+        self._signal = int(number)
+        return bool(late or number)
+
+    def stop_if_asked(self, images_seen: int) -> None:
+        """Raise :class:`Interrupted` if :meth:`due` heard of a signal; call after :meth:`save`."""
+        if self._signal:
+            msg = f"stopped after {images_seen:,} images; the same command continues from there"
+            raise Interrupted(msg, self._signal)

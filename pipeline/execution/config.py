@@ -1,0 +1,40 @@
+"""How to compute: the sections ``compute`` and ``run``."""
+
+from typing import Literal
+
+from dsd.utils.config import AutoCount, Count, Positive, Section
+
+
+class Compute(Section):
+    """How to compute. Results differ in the last digits, so that a change reruns stages."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "float32", "tf32", "bfloat16"]
+    """Arithmetic inside the networks while training; weights, losses and metrics stay float32 or
+    better. ``float32``: in full, on GPUs too; ``tf32``: products with factors of 10 bits, on
+    NVIDIA GPUs since 2020; ``auto``: bfloat16 where the machine has units for it, else
+    float32."""
+
+    batch_per_device: AutoCount
+    """Most images that a process takes through a network at once while training; a larger share of
+    a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: as many
+    as fit into the memory that is free when the training begins (docs/memory.md)."""
+
+    activation_checkpointing: bool
+    """Whether to keep only the inputs of the network's blocks while training and compute the rest
+    again for the gradient: less memory (docs/memory.md), a third more arithmetic for the teacher,
+    on a CPU the same bits."""
+
+
+class Run(Section):
+    """How to run. No result depends on these, so that a change reruns nothing."""
+
+    eval_batch_size: Count
+    """Images in a batch when nothing is trained."""
+
+    checkpoint_minutes: Positive
+    """Interval of resumable states, in minutes."""
+
+    strikes: Count
+    """How often one run of a training may meet a number that is NaN or infinite: it goes back to
+    the last good state, changes nothing and tries again, and the last time it stops."""

@@ -1,0 +1,97 @@
+"""Joining the processes that were started together for one training, and sharing its batches."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+from dsd.training.distributed import Team
+from dsd.training.memory import Rehearsing, largest_part
+from dsd.utils.errors import Interrupted, ParamsError
+from pipeline.execution.config import Compute
+from pipeline.execution.device import free_memory, resolve_device
+
+__all__ = ["fit_into_memory", "joined_team"]
+
+_PATIENCE = timedelta(hours=2)
+"""How long processes wait for the one that measures; the end of one is noticed at once."""
+
+_NAMES = {"cuda": "GPU's memory", "cpu": "main memory"}
+_SPARE = "set compute.activation_checkpointing to true, "
+_SMALLER = "make the network smaller (network.width, network.num_blocks) or end other programs"
+
+
+@contextmanager
+def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch.device]]:
+    """The team that this process belongs to, and the device that it computes on.
+
+    A process that no launcher started is a team of its own.
+
+    Args:
+        compute: Which kind of device, and how much it takes at once.
+        batch_size: Images of a step, which the team shares.
+
+    Raises:
+        ParamsError: There is no such device, or there are more processes than images.
+    """
+    device = resolve_device(compute)
+    at_once = None if compute.batch_per_device == "auto" else compute.batch_per_device
+    if not dist.is_torchelastic_launched():
+        yield Team(at_once=at_once), device
+        return
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if size > batch_size:
+        msg = f"{size} processes cannot share a batch of {batch_size}: start fewer, or raise it"
+        raise ParamsError(msg)
+    if device.type == "cuda":
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    # Gradients travel between GPUs, the word to stop between CPUs.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Team(rank, size, at_once), device
+    except Interrupted:  # all stop at the same step
+        dist.destroy_process_group()
+        raise
+    # Not after other errors: that would wait for processes that have ended.
+    dist.destroy_process_group()
+
+
+def fit_into_memory(
+    training: Rehearsing, team: Team, compute: Compute, device: torch.device
+) -> str:
+    """Let all processes take as many images at once as fit, where that is left to us.
+
+    Args:
+        training: About to begin, or to go on; its weights are on the device.
+        team: Its processes.
+        compute: How many images a process takes at once, or ``auto``.
+        device: Where this process computes.
+
+    Returns:
+        How a step is computed, for people.
+
+    Raises:
+        ParamsError: Not even one image fits.
+    """
+    asked = compute.batch_per_device
+    if asked != "auto":
+        return f"takes at most {asked} images at once, as compute.batch_per_device says"
+    # All processes calculate with the same number, or with an error some would be left alone.
+    (least,) = team.largest(-free_memory(device))
+    found = largest_part(training, team, free=-least, device=device)
+    (images,) = (-value for value in team.largest(-found.images))
+    room = (
+        f"{found.needed / 1e9:.2f} GB more of the {_NAMES[device.type]}, of which "
+        f"{found.usable / 1e9:.2f} GB may be taken"
+    )
+    if images == 0:
+        spare = "" if compute.activation_checkpointing else _SPARE
+        msg = f"not even one image fits: a step needs {room}; {spare}{_SMALLER}"
+        raise ParamsError(msg)
+    team.take_at_once(int(images))
+    return f"takes {images:.0f} of {found.share} images of a step at once: {room}"

@@ -1,0 +1,144 @@
+"""Locks between processes: files that the kernel frees when their holder dies.
+
+Some file systems of clusters have no such locks (Lustre mounted without ``flock``, NFS without
+``lockd``). There nobody is refused, which is said once: no run must fail for want of a lock.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TextIO, final
+
+from dsd.utils.errors import DsdError
+
+__all__ = [
+    "BusyError",
+    "can_lock",
+    "exclusive",
+    "in_turn",
+    "locks_work_in",
+    "try_lock",
+    "unlock",
+]
+
+_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""Errors of file systems that have no locks."""
+
+_unlockable: set[int] = set()
+"""Devices of such file systems that this process has met."""
+
+
+@final
+class BusyError(DsdError):
+    """Another process does the same thing in the same place."""
+
+    exit_code = 6
+
+
+@contextmanager
+def exclusive(lock: Path, purpose: str) -> Iterator[None]:
+    """Hold the file ``lock`` for the length of the block; it frees itself if the process dies.
+
+    Raises:
+        BusyError: Another process holds it; the message says which.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle, ours = _claimed(lock)
+    with handle:
+        if not ours:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            msg = (
+                f"{purpose} is already running here in process {holder}; wait until it ends or "
+                f"stop it with `kill {holder}`, then run the same command again"
+            )
+            raise BusyError(msg)
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            unlock(handle)
+
+
+def _claimed(lock: Path) -> tuple[TextIO, bool]:
+    """The open file, and whether this process has its lock now."""
+    while True:
+        handle = lock.open("a+", encoding="ascii")
+        if not try_lock(handle):
+            return handle, False
+        # The last holder may have removed it between opening and locking.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
+                return handle, True
+        handle.close()
+
+
+def try_lock(handle: TextIO) -> bool:
+    """Take the lock of an open file unless another process has it.
+
+    Where the file system has no locks this is always true; ask :func:`can_lock` before you
+    conclude that no other process is at work.
+    """
+    try:
+        _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def can_lock(handle: TextIO) -> bool:
+    """Whether the file, of which :func:`try_lock` was asked before, can have a lock at all."""
+    return os.fstat(handle.fileno()).st_dev not in _unlockable
+
+
+def locks_work_in(folder: Path) -> bool:
+    """Whether files in ``folder`` can have locks."""
+    with TemporaryFile("w", dir=folder) as handle:
+        return try_lock(handle) and can_lock(handle)
+
+
+def unlock(handle: TextIO) -> None:
+    """Give the lock back, also for child processes that inherited the open file."""
+    _lock(handle, fcntl.LOCK_UN)
+
+
+def _lock(handle: TextIO, operation: int) -> None:
+    """Ask the kernel, and go on where it has no locks."""
+    try:
+        fcntl.flock(handle, operation)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        _unlockable.add(os.fstat(handle.fileno()).st_dev)
+        _say_that_there_are_no_locks(os.strerror(error.errno))
+
+
+@cache
+def _say_that_there_are_no_locks(reason: str) -> None:
+    """Say it once; for each error that a file system gives as the reason."""
+    logging.getLogger(__name__).warning(
+        "warning: this file system has no locks (%s), so that two runs at once in this workspace "
+        "are not noticed; start one at a time (docs/deployment.md)",
+        reason,
+    )
+
+
+@contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Hold the file ``lock`` for the length of the block; wait for it if need be."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="ascii") as handle:
+        _lock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            unlock(handle)

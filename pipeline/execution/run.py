@@ -1,0 +1,122 @@
+"""Running a stage: on its device, a training alone or in a team, resumed and retried."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import final
+
+import torch
+
+from dsd.training.distributed import Team
+from dsd.training.memory import Rehearsing
+from dsd.training.state import TrainingState
+from dsd.utils.config import Precision
+from pipeline.execution.checkpoints import (
+    Resumable,
+    begin,
+    forget_done,
+    forget_superseded,
+    mark_done,
+    reserved,
+    within_strikes,
+)
+from pipeline.execution.device import resolve_device, resolve_precision
+from pipeline.execution.distributed import fit_into_memory, joined_team
+from pipeline.execution.origin import Origin
+from pipeline.params.model import Params
+from pipeline.stage_io.context import Attempt, JobT, StageContext
+from pipeline.stage_io.log import StageLog
+from pipeline.stage_io.outputs import check_outputs, replaced_outputs
+from pipeline.stage_io.paths import Paths
+
+__all__ = ["run_stage"]
+
+
+def run_stage(module: ModuleType, params: Params, paths: Paths, log: StageLog) -> None:
+    """Run a stage in this process.
+
+    Args:
+        module: Of ``pipeline.stages``, named like the stage.
+        params: All parameters.
+        paths: The workspace.
+        log: Of the stage.
+    """
+    stage = module.__name__.rpartition(".")[2]
+    module.run(StageContext(params, paths, log, _Execution(stage, params, paths, log)))
+
+
+@final
+@dataclass(frozen=True)
+class _Execution:
+    """See :class:`pipeline.stage_io.context.Execution`."""
+
+    stage: str
+    params: Params
+    paths: Paths
+    log: StageLog
+
+    def device(self) -> torch.device:
+        """See :func:`pipeline.execution.device.resolve_device`."""
+        return resolve_device(self.params.compute)
+
+    def train(self, build: Callable[[Attempt], JobT], inputs: Mapping[str, str]) -> JobT:
+        """Train, write the outputs, and return the job that came to its end.
+
+        Raises:
+            BusyError: Another process computes the same.
+            OSError: The disk refuses. That this user may not replace the outputs is known before
+                the training begins.
+            NonFiniteError: As many attempts as there may be met a number that is not finite.
+            ParamsError: There is no such device, or there are more processes than images.
+        """
+        stage, paths, compute = self.stage, self.paths, self.params.compute
+        origin = Origin.here(stage, self.params, paths.root, inputs)
+        states, name = paths.state(stage), origin.name
+        self.log.trains(name)
+        with ExitStack() as held:
+            batch_size: int = getattr(self.params, stage).batch_size
+            with joined_team(compute, batch_size) as (team, device):
+                if team.leads:
+                    check_outputs(paths, stage)
+                    forget_done(states, paths.root, but=name)
+                folder = held.enter_context(reserved(states / name, team))
+                if team.leads:
+                    begin(folder, origin, self.log)
+
+                def attempt() -> JobT:
+                    precision = resolve_precision(compute, device)
+                    job = build(_Attempt(team, device, precision, folder, self.params, self.log))
+                    job.train()
+                    return job
+
+                job = within_strikes(attempt, self.params.run.strikes, self.log)
+            if team.leads:
+                with replaced_outputs(paths, stage) as fresh:
+                    job.write(fresh)
+                mark_done(folder, paths.root)
+                forget_superseded(folder, origin)
+        return job
+
+
+@final
+@dataclass
+class _Attempt:
+    """See :class:`pipeline.stage_io.context.Attempt`."""
+
+    team: Team
+    device: torch.device
+    precision: Precision
+    folder: Path
+    params: Params
+    log: StageLog
+
+    def checkpoints(self, state: TrainingState) -> Resumable:
+        """The saved states of this run."""
+        minutes = self.params.run.checkpoint_minutes
+        return Resumable(self.folder, state, minutes=minutes, log=self.log, team=self.team)
+
+    def fit_into_memory(self, training: Rehearsing) -> None:
+        """Choose how many images the processes take at once, and say so."""
+        self.log.say(fit_into_memory(training, self.team, self.params.compute, self.device))

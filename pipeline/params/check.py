@@ -1,0 +1,340 @@
+"""``python -m pipeline check``, and what is checked before each stage: nothing is run or written.
+
+A few images are opened to learn what ``prepare`` will find; later stages look at what the stages
+before them have written. What follows from that for all stages is in :mod:`pipeline.params.needs`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from dsd.features.config import FEATURE_SPACES, INCEPTION_SPACES
+from dsd.sources.config import Data
+from dsd.sources.phase import to_complex
+from dsd.sources.reader import Item, Reader, Refused, Source, find_images
+from dsd.storage.shards import MappedStore, StoreMeta, read_meta
+from dsd.utils.errors import DataError
+from pipeline.params.model import Params
+from pipeline.params.needs import Prepared, Shape, observed_shape, remarks, require
+from pipeline.stage_io.paths import Paths
+
+__all__ = ["TORCHVISION_SETS", "Found", "check_before", "look", "show_check"]
+
+TORCHVISION_SETS = {
+    "cifar10": (50_000, (3, 32, 32)),
+    "fashion-mnist": (60_000, (1, 28, 28)),
+    "celeba": (162_770, (3, 178, 178)),
+}
+"""Images in the training parts of torchvision's sets, and their shape: a check downloads nothing,
+and takes one black image for all of them."""
+
+_FIRST, _SPREAD = 4, 4
+"""Images that are opened: the first ones, and about as many others at equal distances."""
+
+_SHIPPED = {*FEATURE_SPACES} - {*INCEPTION_SPACES}
+"""Extractors whose weights come with the installation."""
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """What a look at the source has found."""
+
+    count: int
+    """Images that ``prepare`` will use, if all are usable."""
+
+    opened: int
+    """Images that were opened."""
+
+    size: Shape | None
+    """Channels, height and width as found; None where no image that was opened is usable."""
+
+    prepared: Shape | None
+    """The same of what ``prepare`` will write."""
+
+    refused: tuple[Refused, ...]
+    """Images that were opened and will be skipped."""
+
+    notes: tuple[str, ...]
+    """What the source says of itself."""
+
+
+def look(data: Data, root: Path) -> Found:
+    """Open a few images of a source as ``prepare`` will.
+
+    Args:
+        data: Where the images are.
+        root: The workspace, from which a relative path starts.
+
+    Raises:
+        DataError: There is no such source, or an image will stop ``prepare``.
+        ParamsError: The images cannot be brought to the layout that is asked for.
+    """
+    source = _source(data, root)
+    count = min(source.count, data.max_images or source.count)
+    some = _some(source, count)
+    reader = _reader(data, replace(source, count=len(some), items=some), resized=False)
+    size = prepared = None
+    try:
+        for block in reader.blocks():
+            size = _shape(block)
+    except DataError:
+        # Where broken images are skipped, the next ones may be usable.
+        if data.on_broken == "refuse" or not some:
+            raise
+    if size is not None:
+        prepared = _prepared(data, Item(some[0].name, np.zeros(size, np.uint8)))
+    return Found(
+        count=count,
+        opened=0 if source.count > 1 and data.name else len(some),
+        size=size,
+        prepared=prepared,
+        refused=tuple(reader.refused),
+        notes=source.notes,
+    )
+
+
+def _source(data: Data, root: Path) -> Source:
+    if data.name is not None:
+        count, shape = TORCHVISION_SETS[data.name]
+        return Source(count, [Item(data.name, np.zeros(shape, np.uint8))])
+    return find_images(data.source, root / data.path, None)
+
+
+def _some(source: Source, count: int) -> list[Item]:
+    """The first images of ``count`` and, where there is a list of them, some of the others."""
+    if not isinstance(source.items, Sequence):
+        return list(islice(source.items, min(count, _FIRST + _SPREAD)))
+    items = source.items[:count]
+    return [*items[:_FIRST], *items[_FIRST :: max(1, (len(items) - _FIRST) // _SPREAD)]]
+
+
+def _reader(data: Data, source: Source, *, resized: bool) -> Reader:
+    return Reader(
+        source,
+        pad=data.pad if resized else 0,
+        resolution=data.resolution if resized else None,
+        on_broken=data.on_broken,
+        max_images=None,
+        noisy=data.content == "noisy",
+    )
+
+
+def _prepared(data: Data, image: Item) -> Shape:
+    """Shape of what ``prepare`` makes of such an image."""
+    block = next(_reader(data, Source(1, [image]), resized=True).blocks())
+    return _shape(to_complex(block, np.zeros(1, np.int64)) if data.phase == "smooth" else block)
+
+
+def _shape(block: np.ndarray) -> Shape:
+    channels, height, width = block.shape[1:]
+    return channels, height, width
+
+
+def check_before(stage: str, params: Params, paths: Paths) -> list[str]:
+    """Refuse to begin a stage where that one or a later one could not do its work.
+
+    Args:
+        stage: Its name.
+        params: All parameters.
+        paths: The workspace.
+
+    Returns:
+        What to know of the stage's parameters. Nothing is checked, and nothing said, where the
+        stage's inputs are missing or damaged, which the stage itself tells.
+
+    Raises:
+        DataError: The images, or an extractor of features, cannot be used.
+        ParamsError: A parameter does not go with the images.
+    """
+    images = _to_come(params, paths) if stage == "prepare" else _written(stage, paths)
+    if images is None:
+        return []
+    require(params, images)
+    _try_extractors(params, images, download=stage not in {"prepare", "corrupt"})
+    if stage == "pretrain":
+        _require_distinct(paths)
+    return [text for reader, text in remarks(params, images) if reader == stage]
+
+
+def _to_come(params: Params, paths: Paths) -> Prepared | None:
+    """What ``prepare`` will write; None where images are refused, which it says of all of them."""
+    with suppress(DataError):
+        found = look(params.data, paths.root)
+        return None if found.prepared is None else Prepared(found.count, found.prepared)
+    return None
+
+
+def _written(stage: str, paths: Paths) -> Prepared | None:
+    """What the stages before ``stage`` have left; None where that cannot be read."""
+    train = None if stage == "corrupt" else _meta(paths.artifact("corrupt") / "train")
+    level = None if train is None else TypeAdapter(float).validate_python(train.info["assumed"])
+    prepared = _meta(paths.artifact("prepare"))
+    if prepared is not None:
+        return Prepared(prepared.count, prepared.layout.shape, level)
+    # A machine for training alone needs no clean images.
+    heldout = _meta(paths.artifact("corrupt") / "heldout")
+    if train is None or heldout is None:
+        return None
+    shape = train.info["shape"] if train.info["add"] else train.layout.shape
+    counted = train.count + heldout.count
+    return Prepared(counted, TypeAdapter(Shape).validate_python(shape), level)
+
+
+def _meta(folder: Path) -> StoreMeta | None:
+    with suppress(DataError):
+        return read_meta(folder)
+    return None
+
+
+def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None:
+    """Load the extractors that may fail, and let each see images of the shapes to come.
+
+    Args:
+        params: All parameters.
+        images: What is known of the prepared images.
+        download: Whether to fetch Inception's weights where they are missing.
+
+    Raises:
+        DataError: An extractor refuses the images, or its weights are missing or broken.
+        ParamsError: There is no extractor of that name, or no such device.
+    """
+    _read_statistics(params)
+    names = {*params.evaluate.features, params.distill.selection.features} - _SHIPPED
+    if not download and _to_download(params):
+        names -= {*INCEPTION_SPACES}
+    if not names:
+        return
+    import torch
+
+    from dsd.features.extractor import extract, load_extractor
+    from pipeline.execution.device import resolve_device
+
+    device = resolve_device(params.compute)
+    weights = params.evaluate.inception_weights_path
+    for name in sorted(names):
+        extractor = load_extractor(name, device=device, inception_weights=weights)
+        for shape in {images.shape, observed_shape(params, images.shape)}:
+            random = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+            extract(extractor, torch.from_numpy(random), batch_size=2)
+
+
+def _read_statistics(params: Params) -> None:
+    """Refuse published statistics with which ``evaluate`` would fail.
+
+    Raises:
+        DataError: They cannot be read, or are for no feature space that is measured.
+    """
+    published = params.evaluate.published_statistics
+    if published is None:
+        return
+    from dsd.features.inception import PROTOCOLS, load_published
+
+    space, file = published
+    found = load_published(file, space)
+    if found.protocol not in map(PROTOCOLS.get, params.evaluate.features):
+        msg = (
+            f"{file}: statistics were made by {found.protocol!r}, but evaluate.features has "
+            f"{', '.join(params.evaluate.features)}"
+        )
+        raise DataError(msg)
+
+
+def _to_download(params: Params) -> bool:
+    """Whether Inception's weights are needed and not here yet."""
+    names = {*params.evaluate.features, params.distill.selection.features}
+    if not names & {*INCEPTION_SPACES} or params.evaluate.inception_weights is not None:
+        return False
+    from dsd.features.inception import cached_weights
+
+    return not cached_weights().is_file()
+
+
+def _require_distinct(paths: Paths) -> None:
+    """Refuse held-out images that cannot judge a generator.
+
+    Raises:
+        DataError: They are all the same, or each has a copy among the training images.
+    """
+    folder = paths.artifact("corrupt")
+    heldout = [*_saved(folder / "heldout")]
+    alone = set(heldout)
+    if len(alone) == 1:
+        problem = "are the same"
+    else:
+        alone.difference_update(_saved(folder / "train"))
+        problem = "have a copy among the training images"
+    if len(alone) < 2:
+        msg = (
+            f"all {len(heldout)} held-out images {problem}, so no distance to them can choose a "
+            "generator: remove copies from data.path, or raise corrupt.num_heldout"
+        )
+        raise DataError(msg)
+
+
+def _saved(folder: Path) -> Iterator[bytes]:
+    """Images of a store as they would be saved; its stage checks that it is not damaged."""
+    import torch
+
+    from dsd.utils.images import to_uint8
+
+    store = MappedStore.open(folder, verify=False)
+    for block in store.blocks:
+        units = store.meta.layout.in_units(block.images)
+        yield from (image.tobytes() for image in to_uint8(torch.from_numpy(units)).numpy())
+
+
+def show_check(params: Params, paths: Paths) -> None:
+    """Print what ``prepare`` will find, and what to know of the parameters.
+
+    Raises:
+        DataError: As for :func:`check_before`.
+        ParamsError: Likewise; or this machine lacks what ``compute`` asks for.
+    """
+    found = look(params.data, paths.root)
+    for line in _lines(found, params.data):
+        print(line)
+    _require_device(params)
+    if found.prepared is not None:
+        images = Prepared(found.count, found.prepared)
+        require(params, images)
+        _try_extractors(params, images, download=False)
+        for _, text in remarks(params, images):
+            print(f"note: {text}")
+    if _to_download(params):
+        print("note: Inception's weights (91 MB) are not here; pretrain will download them first")
+    print(f"OK: params.yaml is valid, images come from {params.data.name or params.data.path}")
+
+
+def _require_device(params: Params) -> None:
+    if params.compute.device == "cuda" or params.compute.precision == "tf32":
+        from pipeline.execution.device import resolve_device, resolve_precision
+
+        resolve_precision(params.compute, resolve_device(params.compute))
+
+
+def _lines(found: Found, data: Data) -> Iterator[str]:
+    yield f"{data.name or data.path}: {_opened(found)}"
+    yield from (f"  {note}" for note in found.notes)
+    yield from (f"  will skip {one.name}, which {one.reason}" for one in found.refused)
+    if found.prepared is not None and found.prepared != found.size:
+        yield f"  prepare makes {_kind(found.prepared)} of them"
+
+
+def _opened(found: Found) -> str:
+    if found.size is None:
+        return f"{found.count:,} images; none of {found.opened} that were opened is usable"
+    how = f"; {found.opened} of them were opened" if found.opened else ", as torchvision has them"
+    return f"{found.count:,} images of {_kind(found.size)}{how}"
+
+
+def _kind(shape: Shape) -> str:
+    channels, height, width = shape
+    colour = {1: "grey", 2: "complex", 3: "RGB"}.get(channels, f"{channels} channels")
+    return f"{width} x {height} {colour}"

@@ -1,0 +1,112 @@
+"""Pages of one file: no requests, no scripts, readable offline, on paper and on a phone."""
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from dsd.utils.errors import DataError
+from dsd.utils.files import published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["as_number", "embed", "inline", "write_page"]
+
+_LARGE_PICTURE = 300_000
+"""Bytes above which a picture is embedded with loss; the file itself is kept as it is."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_page(path: Path, template: str, **content: object) -> None:
+    """Fill a template of this package, all values escaped, and write the page.
+
+    Args:
+        path: Where to; there is a whole page or none.
+        template: Name of the template's file.
+        content: What the template names; one that it names and does not get is an error.
+    """
+    folder = FileSystemLoader(Path(__file__).with_name("templates"))
+    pages = Environment(
+        loader=folder,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters["number"] = as_number
+    text = pages.get_template(template).render(**content)
+    with published(path) as file:
+        file.write(text.encode())
+
+
+def as_number(value: float | None) -> str:
+    """Four digits that count, or a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:#.4g}".rstrip(".")
+
+
+def embed(path: Path, text: str) -> Markup:
+    """A picture's file inside the page.
+
+    Args:
+        path: A PNG file.
+        text: What it shows, for those who cannot see it.
+
+    Raises:
+        DataError: It is no PNG picture: a page that is passed on must not carry other files, to
+            which a link may lead.
+    """
+    raw, kind = path.read_bytes(), "png"
+    try:
+        if not raw.startswith(_PNG):
+            raise UnidentifiedImageError
+        if len(raw) > _LARGE_PICTURE:
+            raw, kind = _smaller(raw), "webp"
+    # On damaged bytes, Pillow's decoders raise nearly anything.
+    except Exception as error:
+        msg = f"{path} is no PNG picture: remove it, or run `dvc repro` again"
+        raise DataError(msg) from error
+    encoded = base64.b64encode(raw).decode()
+    return Markup('<img src="data:image/{};base64,{}" alt="{}">').format(kind, encoded, text)
+
+
+def _smaller(raw: bytes) -> bytes:
+    target = io.BytesIO()
+    with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
+        image.convert("RGB").save(target, "WEBP", quality=85)
+    return target.getvalue()
+
+
+def inline(figure: "Figure", name: str, text: str) -> Markup:
+    """A figure inside the page, as SVG whose letters are text; the same bytes each time.
+
+    Args:
+        figure: The figure.
+        name: Unique on the page: ids in the SVG begin with it.
+        text: What it shows, for those who cannot see it.
+    """
+    from matplotlib import rc_context
+
+    target = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(target, format="svg", metadata=nothing)
+    svg = target.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # Its size in points would keep it from shrinking with the page.
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    label = Markup('<svg role="img" aria-label="{}"').format(text)
+    # Drawn by matplotlib, which escapes the text that it draws.
+    return label + Markup(svg.removeprefix("<svg"))

@@ -1,0 +1,1 @@
+"""Processes, signals and network addresses, outside of the stages."""

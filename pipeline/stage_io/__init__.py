@@ -1,0 +1,1 @@
+"""Paths, logs and tables: a stage's inputs and outputs."""

@@ -1,0 +1,112 @@
+"""What a stage is given: parameters, paths, a log, and who carries out a training.
+
+Stages know no devices, processes, locks or checkpoints: these decide no byte of a result, so that
+changes of theirs repeat no stage.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar, final
+
+from pydantic import JsonValue
+
+from pipeline.stage_io.log import StageLog
+from pipeline.stage_io.paths import Paths
+
+# Not every stage needs torch, and none needs all sections of the parameters.
+if TYPE_CHECKING:
+    import torch
+
+    from dsd.training.distributed import Team
+    from dsd.training.memory import Rehearsing
+    from dsd.training.state import TrainingState
+    from dsd.utils.config import Precision
+    from pipeline.params.model import Params
+
+__all__ = ["Attempt", "Checkpoints", "Execution", "StageContext", "TrainingJob"]
+
+
+class Checkpoints(Protocol):
+    """Saved states of one training run.
+
+    Attributes:
+        folder: Of this run; files of the stage may lie beside the states.
+    """
+
+    folder: Path
+
+    def restore(self) -> dict[str, JsonValue] | None:
+        """Bring back the last state and return its ``info``; None where there is none."""
+        ...
+
+    def save(self, info: Mapping[str, JsonValue]) -> None:
+        """Save now, with ``info``."""
+        ...
+
+    def due(self) -> bool:
+        """Return whether it is time to save, because of the clock or of a signal."""
+        ...
+
+    def stop_if_asked(self, images_seen: int) -> None:
+        """Raise ``Interrupted`` if a signal came; call after :meth:`save`."""
+        ...
+
+
+class Attempt(Protocol):
+    """One attempt at a training: its device, its processes and its saved states."""
+
+    team: "Team"
+    device: "torch.device"
+    precision: "Precision"
+
+    def checkpoints(self, state: "TrainingState") -> Checkpoints:
+        """The saved states of this run."""
+        ...
+
+    def fit_into_memory(self, training: "Rehearsing") -> None:
+        """Choose how many images the processes take at once."""
+        ...
+
+
+class TrainingJob(Protocol):
+    """A stage's training, as one attempt runs it."""
+
+    def train(self) -> None:
+        """Run all steps that are left; all processes of the team do."""
+        ...
+
+    def write(self, paths: Paths) -> None:
+        """Write the stage's outputs into empty folders; only the process that leads does."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=TrainingJob)
+
+
+class Execution(Protocol):
+    """Who computes."""
+
+    def device(self) -> "torch.device":
+        """The device to compute on."""
+        ...
+
+    def train(self, build: Callable[[Attempt], JobT], inputs: Mapping[str, str]) -> JobT:
+        """Train, write the outputs, and return the job.
+
+        Args:
+            build: Makes the job as the last saved state left it.
+            inputs: Hash of each folder that the stage reads, by its name.
+        """
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class StageContext:
+    """All that a stage is given."""
+
+    params: "Params"
+    paths: Paths
+    log: StageLog
+    execution: Execution

@@ -1,0 +1,203 @@
+"""What ``evaluate`` measures of a set of images in one feature space."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from dsd.evaluation.inception_score import inception_score
+from dsd.evaluation.kid import kernel_distance
+from dsd.evaluation.precision_recall import Manifold, density_coverage, precision_recall
+from dsd.features.cache import FeatureCache
+from dsd.features.config import INCEPTION_SPACES
+from dsd.features.extractor import Extractor, extract
+from dsd.features.fashion_classifier import FashionClassifier
+from dsd.features.teacher import TeacherFeatures
+from dsd.metrics.frechet import Moments, frechet_distance, moments
+from dsd.metrics.intervals import frechet_estimate
+from dsd.operators.operator import Operator
+from dsd.selection.proximal import observe_like
+from dsd.utils.random import derive_seed
+from dsd.utils.shapes import Features, Level, Pixels
+
+if TYPE_CHECKING:
+    from pipeline.params.model import Params
+
+__all__ = ["Data", "Measures", "Space"]
+
+Measures: TypeAlias = dict[str, float | None]
+"""Numbers by name; None where there is nothing to compare with."""
+
+_TO_CLEAN = ("frechet", "kid", "precision", "recall", "density", "coverage")
+
+
+class Data(NamedTuple):
+    """The images that models are compared with."""
+
+    clean: Pixels | None
+    noisy: Pixels
+    sigma: Level
+    """Noise level of each of ``noisy``."""
+
+    numbers: Int64[Tensor, " n"]
+    """Number of each of ``noisy`` among the clean images."""
+
+    heldout: Pixels
+    """Noisy images on which nothing was trained."""
+
+    heldout_sigma: Level
+    """Noise level of each of ``heldout``."""
+
+    operator: Operator
+    """Through which the noisy images were observed."""
+
+    def left_to_observe(self, model: str) -> Operator | None:
+        """What a model's images lack, but for noise, to be compared with noisy ones.
+
+        Teachers of mapped images generate mapped images.
+        """
+        return self.operator if model == "generator" or self.operator.map is None else None
+
+
+@final
+class Space:
+    """One feature space with the data in it.
+
+    Args:
+        extractor: Makes the features.
+        data: What models are compared with.
+        params: Seed, number of samples and batch size are read.
+        cache: Of the data's features.
+
+    Raises:
+        DataError: The extractor refuses the images.
+    """
+
+    def __init__(
+        self, extractor: Extractor, data: Data, params: "Params", cache: FeatureCache
+    ) -> None:
+        self.name, self.protocol = extractor.name, extractor.protocol
+        self._extractor, self._data, self._cache = extractor, data, cache
+        self._seed = derive_seed(params.seed, "evaluation noise")
+        self._num_samples = params.evaluate.num_samples
+        self._batch_size = params.run.eval_batch_size
+        self._published = _published(params, extractor)
+        self._noisy = self._cached(data.noisy)
+        # The teacher's encoder knows noisy images only.
+        images = None if isinstance(extractor, TeacherFeatures) else data.clean
+        clean = None if images is None else self._cached(images)
+        self._moments_noisy = self._moments(self._noisy)
+        self._moments_clean = None if clean is None else self._moments(clean)
+        # Equal numbers, on which shares depend, and pairs of images take time.
+        self._some_clean = None if clean is None else Manifold(clean[: self._num_samples])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before a distance of as many images as are sampled is believed."""
+        return self._moments(self._noisy[: self._num_samples]).notes
+
+    def measures(self, images: Pixels, operator: Operator | None) -> Measures:
+        """All measures of a model's images.
+
+        Args:
+            images: As saved.
+            operator: What they lack, but for noise, to be like the noisy images.
+        """
+        to_noisy = _frechet(self._observed(images, operator), self._moments_noisy)
+        near = {f"proximal_{name}": value for name, value in to_noisy.items()}
+        return {**self._measures_to_clean(images), **near}
+
+    def to_clean(self, images: Pixels) -> float | None:
+        """Frechet distance to the clean images, if there are any and of the size of ``images``."""
+        if self._moments_clean is None or not self._comparable(images):
+            return None
+        return frechet_distance(self._moments(self._features(images)), self._moments_clean)
+
+    def to_heldout(self, images: Pixels) -> Measures:
+        """Frechet distance of a generator's images, observed like them, to held-out noisy ones."""
+        data = self._data
+        observed = observe_like(
+            images, data.heldout_sigma, seed=self._seed, operator=data.operator
+        )
+        features, reference = self._features(observed), self._moments(self._cached(data.heldout))
+        found = frechet_estimate(features, reference)
+        return {"frechet": found.value, "frechet_standard_error": found.standard_error}
+
+    def measures_of_noisy(self) -> Measures:
+        """What clean images are needed for, of as many noisy images as are sampled."""
+        return self._measures_to_clean(self._data.noisy, self._noisy[: self._num_samples])
+
+    def _measures_to_clean(self, images: Pixels, features: Features | None = None) -> Measures:
+        """What clean images are needed for; None for each where there are none of this size."""
+        some, whole, published = self._some_clean, self._moments_clean, self._published
+        if not self._comparable(images) or (whole is None and published is None):
+            return dict.fromkeys(_TO_CLEAN)
+        if features is None:
+            features = self._features(images)
+        elsewhere: Measures = {}
+        if published is not None:
+            elsewhere["frechet_published"] = frechet_distance(self._moments(features), published)
+        if some is None or whole is None:
+            return {**dict.fromkeys(_TO_CLEAN), **elsewhere}
+        kid = kernel_distance(features, some.features, seed=self._seed)
+        generated = Manifold(features)
+        measured: Measures = {
+            **_frechet(features, whole),
+            "kid": kid.value,
+            "kid_standard_error": kid.standard_error,
+            **precision_recall(generated, some)._asdict(),
+            **density_coverage(generated, some)._asdict(),
+            **elsewhere,
+        }
+        if isinstance(self._extractor, FashionClassifier):
+            probabilities = self._extractor.probabilities(features)
+            measured["inception_score"] = inception_score(probabilities)
+        return measured
+
+    def _comparable(self, images: Pixels) -> bool:
+        return images.shape[1:] == self._data.operator.shape
+
+    def _observed(self, images: Pixels, operator: Operator | None) -> Features:
+        """Features of images made as noisy as the data."""
+        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
+        return self._features(observed)
+
+    def _features(self, images: Pixels) -> Features:
+        return extract(self._extractor, images, batch_size=self._batch_size)
+
+    def _cached(self, images: Pixels) -> Features:
+        return self._cache.features(self._extractor, images, batch_size=self._batch_size)
+
+    def _moments(self, features: Tensor) -> Moments:
+        return moments(features, protocol=self.protocol)
+
+
+def _published(params: "Params", extractor: Extractor) -> Moments | None:
+    """Statistics that the parameters name, in the one feature space that they are for."""
+    named = params.evaluate.published_statistics
+    if named is None or extractor.name not in INCEPTION_SPACES:
+        return None
+    from dsd.features.inception import load_published  # clean-fid takes seconds to import
+
+    space, file = named
+    found = load_published(file, space)
+    return found if found.protocol == extractor.protocol else None
+
+
+def _frechet(features: Features, reference: Moments) -> Mapping[str, float]:
+    """The distance with what is known of its error.
+
+    With fewer images than features, or hardly more, nothing is known of the distance of unlimited
+    images, and the standard error is about the distance of as many images.
+    """
+    found = frechet_estimate(features, reference)
+    measured = {"frechet": found.value, "frechet_standard_error": found.standard_error}
+    if found.limit is None or found.interval is None:
+        return measured
+    return {
+        **measured,
+        "frechet_infinity": found.limit,
+        "frechet_infinity_low": found.interval.low,
+        "frechet_infinity_high": found.interval.high,
+    }

@@ -1,0 +1,207 @@
+"""The noise level of stage ``corrupt``: given, estimated and checked against each other."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dsd.corruption.config import Corrupt
+from dsd.corruption.noise_level import (
+    NEGLIGIBLE,
+    Check,
+    NoiseEstimate,
+    NoNoiseError,
+    choose_sample,
+    estimate_noise,
+    take_sample,
+)
+from dsd.corruption.writer import Noise, split_heldout, write_noisy_store
+from dsd.operators.config import PARTIAL_OPERATORS
+from dsd.storage.image_store import ImageStore
+from dsd.storage.shards import clear_store
+from dsd.utils.errors import DataError
+from dsd.utils.files import write_json
+from pipeline.stage_io.log import StageLog
+from pipeline.stage_io.paths import Paths
+
+if TYPE_CHECKING:
+    from pipeline.params.model import Params
+
+__all__ = ["estimate_level", "settle_noise", "summary_of"]
+
+_NOT_WHITE = ("white", "flat spectrum")
+"""Checks that fail where the estimate is not the level of all the noise; the second one fails also
+where texture is everywhere."""
+
+
+def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLog) -> Noise:
+    """Estimate the noise of some observations and decide which level is assumed of all.
+
+    Args:
+        params: All parameters.
+        paths: ``data/corrupt/train`` holds these observations for a moment; the estimate goes to
+            ``reports/corrupt/noise.json``.
+        found: Clean images or observations.
+        log: Hears about the estimate.
+
+    Raises:
+        DataError: The level is to be estimated but cannot be, or observations contradict the given
+            level; the message says what to change.
+    """
+    sigma = params.corrupt.sigma
+    noise = Noise(
+        sigma=None if sigma == "auto" else sigma,
+        assumed=0.0,
+        seed=params.seed,
+        add=found.meta.info.get("content") != "noisy",
+    )
+    estimate = _estimate_some(params, paths, found, noise)
+    noise = replace(noise, assumed=_assumed(params.corrupt, estimate))
+    _report(paths, noise, estimate, len(found), log)
+    if "auto" in (params.corrupt.sigma, params.corrupt.sigma_hat):
+        _refuse_failed_checks(estimate)
+    if not (noise.add or params.corrupt.trust_sigma):
+        _refuse_contradiction(params.corrupt, found, estimate)
+    return noise
+
+
+def _estimate_some(
+    params: "Params", paths: Paths, found: ImageStore, noise: Noise
+) -> NoiseEstimate | DataError:
+    """Observe as many training images as the estimate needs, and estimate; or the reason."""
+    train, _ = split_heldout(params.seed, len(found), params.corrupt.num_heldout)
+    chosen = choose_sample(len(train), found.shape, params.seed).numpy()
+    folder = paths.artifact("corrupt") / "train"
+    operator = params.corrupt.operator
+    write_noisy_store(found.folder, folder, train[chosen], noise=noise, operator=operator)
+    try:
+        return estimate_level(ImageStore.open(folder), operator.kind, params.seed)
+    except DataError as error:
+        return error
+    finally:
+        # Nobody shall take these for the whole set, whatever happens next.
+        clear_store(folder)
+
+
+def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
+    """Estimate the noise level of stored observations.
+
+    Raises:
+        DataError: It cannot be estimated, in general or from these images.
+    """
+    if operator in PARTIAL_OPERATORS:
+        msg = (
+            "the noise level cannot be estimated: observations lack pixels or frequencies "
+            f"(corrupt.operator.kind is {operator}); it has to be known"
+        )
+        raise DataError(msg)
+    return estimate_noise(take_sample(store, seed))
+
+
+def _assumed(corrupt: Corrupt, estimate: NoiseEstimate | DataError) -> float:
+    """The level for all that comes after."""
+    wanted = corrupt.sigma if corrupt.sigma_hat is None else corrupt.sigma_hat
+    if wanted != "auto":
+        return wanted
+    if isinstance(estimate, DataError):
+        msg = f"{estimate}; or set corrupt.sigma (corrupt.sigma_hat) to a number"
+        raise DataError(msg) from estimate
+    return estimate.recommended
+
+
+def _refuse_failed_checks(estimate: NoiseEstimate | DataError) -> None:
+    """Raise DataError if the estimate fails a check: it is no basis for training then."""
+    if isinstance(estimate, DataError) or not estimate.suspicious:
+        return
+    msg = (
+        f"the noise level cannot be taken from the images, whose noise fails a check "
+        f"({_failed(estimate.suspicious)}). Use other images; or, if you know the level, give "
+        f"corrupt.sigma (corrupt.sigma_hat) as a number (the estimate is {estimate.sigma:.4g})"
+    )
+    raise DataError(msg)
+
+
+def _failed(checks: Iterable[Check]) -> str:
+    return "; ".join(check.finding for check in checks)
+
+
+def _refuse_contradiction(
+    corrupt: Corrupt, found: ImageStore, estimate: NoiseEstimate | DataError
+) -> None:
+    """Raise DataError if observations show noise that is not that of the given level."""
+    name = "corrupt.sigma" if corrupt.sigma != "auto" else "corrupt.sigma_hat"
+    level = corrupt.sigma if corrupt.sigma != "auto" else corrupt.sigma_hat
+    if not isinstance(level, float):
+        return
+    seen = _what_contradicts(level, found, estimate)
+    if seen is None:
+        return
+    msg = (
+        f"{name} is {level:g}, but {seen}. {_averaging(level, found)}Levels are in data units "
+        "(images span [-1, 1]): divide grey levels by 127.5, double a level for images in [0, 1]. "
+        "Averaging, resizing, filtering or compression after the noise was measured change it, "
+        f"too. Correct {name} (auto estimates it) or the images; if the level is right all the "
+        "same, set corrupt.trust_sigma to true"
+    )
+    raise DataError(msg)
+
+
+def _what_contradicts(
+    level: float, found: ImageStore, estimate: NoiseEstimate | DataError
+) -> str | None:
+    """What observations show instead of white noise of the given level; None where they do not."""
+    if isinstance(estimate, NoNoiseError):
+        return str(estimate) if level > 0 else None
+    if isinstance(estimate, DataError):
+        averaged = level > 0 and found.meta.info.get("averaged") is not None
+        return f"pixels were averaged, and {estimate}" if averaged else None
+    if max(level, estimate.high) <= NEGLIGIBLE:
+        return None
+    failed = [check for check in estimate.suspicious if check.name in _NOT_WHITE]
+    if estimate.contradicts(level):
+        interval = f"{estimate.low:.4g} to {estimate.high:.4g}"
+        seen = f"the images show noise of level {estimate.sigma:.4g} ({interval})"
+        return f"{seen}, which is not all ({_failed(failed)})" if failed else seen
+    if any(check.name == "white" for check in failed):
+        return f"the noise of the images is not white ({_failed(failed)})"
+    return None
+
+
+def _averaging(level: float, found: ImageStore) -> str:
+    """What ``prepare`` did to the level of the original images, if it averaged pixels."""
+    factor = found.meta.info.get("averaged")
+    if not isinstance(factor, int):
+        return ""
+    return (
+        f"data.resolution averaged {factor} x {factor} pixels, which divides white noise by "
+        f"{factor}: {level:g} of the original images is {level / factor:.4g} here. "
+    )
+
+
+def _report(
+    paths: Paths, noise: Noise, estimate: NoiseEstimate | DataError, count: int, log: StageLog
+) -> None:
+    """Write, log and say what was found and what is assumed."""
+    report = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
+    target = paths.report("corrupt") / "noise.json"
+    if isinstance(estimate, DataError):
+        write_json(target, {**report, "problem": str(estimate)})
+        log.say(f"{estimate} (assumed: {noise.assumed:.4g}, as given)")
+        return
+    write_json(target, {**report, "estimate": estimate.as_json()})
+    log.metrics(
+        count,
+        {
+            "sigma_hat": noise.assumed,
+            "sigma_estimate": estimate.sigma,
+            "sigma_low": estimate.low,
+            "sigma_high": estimate.high,
+        },
+    )
+    log.say(f"{summary_of(estimate)}; assumed from here on: {noise.assumed:.4g}")
+    for check in estimate.suspicious:
+        log.say(f"suspicious noise ({check.name}): {check.text}")
+
+
+def summary_of(estimate: NoiseEstimate) -> str:
+    """The estimate and its interval, in one line."""
+    return f"noise level {estimate.sigma:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"

@@ -1,0 +1,343 @@
+"""Tracking of a stage: one MLflow run for each execution, whatever happens to stage or store.
+
+Numbers go to a journal on local disk first; a background thread alone talks to the store. A dead
+or slow store therefore costs a stage a warning and, at its end, a wait of at most
+``_CLOSE_SECONDS``; ``python -m pipeline sync`` sends later what it has missed.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+from tqdm import tqdm
+
+from dsd.utils.errors import DataError, Interrupted
+from dsd.utils.files import read_json, write_json
+from pipeline.params.model import Params
+from pipeline.params.reader import flatten
+from pipeline.runtime.addresses import tracking_address
+from pipeline.runtime.progress import make_progress, say
+from pipeline.runtime.proxies import through_proxy
+from pipeline.runtime.signals import StopSignal
+from pipeline.stage_io.log import Progress
+from pipeline.stage_io.paths import Paths
+from pipeline.tracking.journal import STRIKES
+from pipeline.tracking.provenance import commit_of, is_dirty
+from pipeline.tracking.session import Record, Session, abandoned_sessions, open_session
+from pipeline.tracking.store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
+from pipeline.tracking.system_metrics import Machine
+
+__all__ = ["StageRun", "evaluations", "run", "sync"]
+
+_SEND_SECONDS = 5.0
+_CLOSE_SECONDS = {"FINISHED": 300.0, "FAILED": 20.0, "KILLED": 5.0}
+_MAX_TAG = 4000
+
+
+@contextmanager
+def run(
+    stage: str, params: Params, paths: Paths, *, stop: StopSignal | None = None
+) -> Iterator["StageRun"]:
+    """Track one execution of a stage; the block's end says whether it finished.
+
+    Args:
+        stage: Name of the stage.
+        params: All parameters; each run has them all, so that runs of any stage compare.
+        paths: The workspace.
+        stop: What the stage is told when it asks whether it should stop.
+    """
+    log = StageRun(stage, params, paths, StopSignal() if stop is None else stop)
+    try:
+        yield log
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt | Interrupted)
+        log.close("KILLED" if killed else "FAILED")
+        raise
+    log.finish()
+
+
+def sync(paths: Paths) -> tuple[int, int]:
+    """Send what stages that have ended could not send.
+
+    Returns:
+        How many runs are now complete in the store, and how many still wait.
+    """
+    root = paths.tracking_state("")
+    complete = waiting = 0
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        for session in abandoned_sessions(folder):
+            store = Store(session.record.uri, paths)
+            try:
+                complete += store.settle(session)
+            except Exception as error:
+                waiting += 1
+                _warn(f"run {session.record.name!r} still waits: {_reason(error)}")
+    return complete, waiting
+
+
+def evaluations(paths: Paths, folder: Path) -> list[Evaluation]:
+    """All finished evaluations in the tracking store, oldest first.
+
+    Args:
+        paths: The workspace whose store it is, unless ``MLFLOW_TRACKING_URI`` names another.
+        folder: Where to put copies of their files.
+    """
+    return fetch_evaluations(tracking_address(paths), _experiment(), folder)
+
+
+@final
+class StageRun:
+    """The stage's log: numbers to journal and MLflow, progress and lines to the user."""
+
+    def __init__(self, stage: str, params: Params, paths: Paths, stop: StopSignal) -> None:
+        self._stage, self._paths, self._stop = stage, paths, stop
+        self._store = Store(tracking_address(paths), paths)
+        self._record = _make_record(stage, params, paths, self._store.uri)
+        self._session = open_session(paths.tracking_state(stage), self._record)
+        self._resumed = bool(self._session.journal.first)
+        self._earlier: Session | None = None
+        self._guard = threading.Lock()
+        self._warned = False
+        self._trouble: str | None = None
+        self._closing = threading.Event()
+        self._machine = Machine()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def metrics(self, images: int, values: Mapping[str, float]) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.metrics`."""
+        self._note(lambda: self._append(images, values))
+
+    def trains(self, name: str) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.trains`."""
+        self._record.training = name
+        self._note(lambda: self._be_the_run_of(name))
+
+    def strikes(self, count: int) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.strikes`."""
+        self._note(lambda: self._session.journal.append_counted({STRIKES: count}, now_ms()))
+
+    def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.reads`."""
+        known = {"name": name, "digest": digest, "count": count, "shape": list(shape)}
+        with self._guard:
+            for record in (self._record, self._session.record):
+                if known not in record.datasets:
+                    record.datasets.append(known)
+
+    def progress(self, total_images: int) -> Progress:
+        """See :meth:`pipeline.stage_io.log.StageLog.progress`."""
+        return make_progress(self._stage, total_images)
+
+    def say(self, text: str) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.say`."""
+        say(text)
+
+    def stop_signal(self) -> int | None:
+        """See :meth:`pipeline.stage_io.log.StageLog.stop_signal`."""
+        return self._stop.number
+
+    def finish(self) -> None:
+        """The stage is done: complete the run and write ``reports/<stage>/run.json``."""
+        if self._stage == "evaluate":
+            self.metrics(0, _summary_values(self._paths.summary))
+        self.close("FINISHED")
+        self._write_run_file()
+
+    def close(self, status: str) -> None:
+        """End the run with MLflow's ``status``; bounded in time, and never raises for a store."""
+        self._note(lambda: self._session.end(status, now_ms()))
+        self._closing.set()
+        self._join(_CLOSE_SECONDS[status])
+        self._note(self._session.note_left)
+        if self._thread.is_alive():
+            self._troubled(TimeoutError("the tracking store is too slow"))
+        else:
+            self._session.release()
+
+    def _note(self, act: Callable[[], None]) -> None:
+        try:
+            with self._guard:
+                act()
+        except OSError as error:
+            self._troubled(error)
+
+    def _append(self, images: int, values: Mapping[str, float]) -> None:
+        self._restart_if_from_the_beginning(images, values)
+        self._session.journal.append(images, values, now_ms())
+
+    def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
+        """A stage without states that begins with other numbers than before is a new run.
+
+        A training that resumed may repeat all its numbers: the same ones.
+        """
+        first = self._session.journal.first
+        known = first.keys() & values.keys()
+        if self._resumed and known:
+            self._resumed = False
+            if any(_contradicts(images, values[name], *first[name]) for name in known):
+                self._begin_anew()
+
+    def _be_the_run_of(self, training: str) -> None:
+        if self._session.record.training not in (None, training):
+            self._begin_anew()
+        self._session.record.training = training
+        self._session.save()
+
+    def _begin_anew(self) -> None:
+        earlier = self._session
+        earlier.end("KILLED", now_ms())
+        earlier.set_aside()
+        self._session = open_session(self._paths.tracking_state(self._stage), self._record)
+        # Still locked, as the thread may be sending it: two at once would make two runs.
+        self._earlier = earlier
+
+    def _work(self) -> None:
+        """Thread: send what there is at intervals, look after earlier runs once, and close."""
+        tidied = False
+        while True:
+            last = self._closing.is_set()
+            try:
+                self._send(last)
+                self._settle_earlier()
+                tidied = tidied or last or self._tidy()
+            except Exception as error:
+                self._troubled(error)
+            if last:
+                return
+            if not self._closing.wait(_SEND_SECONDS):
+                self._sample_machine()
+
+    def _sample_machine(self) -> None:
+        sample = self._machine.sample()
+        self._note(lambda: self._session.journal.append_counted(sample, now_ms()))
+
+    def _send(self, last: bool) -> None:
+        with self._guard:
+            session = self._session
+        self._store.flush(session)
+        if last:
+            self._store.complete(session, self._paths.report(self._stage))
+            self._trouble = None
+
+    def _settle_earlier(self) -> None:
+        if self._earlier is not None:
+            self._store.settle(self._earlier)
+            self._earlier.release()
+            self._earlier = None
+
+    def _tidy(self) -> bool:
+        for session in abandoned_sessions(self._paths.tracking_state(self._stage)):
+            if session.record.uri == self._store.uri:
+                self._store.settle(session)
+        return True
+
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(0.2)
+            if self._stop.number is not None:
+                deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS["KILLED"])
+
+    def _troubled(self, error: Exception) -> None:
+        self._trouble = _reason(error) + through_proxy(self._store.uri)
+        if not self._warned:
+            self._warned = True
+            _warn(
+                f"MLflow at {self._store.shown_uri} has not taken this run ({self._trouble}); the "
+                "stage goes on, and `python -m pipeline sync` sends what is missing later"
+            )
+
+    def _write_run_file(self) -> None:
+        record = self._session.record
+        found = {
+            "run_id": record.run_id,
+            "experiment": record.experiment,
+            "tracking_uri": self._store.shown_uri,
+            "token": record.token,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "reason": None if record.run_id else self._trouble,
+        }
+        write_json(self._paths.report(self._stage) / RUN_FILE, found)
+
+
+def _contradicts(images: int, value: float, first_images: int, first_value: float) -> bool:
+    """Whether a number cannot be one of those that begin with the first one."""
+    return images < first_images or (images == first_images and float(value) != first_value)
+
+
+def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:
+    flat = flatten(params)
+    return Record(
+        stage=stage,
+        name=f"{stage} sigma={_level(params)}",
+        experiment=_experiment(),
+        uri=uri,
+        params={name: "null" if value is None else str(value) for name, value in flat.items()},
+        tags=_tags(stage, params, paths.root),
+        started_ms=now_ms(),
+    )
+
+
+def _level(params: Params) -> str:
+    """The noise level in the file, and the one assumed where it is another."""
+    sigma, assumed = params.corrupt.sigma, params.corrupt.sigma_hat
+    levels = [level for level in (sigma, assumed) if level is not None]
+    return " assumed ".join(str(level) if level == "auto" else f"{level:g}" for level in levels)
+
+
+def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
+    tags = {
+        "dvc.stage": stage,
+        "dvc.exp": os.environ.get("DVC_EXP_NAME"),
+        "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "mlflow.source.name": f"python -m pipeline {stage}",
+        "mlflow.source.git.commit": commit_of(root),
+        "git.dirty": _word(is_dirty(root)),
+        "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
+        "sigma": _level(params),
+        "source": params.data.name or params.data.path,
+    }
+    return {name: value[:_MAX_TAG] for name, value in tags.items() if value}
+
+
+def _word(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()
+
+
+def _experiment() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd")
+
+
+def _summary_values(summary: Path) -> dict[str, float]:
+    """Numbers of the summary by dotted name, without those of its protocol."""
+    try:
+        document = read_json(summary)
+    except (OSError, DataError):
+        return {}
+    return {
+        name: value for name, value in _numbers(document, "") if not name.startswith("protocol.")
+    }
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _warn(text: str) -> None:
+    tqdm.write(f"warning: {text}", file=sys.stderr)

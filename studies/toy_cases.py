@@ -1,0 +1,251 @@
+"""One toy problem: train a teacher and its one-step student on noisy points, measure both.
+
+Points in the plane travel as images of two channels and one pixel, through the same losses,
+training and samplers as images.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from dsd.distillation.config import Distill
+from dsd.distillation.trainer import Distillation
+from dsd.model.config import Churn, GeneratorNoise, Sampler, TeacherNoise
+from dsd.model.denoiser import Denoiser
+from dsd.model.generator import make_latents
+from dsd.model.networks.mlp import MLP
+from dsd.model.samplers import sample_teacher
+from dsd.pretraining.config import Consistency, Pretrain
+from dsd.pretraining.trainer import TeacherTraining
+from dsd.selection.config import Selection
+from dsd.theory.toys import Points, Toy, ToyName, make_toy, sliced_wasserstein
+from dsd.utils.random import derive_seed
+
+__all__ = ["SETTINGS", "Case", "Outcome", "Result", "Settings", "train_case"]
+
+_SHAPE = (2, 1, 1)
+"""A point as an image."""
+
+_NOISE = TeacherNoise(sampler="added", P_mean=-2.3, P_std=1.2)
+_UNUSED_SELECTION = Selection(features="fashion-classifier", every_kimg=1.0, num_samples=2, keep=1)
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """How every case is trained and sampled."""
+
+    num_observations: int
+    """Noisy points, drawn once; all that training sees."""
+
+    num_samples: int
+    """Points drawn from each model and from the data to compare with."""
+
+    width: int
+    depth: int
+    pretrain: Pretrain
+    distill: Distill
+    sampler: Sampler
+
+
+SETTINGS = Settings(
+    num_observations=20_000,
+    num_samples=4000,
+    width=128,
+    depth=3,
+    pretrain=Pretrain(
+        objective="adjusted",
+        weighting="inverse-variance",
+        noise=_NOISE,
+        consistency=Consistency(weight=0.0, batch_size=1, num_steps=1),
+        batch_size=256,
+        kimg=512.0,
+        learning_rate=3e-3,
+        warmup_kimg=20.0,
+        schedule="cosine",
+        ema_halflife_kimg=20.0,
+        ema_rampup=0.1,
+        sample_every_kimg=512.0,
+    ),
+    distill=Distill(
+        divergence="sid",
+        alpha=1.0,
+        sigma_init=1.0,
+        pixel_range="free",
+        noise=GeneratorNoise(sigma_min=0.05, sigma_max=3.0, rho=7.0, max_index=1.0),
+        fake_noise=_NOISE,
+        batch_size=256,
+        kimg=400.0,
+        learning_rate=1e-3,
+        learning_rate_fake=2e-3,
+        warmup_kimg=20.0,
+        schedule="cosine",
+        betas=[0.0, 0.999],
+        fake_steps=1,
+        ema_halflife_kimg=20.0,
+        ema_rampup=0.1,
+        selection=_UNUSED_SELECTION,
+    ),
+    sampler=Sampler(
+        method="heun",
+        num_steps=18,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        rho=7.0,
+        churn=Churn(S_churn=0.0, S_min=0.0, S_max=80.0, S_noise=1.0),
+    ),
+)
+
+
+class Case(NamedTuple):
+    """One law, its noise, and the level that training believes in."""
+
+    toy: ToyName
+    sigma: float
+    sigma_hat: float
+    seed: int
+
+
+class Result(NamedTuple):
+    """One row of the table."""
+
+    toy: ToyName
+    sigma: float
+    sigma_hat: float
+    seed: int
+    method: str
+    distance: float
+    """Mean distance to the curves, in data units."""
+
+    wasserstein: float
+    """Sliced 2-Wasserstein distance to clean points, in data units."""
+
+    coverage: float
+    """How evenly the points lie along the curves, see :meth:`dsd.theory.toys.Toy.coverage`."""
+
+    evaluations: int
+    """Network evaluations for one point."""
+
+    seconds: float
+    """CPU time of the model's own training; the student's comes on top of its teacher's."""
+
+
+class _Sample(NamedTuple):
+    """Points of one method, and what they cost."""
+
+    points: Points
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Outcome:
+    """What one case gave, by method: ``points`` to draw and a row of the table."""
+
+    case: Case
+    points: dict[str, Float32[np.ndarray, " n 2"]]
+    results: dict[str, Result]
+
+
+def train_case(case: Case, settings: Settings) -> Outcome:
+    """Train a teacher and its student on one case, sample and measure both."""
+    toy = make_toy(case.toy)
+    clean = toy.sample(settings.num_samples, generator=_random(case, "reference"))
+    samples = _samples(toy, case, settings)
+    results = {name: _measure(toy, case, name, sample, clean) for name, sample in samples.items()}
+    return Outcome(case, {name: s.points.numpy() for name, s in samples.items()}, results)
+
+
+def _samples(toy: Toy, case: Case, settings: Settings) -> dict[str, _Sample]:
+    random = _random(case, "observations")
+    x0 = toy.sample(settings.num_observations, generator=random)
+    y = x0 + case.sigma * torch.randn(x0.shape, generator=random)
+    shown = settings.num_samples
+    start = time.process_time()
+    teacher = _train_teacher(y, case, settings)
+    trained = time.process_time()
+    student = _distil(teacher, case, settings)
+    distilled = time.process_time()
+    return {
+        "clean": _Sample(x0[:shown]),
+        "noisy": _Sample(y[:shown]),
+        **_teacher_samples(teacher, case, settings, trained - start),
+        "one step": _Sample(student, evaluations=1, seconds=distilled - trained),
+    }
+
+
+def _train_teacher(y: Points, case: Case, settings: Settings) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(case.seed, "weights"))
+        network = MLP(dimensions=2, width=settings.width, depth=settings.depth)
+    training = TeacherTraining(
+        Denoiser(network, sigma_data=0.5),
+        y.reshape(-1, *_SHAPE),
+        torch.full((len(y),), case.sigma_hat),
+        settings.pretrain,
+        seed=derive_seed(case.seed, "teacher"),
+        precision="float32",
+    )
+    for _ in training.steps():
+        pass
+    return training.average
+
+
+@torch.no_grad()
+def _teacher_samples(
+    teacher: Denoiser, case: Case, settings: Settings, seconds: float
+) -> dict[str, _Sample]:
+    found = sample_teacher(
+        teacher, _latents(case, settings), config=settings.sampler, sigma_y=case.sigma_hat
+    )
+    return {
+        "Full": _Sample(found.full.flatten(1), found.evaluations_full, seconds),
+        "Truncated": _Sample(found.truncated.flatten(1), found.evaluations_truncated, seconds),
+        "Truncated at sigma": _Sample(
+            found.truncated_exact.flatten(1), found.evaluations_truncated_exact, seconds
+        ),
+    }
+
+
+def _distil(teacher: Denoiser, case: Case, settings: Settings) -> Points:
+    """Points of the student that one teacher becomes."""
+    distillation = Distillation(
+        teacher,
+        torch.full((1,), case.sigma_hat),
+        _SHAPE,
+        settings.distill,
+        settings.pretrain,
+        seed=derive_seed(case.seed, "student"),
+        precision="float32",
+    )
+    for _ in distillation.steps():
+        pass
+    with torch.no_grad():
+        images: Tensor = distillation.average(_latents(case, settings))
+    return images.flatten(1)
+
+
+def _random(case: Case, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(case.seed, "toys", case.toy, purpose))
+
+
+def _latents(case: Case, settings: Settings) -> Tensor:
+    return make_latents(settings.num_samples, _SHAPE, seed=derive_seed(case.seed, "latents"))
+
+
+def _measure(toy: Toy, case: Case, method: str, sample: _Sample, clean: Points) -> Result:
+    return Result(
+        *case,
+        method=method,
+        distance=float(toy.distance(sample.points).mean()),
+        wasserstein=sliced_wasserstein(sample.points, clean),
+        coverage=toy.coverage(sample.points),
+        evaluations=sample.evaluations,
+        seconds=sample.seconds,
+    )

@@ -1,0 +1,129 @@
+"""The network's shapes and sizes."""
+
+import pytest
+import torch
+
+from dsd.model.checkpoint import build_denoiser
+from dsd.model.config import Network
+from dsd.model.networks.unet import UNet, _Dropout
+from dsd.utils.random import derive_seed
+
+
+def network(**changes):
+    values = {
+        "patch": 2, "width": 8, "channel_mult": [1, 2], "num_blocks": 1,
+        "attention_resolutions": [4], "dropout": 0.0, "sigma_data": 0.5,
+    }  # fmt: skip
+    return Network(**{**values, **changes})
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("mult", [[1], [1, 2], [2, 1, 2]])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_output_has_the_shape_of_the_input(patch, mult, channels):
+    net = UNet(network(patch=patch, channel_mult=mult), channels=channels, resolution=16)
+    x = torch.randn(2, channels, 16, 16)
+    assert net(x, torch.zeros(2)).shape == x.shape
+
+
+def test_the_papers_network_has_the_papers_size():
+    """DDPM++ for CIFAR-10: 55.7 million parameters in EDM's table."""
+    config = network(
+        patch=1, width=128, channel_mult=[2, 2, 2], num_blocks=4, attention_resolutions=[16]
+    )
+    with torch.device("meta"):
+        net = UNet(config, channels=3, resolution=32)
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=0.03)
+
+
+def test_a_resolution_that_does_not_fit_is_refused_with_the_multiple():
+    with pytest.raises(ValueError, match=r"18 pixels.*multiple of 4"):
+        UNet(network(), channels=1, resolution=18)
+
+
+def test_images_that_are_not_square_are_refused():
+    with pytest.raises(ValueError, match="images of 16 x 8 pixels are not square"):
+        build_denoiser(network(), (1, 8, 16), seed=0)
+
+
+@pytest.mark.parametrize("width", [8, 40, 72, 136, 264])
+def test_every_width_can_be_normalised_in_groups_of_at_least_four(width):
+    net = UNet(network(width=width, patch=4), channels=1, resolution=8)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert all(norm.num_channels // norm.num_groups >= 4 for norm in norms)
+    # Where EDM's number divides the channels, it is that.
+    for norm in norms:
+        usual = min(32, norm.num_channels // 4)
+        assert norm.num_groups == usual or norm.num_channels % usual
+    assert net(torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)
+
+
+def test_every_weight_is_used():
+    net = UNet(network(), channels=1, resolution=16)
+    for parameter in net.parameters():  # zero gains would hide a path
+        torch.nn.init.normal_(parameter, std=0.1)
+    net(torch.randn(2, 1, 16, 16), torch.randn(2)).square().sum().backward()
+    unused = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # The keys' bias shifts all logits of a softmax alike, so only its own third has no gradient.
+    assert unused == []
+
+
+def test_the_output_depends_on_the_noise_level():
+    net = UNet(network(), channels=1, resolution=16)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(1, 1, 16, 16).repeat(2, 1, 1, 1)
+    out = net(x, torch.tensor([0.0, 1.0]))
+    assert not torch.allclose(out[0], out[1])
+
+
+def test_fresh_weights_are_a_function_of_the_seed_alone():
+    before = torch.get_rng_state()
+    first, second, other = (
+        build_denoiser(network(), (1, 16, 16), seed=derive_seed(s, "weights")) for s in (1, 1, 2)
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    assert _same(first, second)
+    assert not _same(first, other)
+
+
+def _same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.13, 0.5, 1 - 1e-7])
+def test_dropout_drops_each_number_for_itself_and_keeps_the_mean(probability, dtype, layout):
+    torch.manual_seed(0)
+    h = torch.ones(40, 6, 31, 33, dtype=dtype).to(memory_format=layout).requires_grad_()
+    out = _Dropout(probability)(h)
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=layout)
+    kept = out.detach().float() > 0
+    share = 1 - min(round(probability * 2**16), 2**16 - 1) / 2**16
+    assert set(out.detach().unique().tolist()) <= {
+        0.0,
+        torch.tensor(1 / share, dtype=dtype).item(),
+    }
+    out.sum().backward()
+    assert torch.equal(h.grad, out)
+    error = (share * (1 - share) / kept.numel()) ** 0.5
+    assert kept.double().mean() == pytest.approx(share, abs=4 * error)
+    if share > 0.01:  # neighbours along every dimension and in memory know nothing of each other
+        centred = kept.double() - share
+        flat = centred.permute(0, 2, 3, 1) if layout == torch.channels_last else centred
+        pairs = [(centred, dim, 1) for dim in range(4)] + [
+            (flat.flatten(), 0, n) for n in (1, 2, 3, 4)
+        ]
+        for numbers, dim, lag in pairs:
+            length = numbers.shape[dim] - lag
+            product = numbers.narrow(dim, 0, length) * numbers.narrow(dim, lag, length)
+            assert abs(product.mean()) < 4 * share * (1 - share) / product.numel() ** 0.5
+
+
+def test_without_training_nothing_is_dropped():
+    h = torch.ones(2, 3, 4, 4)
+    assert torch.equal(_Dropout(0.5).eval()(h), h)
+    assert torch.equal(_Dropout(0.0)(h), h)

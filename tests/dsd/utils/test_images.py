@@ -1,0 +1,89 @@
+"""Between saved images and data units."""
+
+import pytest
+import torch
+from PIL import Image
+
+from dsd.utils.errors import NonFiniteError
+from dsd.utils.images import from_uint8, magnitude, save_grid, save_rows, to_uint8
+
+
+def test_every_grey_level_survives_the_way_there_and_back():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
+
+
+def test_saving_clamps_and_rounds_to_the_nearest_level():
+    x = torch.tensor([-3.0, -1.0, 0.0, 0.6 / 127.5 - 1, 0.4 / 127.5 - 1, 1.0, 3.0])
+    assert to_uint8(x.reshape(1, 1, 1, 7)).flatten().tolist() == [0, 0, 128, 1, 0, 255, 255]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_pixels_that_are_not_finite_are_never_saved_as_if_they_were(value, dtype):
+    x = torch.zeros(5, 1, 4, 4, dtype=dtype)
+    x[3, 0, 2, 1] = value
+    x[4, 0, 0, 0] = -value  # their sum may be anything
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode(), pytest.raises(NonFiniteError, match=r"2 of 5 images hold NaN .* number 3"):
+            to_uint8(x)
+
+
+def test_large_pixels_that_are_finite_are_clamped_though_their_sum_is_not():
+    assert (to_uint8(torch.full((2, 1, 4, 4), 3e38)) == 255).all()
+    assert (to_uint8(torch.full((2, 1, 40, 40), 6e4, dtype=torch.float16)) == 255).all()
+    assert to_uint8(torch.zeros(0, 1, 4, 4)).shape == (0, 1, 4, 4)
+
+
+def test_pictures_have_a_row_for_each_kind(tmp_path):
+    rows = {"clean": torch.zeros(5, 1, 16, 16, dtype=torch.uint8)}
+    rows["noisy"] = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
+    save_rows(rows, tmp_path / "deep" / "rows.png")
+    with Image.open(tmp_path / "deep" / "rows.png") as picture:
+        assert picture.size == (150 + 5 * 66 + 2, 2 * 66 + 2)
+        assert picture.getpixel((200, 30)) == (0, 0, 0)
+        assert picture.getpixel((200, 100)) == (255, 255, 255)
+
+
+def test_a_row_of_fewer_images_leaves_the_others_beside_their_labels(tmp_path):
+    white = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
+    rows = {"few": white[:2] // 2, "many": white, "black": white[:3] * 0}
+    for order in (["few", "many", "black"], ["many", "black", "few"]):
+        save_rows({name: rows[name] for name in order}, tmp_path / "rows.png")
+        with Image.open(tmp_path / "rows.png") as picture:
+            assert picture.size == (150 + 5 * 66 + 2, 3 * 66 + 2)
+            for row, name in enumerate(order):
+                for column in range(5):
+                    there = column < len(rows[name])
+                    expected = int(rows[name][0, 0, 0, 0]) if there else 255
+                    found = picture.getpixel((150 + 34 + column * 66, 34 + row * 66))
+                    assert found == (expected,) * 3
+
+
+def test_grids_show_colours_as_they_are(tmp_path):
+    red = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    red[:, 0] = 255
+    save_grid(red, tmp_path / "grid.png", columns=3, zoom=2)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_the_brightness_of_complex_images_does_not_depend_on_their_phase():
+    phase = torch.linspace(0, 6, 50)
+    x = 0.6 * torch.stack([phase.cos(), phase.sin()])[None, :, None]
+    assert ((magnitude(to_uint8(x)) - 0.6 * 255).abs() < 1.5).all()
+    assert (magnitude(to_uint8(2 * x)) == 255).all()
+    assert (magnitude(to_uint8(0 * x)) < 1.5).all()
+
+
+def test_pictures_show_smaller_and_complex_images_as_large_as_the_others(tmp_path):
+    rows = {"clean": torch.zeros(2, 1, 16, 16, dtype=torch.uint8)}
+    rows["observed"] = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
+    save_rows(rows, tmp_path / "rows.png")
+    with Image.open(tmp_path / "rows.png") as picture:
+        assert picture.size == (150 + 2 * 66 + 2, 2 * 66 + 2)
+        assert picture.getpixel((200, 100)) == (255, 255, 255)
+    one = to_uint8(torch.tensor([0.6, -0.8]).reshape(1, 2, 1, 1))
+    save_grid(one.expand(2, -1, -1, -1), tmp_path / "grid.png", columns=2)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert min(picture.getpixel((2, 2))) > 250

@@ -1,0 +1,337 @@
+"""The Prefect flow, for real: with its own short-lived server and with a lasting one."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sandbox.pages import check
+from sandbox.ports import free_port
+from sandbox.quick_project import executed, experiments, looks, quick_project
+from sandbox.workspace import PROJECT, STAGES, Workspace, end, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A real Prefect server; newer FastAPI releases stopped it from starting."""
+    folder = tmp_path_factory.mktemp("prefect-server")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    env = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_API_URL": address}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            text=True,
+        )
+
+    def healthy():
+        assert process.poll() is None, (folder / "log").read_text()
+        try:
+            return json.load(urllib.request.urlopen(f"{address}/health", timeout=5)) is True
+        except OSError:
+            return False
+
+    try:
+        wait_until(healthy, 600, "a healthy Prefect server")
+        yield env
+    finally:
+        end(process)
+        process.wait()
+
+
+def ask(server, path, body):
+    request = urllib.request.Request(
+        f"{server['PREFECT_API_URL']}/{path}",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def test_a_summary_becomes_a_table_with_links(tmp_path):
+    from flows.definitions.results import distance_rows, result_page, stage_row
+
+    assert distance_rows(tmp_path) == []
+    summary = {
+        "generator": {"frechet": 1.234, "proximal_frechet": 2},
+        "teacher_full": {"frechet": None, "proximal_frechet": 3.0},
+        "noisy_data": {"frechet": 9.0},
+        "protocol": {"features": "fashion-classifier", "num_samples": 5},
+    }
+    (tmp_path / "reports/evaluate").mkdir(parents=True)
+    (tmp_path / "reports/summary.json").write_text(json.dumps(summary))
+    rows = distance_rows(tmp_path)
+    page = result_page(tmp_path, rows, None, None)
+    assert page.splitlines()[0].count("(fashion-classifier)") == 2
+    assert page.splitlines()[2:5] == [
+        "| one-step generator | 1.23 | 2.00 |",
+        "| teacher, Full | - | 3.00 |",
+        "| noisy data | 9.00 | - |",
+    ]
+    assert "pipeline sync" in page
+
+    record = {"run_id": "0123456789abcdef", "tracking_uri": "http://127.0.0.1:5000"}
+    (tmp_path / "reports/evaluate/run.json").write_text(json.dumps(record))
+    page = result_page(tmp_path, rows, Path("reports/report.html"), "one")
+    assert "[run 01234567](http://127.0.0.1:5000/#/runs/0123456789abcdef)" in page
+    assert "`reports/report.html`" in page
+    assert "`dvc exp apply one`" in page
+    row = stage_row(tmp_path, "evaluate", "Restored", "restored\nfrom there")
+    assert row["MLflow run"] == record["run_id"]
+    assert row["what happened"] == "restored"
+    assert stage_row(tmp_path, "evaluate", "Failed", "")["MLflow run"] is None
+
+
+def test_only_killed_stages_are_tried_again():
+    from prefect.states import Failed
+
+    from flows.definitions.train_flow import bring_up_to_date
+    from flows.dvc.runner import DvcError, StageFailedError
+
+    def again(error):
+        return bring_up_to_date.retry_condition_fn(bring_up_to_date, None, Failed(data=error))
+
+    assert again(StageFailedError("pretrain", -9, []))
+    assert again(StageFailedError("pretrain", 137, []))
+    assert again(StageFailedError("pretrain", 143, []))
+    assert not again(StageFailedError("pretrain", 2, ["error: bad value"]))
+    assert not again(StageFailedError("pretrain", 130, ["stopped"]))
+    assert not again(DvcError("no such stage"))
+    assert bring_up_to_date.retries > 0
+
+
+def test_a_failure_survives_being_sent_between_processes():
+    import pickle
+
+    from flows.dvc.runner import StageFailedError
+
+    error = StageFailedError("pretrain", 4, ["error: loss is NaN"])
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert "error: loss is NaN" in str(copy)
+
+
+@pytest.mark.slow
+def test_without_a_server_unchanged_stages_are_shown_as_cached(workspace, tmp_path):
+    workspace.back_to_the_first_run()
+    runs = sqlite3.connect(workspace.root / "mlflow.db").execute("select count(*) from runs")
+    before = runs.fetchone()
+    flow = Workspace(workspace.root)
+    flow.env["PREFECT_HOME"] = str(tmp_path)
+    done = flow.run(sys.executable, "-m", "flows.train")
+    printed = done.stdout + done.stderr
+    for stage in STAGES:
+        assert f"Stage '{stage}' didn't change, skipping" in printed
+        assert "Finished in state Cached('unchanged" in printed
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as store:
+        states = store.execute("select name, state_name from task_run order by start_time")
+        assert states.fetchall() == [(stage, "Cached") for stage in STAGES]
+    with closing(sqlite3.connect(workspace.root / "mlflow.db")) as store:
+        assert store.execute("select count(*) from runs").fetchone() == before
+
+
+@pytest.mark.slow
+def test_stopping_an_experiment_stops_its_stage_and_removes_its_copy(workspace, tmp_path):
+    workspace.back_to_the_first_run()
+    flow = Workspace(workspace.root)
+    flow.env["PREFECT_HOME"] = str(tmp_path)
+    copy = workspace.root / ".dvc/tmp/exps/flows/long"
+    lock = copy / ".dsd" / "locks" / "pretrain"
+    states = workspace.root / ".dsd/state/pretrain"
+    options = ["--set", "pretrain.kimg=64.0", "--name", "long"]
+    process = flow.start(sys.executable, "-m", "flows.train", *options)
+    try:
+        wait_until(lambda: lock.is_file() and lock.read_text(), 600, "the training", process)
+        stage = psutil.Process(int(lock.read_text()))
+        wait_until(lambda: [*states.glob("*/state")], 600, "a state to go on from", process)
+        process.terminate()
+        process.communicate(timeout=300)
+    finally:
+        end(process)
+    assert process.returncode != 0
+    assert not stage.is_running() or stage.status() == psutil.STATUS_ZOMBIE
+    assert not copy.exists()
+    assert [*states.glob("*/state")]
+    shutil.rmtree(states)
+    assert "experiment" not in workspace.run("git", "log", "--all", "--oneline").stdout
+
+
+FLOW = """
+import sys, time
+from flows.runtime.cli import run_flow
+
+def run():
+    from prefect import flow
+    from flows.services.prefect_server import prepare_own_server
+    from flows.runtime.stopping import end_soon_when_stopped
+
+    @flow(on_running=[end_soon_when_stopped])
+    def works():
+        print("works", flush=True)
+        time.sleep(float(sys.argv[1]))
+
+    prepare_own_server()
+    works()
+    return True
+
+sys.exit(run_flow(run))
+"""
+
+
+def start_flow(home, seconds):
+    """A flow that works for some seconds, with a server of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", FLOW, str(seconds)],
+        cwd=PROJECT,
+        env={**os.environ, "PREFECT_HOME": str(home)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_first_flows_at_once_both_run_and_one_that_is_stopped_with_its_server_ends_soon(
+    tmp_path,
+):
+    two = [start_flow(tmp_path / "fresh", 0) for _ in range(2)]
+    try:
+        printed = [process.communicate(timeout=500)[0] for process in two]
+        assert [process.returncode for process in two] == [0, 0], printed
+        assert sum("making Prefect's data base" in text for text in printed) == 1
+
+        process = start_flow(tmp_path / "fresh", 600)
+        for line in process.stdout:
+            if line == "works\n":
+                break
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)  # as systemd does: the server hears it too
+        printed = process.communicate(timeout=300)[0]
+    finally:
+        for one in [*two, process]:
+            end(one)
+    assert time.monotonic() - start < 35
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped; the same command continues" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.fixture(scope="module")
+def project(server, tmp_path_factory):
+    """A quick project that the server knows."""
+    quick = quick_project(tmp_path_factory.mktemp("project"))
+    # This folder's flows, whatever project the environment has installed.
+    quick.env.update(server, PYTHONPATH=str(quick.root))
+    quick.run(sys.executable, "-m", "flows.services.deploy")
+    return quick
+
+
+@pytest.mark.slow
+def test_the_server_refuses_nonsense_and_the_flow_what_cannot_succeed(project):
+    deployments = {one["name"]: one for one in ask(project.env, "deployments/filter", {})}
+    pools = {name: one["work_pool_name"] for name, one in deployments.items()}
+    assert pools == {"train": "gpu", "sweep": "control"}
+    assert [one["active"] for one in deployments["train"]["schedules"]] == [False]
+    create = f"deployments/{deployments['train']['id']}/create_flow_run"
+    for wrong in ({"corrupt": {"sigma": -1}}, {"corrupt": {"sgima": 0.3}}, {"seed": "one"}):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(project.env, create, {"parameters": {"overrides": wrong}})
+        assert refused.value.code in (409, 422)
+
+    def message(command, *options, code):
+        done = project.run(sys.executable, "-m", f"flows.{command}", *options, code=code)
+        return done.stderr.rstrip().splitlines()[-1]
+
+    assert "did you mean corrupt.sigma" in message("train", "--set", "corrupt.sgima=1", code=2)
+    assert "no default DVC remote" in message("train", "--push", code=1)
+    assert "data.path = 'nothing'" in message("train", "--set", "data.path=nothing", code=3)
+    several = ["--set", "corrupt.sigma=0.2,0.6", "--set", "distill.noise.sigma_max=0.5,80"]
+    combination = "combination corrupt.sigma=0.6, distill.noise.sigma_max=0.5 is not valid"
+    assert combination in message("sweep", *several, code=2)
+    assert "no worker of the pool 'gpu' is online" in message("sweep", *several[:2], code=1)
+    assert ask(project.env, "task_runs/count", {}) == 0
+    assert executed(project) == []
+
+    project.set({"pretrain.kimg": 666.0})
+    printed = project.run(sys.executable, "-m", "flows.train", code=1).stderr
+    assert "the loss is NaN" in "\n".join(printed.splitlines()[-3:])
+    assert "Traceback" not in printed
+    project.run("git", "checkout", "-q", "params.yaml")
+    names = {one["name"]: one["state_name"] for one in ask(project.env, "task_runs/filter", {})}
+    assert names == {"prepare": "Ran", "pretrain": "Failed"}
+    assert executed(project) == ["prepare 0.5 sid", "pretrain 0.5 sid"]
+    (progress,) = [
+        one["data"]
+        for one in ask(project.env, "artifacts/filter", {})
+        if one["key"] == "progress-prepare"
+    ]
+    assert progress == 100
+
+
+@pytest.mark.slow
+def test_a_sweep_by_workers_computes_what_one_without_a_server_has_left(project, tmp_path):
+    alone = Workspace(project.root)
+    alone.env["PREFECT_HOME"] = str(tmp_path)
+    before = looks(project)
+    sweep = [sys.executable, "-m", "flows.sweep", "--set", "corrupt.sigma=0.2"]
+    done = alone.run(*sweep, "--set", "distill.divergence=sid,dmd")
+    assert "all 2 runs completed" in done.stderr
+    made = ["prepare 0.2 sid", "pretrain 0.2 sid", "evaluate 0.2 sid", "evaluate 0.2 dmd"]
+    # An earlier test may have prepared the images.
+    assert [line for line in executed(project) if "prepare" not in line] == made[1:]
+
+    page = project.root / "reports/sweeps/sigma-divergence/comparison.html"
+    assert "reports/experiments/sigma-0.2-divergence-dmd" in check(page).text
+    assert len(page.with_suffix(".csv").read_text().splitlines()) == 3
+
+    # Two workers at the same time; one run fails, and the other does not care.
+    workers = [
+        project.start(sys.executable, "-m", "prefect", "worker", "start", "-p", "gpu", "-n", name)
+        for name in ("one", "two")
+    ]
+    try:
+        pool = "work_pools/gpu/workers/filter"
+        wait_until(lambda: len(ask(project.env, pool, {})) == 2, 120, "two workers")
+        failed = project.run(*sweep, "--set", "pretrain.kimg=256.0,666.0", code=1)
+    finally:
+        for worker in workers:
+            end(worker, signal.SIGTERM)
+            worker.communicate(timeout=60)
+    assert "1 of 2 runs failed: sigma-0.2-kimg-666" in failed.stderr.splitlines()[-1]
+    # The values of params.yaml, written out, are no other computation.
+    assert executed(project) == ["pretrain 0.2 sid"]
+    assert looks(project) == before
+    assert sorted(name[:20] for name in experiments(project)) == [
+        "sigma-0.2-divergence",
+        "sigma-0.2-divergence",
+        "sigma-0.2-kimg-256.0",
+    ]
+
+    shown: dict[str, list[str]] = {}
+    for one in ask(project.env, "artifacts/filter", {}):
+        shown.setdefault(one["key"], []).append(one["data"])
+    (table,) = map(json.loads, shown["sweep"])
+    assert [row["state"] for row in table] == ["Completed", "Failed"]
+    assert table[0]["one-step generator: Frechet"] == 2.0
+    stages = [[row["state"] for row in json.loads(rows)] for rows in shown["stages"]]
+    assert ["Restored", "Restored", "Restored"] in stages
+    assert ["Restored", "Failed"] in stages
+    assert "1 run" in shown["comparison"][0]

@@ -1,0 +1,252 @@
+"""Overridden parameters: the form says what dsd.config says, and nothing else gets through."""
+
+from itertools import product
+
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import is_valid
+from pydantic import ValidationError
+
+from dsd.utils.errors import ParamsError
+from flows.definitions.overrides import (
+    Axis,
+    Overrides,
+    combinations,
+    parse_axis,
+    parse_setting,
+    parse_settings,
+    to_overrides,
+    values_of,
+)
+from flows.definitions.sweep_flow import sweep
+from flows.definitions.train_flow import train
+from flows.sweep import main as sweep_command
+from flows.train import main as train_command
+from pipeline.params.reader import leaves, load_params, preview_params
+from pipeline.params.schema import all_keys
+from sandbox.quick_project import PROJECT
+
+TRAIN = parameter_schema(train.fn).model_dump()
+SWEEP = parameter_schema(sweep.fn).model_dump()
+
+
+def form(key):
+    """What Prefect's form says of a key."""
+    schema = {"$ref": "#/definitions/Overrides"}
+    for name in ["", *key.split(".")]:
+        schema = schema["properties"][name] if name else schema
+        if "$ref" in schema:
+            schema = {**TRAIN["definitions"][schema["$ref"].rpartition("/")[2]], **schema}
+    return schema
+
+
+def accepted(overrides):
+    """Whether Prefect's server takes them."""
+    return is_valid({"overrides": overrides}, TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, key in all_keys().items() if "operator" not in name]
+)
+def test_the_form_has_every_key_with_its_bounds_and_its_explanation(name, key):
+    found = form(name)
+    text = " ".join(key.text.replace("``", "`").split())
+    assert found.get("description", "").startswith(text)
+    for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
+        schema = key.schema or {}
+        inner = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])]
+        nested = [one for part in inner for one in [part, *part.get("oneOf", [])]]
+        wanted = {part[bound] for part in nested if bound in part}
+        assert wanted == {
+            part[bound] for part in (found, *found.get("anyOf", [])) if bound in part
+        }
+
+
+def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
+    assert accepted({})
+    assert not TRAIN["required"]
+    assert TRAIN["properties"]["overrides"]["default"] == {}
+    text = str(TRAIN)
+    assert "oneOf" not in text
+    assert "discriminator" not in text
+    assert form("data.name")["enum"] == ["cifar10", "fashion-mnist", "celeba", "null"]
+    numbers = form("corrupt.sigma_hat")["anyOf"][0]
+    assert numbers == {"type": "number", "minimum": 0, "maximum": 10}
+    assert form("corrupt.sigma_hat")["anyOf"][1:] == [{"type": "string", "enum": ["auto", "null"]}]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"corrupt": {"sigma": 0.3}},
+        {"corrupt": {"sigma": "auto"}},
+        {"corrupt": {"sigma_hat": "null"}},
+        {"corrupt": {"operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}}},
+        {"data": {"name": "cifar10", "resolution": 32}},
+        {"data": {"name": "null", "resolution": "null"}},
+        {"network": {"channel_mult": [1, 2], "patch": 4}},
+        {"evaluate": {"features": ["package.module:function"], "inception_weights": "null"}},
+        {"seed": 7, "distill": {"noise": {"rho": 5.0}, "betas": [0.0, 0.9]}},
+    ],
+)
+def test_what_may_be_set_passes_the_server_and_the_flow(overrides):
+    assert accepted(overrides)
+    taken = Overrides.model_validate(overrides)
+    assert taken.model_dump(mode="json") == overrides
+    flat = leaves(overrides)
+    if "operator" in overrides.get("corrupt", {}):
+        flat = {"corrupt.operator": overrides["corrupt"]["operator"]}
+    assert values_of(taken) == {
+        key: None if value == "null" else value for key, value in flat.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"corrupt": {"sigma": -0.1}},
+        {"corrupt": {"sigma": 11}},
+        {"corrupt": {"sigma": "much"}},
+        {"corrupt": {"sigma": [0.1]}},
+        {"corrupt": {"sgima": 0.3}},
+        {"corrupt": {"operator": {"kind": "mask", "keep": 0.5}}},
+        {"corrupt": {"operator": {"kind": "lens"}}},
+        {"corruption": {"sigma": 0.3}},
+        {"seed": 1.5},
+        {"seed": 2**32},
+        {"data": {"name": "mnist"}},
+        {"network": {"channel_mult": []}},
+        {"network": {"width": 12}},
+        {"distill": {"divergence": "SID"}},
+        {"distill": {"betas": [0.0]}},
+    ],
+)
+def test_nonsense_is_refused_by_the_server_and_by_the_flow(overrides):
+    assert not accepted(overrides)
+    with pytest.raises(ValidationError):
+        Overrides.model_validate(overrides)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "code", "messages"),
+    [
+        (sweep_command, ["--set", "corrupt.sgima=1"], 2, ["did you mean corrupt.sigma"]),
+        (
+            sweep_command,
+            ["--set", "corrupt.sigma=banana,-1", "--set", "distill.divergence=sid,foo"],
+            2,
+            ['"banana" must be a number', "-1 must be >= 0", '"foo" must be one of'],
+        ),
+        (sweep_command, ["--set", "seed=1", "--name", "../x"], 2, ["'../x' cannot be"]),
+        (sweep_command, ["--set", "seed=1,"], 2, ["seed: a value is empty"]),
+        (sweep_command, ["--set", "data.path=/none"], 3, ["'/none' does not exist"]),
+        (
+            train_command,
+            ["--set", "corrupt.sigma=banana", "--set", "seed=x"],
+            2,
+            ["seed = ", "corrupt.sigma = "],
+        ),
+        (train_command, ["--set", "seed=1", "--name", "a b"], 2, ["'a b' cannot be"]),
+        (train_command, ["--set", "data.path=none"], 3, ["'none' does not exist"]),
+        (train_command, ["--set", "data.path=../none"], 3, ["write the absolute path"]),
+    ],
+)
+def test_a_wrong_command_gets_a_line_for_each_mistake_before_any_server(
+    command, options, code, messages, capfd, monkeypatch
+):
+    monkeypatch.setattr(
+        "flows.services.prefect_server.prepare_own_server", lambda: pytest.fail("begun")
+    )
+    assert command(options) == code
+    printed = "".join(capfd.readouterr())
+    assert len(printed.splitlines()) == len(messages)
+    for line, message in zip(printed.splitlines(), messages, strict=True):
+        assert message in line
+
+
+def test_a_sweep_takes_known_keys_and_lists_only():
+    good = {"key": "corrupt.sigma", "values": ["0.2", "0.4"]}
+    assert is_valid({"grid": [good]}, SWEEP)
+    for bad in (
+        [],
+        [{**good, "key": "corrupt.sgima"}],
+        [{**good, "values": []}],
+        [{**good, "values": "0.2"}],
+        [{**good, "step": 1}],
+    ):
+        assert not is_valid({"grid": bad}, SWEEP), bad
+
+
+def test_settings_are_read_like_params_yaml():
+    texts = [
+        "corrupt.sigma=0.3",
+        "corrupt.sigma_hat=null",
+        "network.channel_mult=[1, 2]",
+        "corrupt.operator={kind: mask, keep: 0.5, delta: 1e-1}",
+        "distill.divergence=dmd",
+    ]
+    values = dict(map(parse_setting, texts))
+    params = preview_params(PROJECT, values)
+    assert params.corrupt.operator.kind == "mask"
+    assert params.distill.divergence == "dmd"
+    overrides = to_overrides(values, params)
+    assert values_of(overrides) == values
+    assert values_of(to_overrides(["corrupt"], params))["corrupt.num_heldout"] == (
+        load_params(PROJECT).corrupt.num_heldout
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("corrupt.sigma", "write KEY=VALUE"),
+        ("=0.3", "write KEY=VALUE"),
+        ("corrupt.sigma=", "write KEY=VALUE"),
+        ("corrupt.sgima=0.3", "did you mean corrupt.sigma"),
+        ("sigma=0.3", "did you mean corrupt.sigma"),
+        ("corupt.sigma=0.3", "corupt is not a known key"),
+        ("seed.root=1", "seed is a value, not a section"),
+        ("corrupt.sigma=-1", "corrupt.sigma = -1 must be >= 0"),
+        ("corrupt.sigma='0.3", "line 1"),
+        ("corrupt.operator.keep=0.5", "does not go with this corrupt.operator.kind"),
+        ("corrupt.sigma=100", "must be >= 0 and <= 10"),
+        ("distill.noise.sigma_max=0.4", "must be above corrupt.sigma"),
+    ],
+)
+def test_a_wrong_setting_gets_one_message(text, message):
+    with pytest.raises(ParamsError, match=message) as caught:
+        preview_params(PROJECT, dict([parse_setting(text)]))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_one_key_is_set_once():
+    with pytest.raises(ParamsError, match=r"command line has corrupt\.sigma more than once"):
+        parse_settings(["corrupt.sigma=0.2", "seed=1", "corrupt.sigma=0.3"])
+
+
+def test_all_combinations_come_once_and_early_stages_alternate_first():
+    grid = [parse_axis("distill.divergence=sid,dmd"), parse_axis("corrupt.sigma=0.2,0.4,0.6")]
+    found = combinations(grid)
+    pairs = [(one["distill.divergence"], one["corrupt.sigma"]) for one in found]
+    assert pairs == list(product(["sid", "dmd"], [0.2, 0.4, 0.6]))
+    assert [*found[0]] == ["distill.divergence", "corrupt.sigma"]
+    assert pairs == [
+        (one["distill.divergence"], one["corrupt.sigma"]) for one in combinations(grid[::-1])
+    ]
+    lists = combinations([parse_axis("network.channel_mult=[1],[1, 2]")])
+    assert [one["network.channel_mult"] for one in lists] == [[1], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([], "a parameter to vary"),
+        ([Axis(key="seed", values=["1"]), Axis(key="seed", values=["2"])], "seed more than once"),
+        ([Axis(key="corrupt.sigma", values=["0.2", "0.20"])], "0.2 more than once"),
+        ([parse_axis("corrupt.sigma_hat=0.2,")], "corrupt.sigma_hat: a value is empty"),
+        ([parse_axis("network.channel_mult=[1,[2")], "network.channel_mult=.*line 1"),
+    ],
+)
+def test_a_grid_that_cannot_be_meant_is_refused(grid, message):
+    with pytest.raises(ParamsError, match=message):
+        combinations(grid)

@@ -1,0 +1,149 @@
+"""Trainings in one process of a team; run as ``python team_worker.py FOLDER SIZE RANK``.
+
+Writes what every case ends with to ``FOLDER/<size>-<rank>.safetensors``. Cases in float64 do the
+same arithmetic with 53 bits, to tell rounding from mistakes.
+"""
+
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import save_file
+from stage_helpers import params_with
+from torch import distributed as dist
+
+from dsd.distillation.trainer import Distillation
+from dsd.model.checkpoint import build_denoiser
+from dsd.operators.config import OperatorChoice
+from dsd.operators.operator import Operator
+from dsd.pretraining.trainer import TeacherTraining
+from dsd.training.distributed import Team
+from dsd.training.state import TrainingState
+
+SHAPE = (1, 8, 8)
+BATCH = 11  # no multiple of any number of processes
+OPERATORS = {"identity": {}, "mask": {"keep": 0.6, "delta": 0.2}, "downsample": {"factor": 2}}
+SHORT = {"batch_size": BATCH, "kimg": 0.033, "warmup_kimg": 0.0, "ema_rampup": 1.0}
+
+
+def params(**distill):
+    network = {"width": 8, "channel_mult": [1], "attention_resolutions": [8], "dropout": 0.13}
+    consistency = {"weight": 1.5, "batch_size": 5, "num_steps": 2}
+    return params_with(
+        network=network,
+        pretrain={**SHORT, "consistency": consistency},
+        distill={**SHORT, "fake_steps": 2, **distill},
+    )
+
+
+def operator(kind):
+    choice = TypeAdapter(OperatorChoice).validate_python({"kind": kind, **OPERATORS[kind]})
+    return Operator(choice, SHAPE)
+
+
+def denoiser(observed):
+    network = build_denoiser(
+        params().network, observed.observed_shape, seed=1, views=observed.views
+    )
+    random = torch.Generator().manual_seed(3)
+    for parameter in network.parameters():  # fresh weights end in zeros
+        torch.nn.init.normal_(parameter, std=0.1, generator=random)
+    return network.to(torch.get_default_dtype())
+
+
+def teacher_training(kind, team):
+    observed, random = operator(kind), torch.Generator().manual_seed(5)
+    y = torch.randn(30, *observed.observed_shape, generator=random)
+    view = None if observed.views is None else observed.views.draw(30, random)
+    return TeacherTraining(
+        denoiser(observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
+        params().pretrain, seed=0, precision="float32", view=view, team=team,
+    )  # fmt: skip
+
+
+def distillation(kind, divergence, team):
+    wanted, observed = params(divergence=divergence), operator(kind)
+    return Distillation(
+        denoiser(observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill, wanted.pretrain,
+        seed=0, precision="float32", operator=observed, team=team,
+    )  # fmt: skip
+
+
+def modules(training):
+    names = ("denoiser", "generator", "fake", "average")
+    return {name: getattr(training, name) for name in names if hasattr(training, name)}
+
+
+def ended(training):
+    """Weights and what was recorded, after all steps from here on."""
+    records = [vars(record) for record in training.steps()]
+    found = {
+        f"{name}/{key}": value.detach().clone().contiguous()
+        for name, module in modules(training).items()
+        for key, value in module.state_dict().items()
+        if value.is_floating_point()
+    }
+    recorded = {
+        f"{name} {step}": value.clone()
+        for step, record in enumerate(records)
+        for name, value in record.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return found | recorded
+
+
+CASES = {
+    "pretrain": lambda team: teacher_training("mask", team),
+    "sid": lambda team: distillation("mask", "sid", team),
+    "dmd": lambda team: distillation("downsample", "dmd", team),
+    "sds": lambda team: distillation("identity", "sds", team),
+}
+AT_ONCE = {"whole": None, "parts": 2}
+
+
+SOME = ("pretrain", "sid")
+
+
+def cases(names, rank, size):
+    for name, (word, at_once) in product(names, AT_ONCE.items()):
+        yield f"{name} {word}", CASES[name](Team(rank, size, at_once))
+
+
+def resumed(rank, size, folder):
+    """A training that the next smaller team began, and half of one for the next larger."""
+    smaller, mine = folder / f"{size // 2}.state", folder / f"{size}.state"
+    training = teacher_training("mask", Team(rank, size))
+    state = TrainingState(modules(training), {"adam": training.optimizer})
+    for _ in training.steps():
+        if training.step == 2:
+            break
+    if rank == 0:
+        state.save(mine, {})
+    if smaller.exists():
+        state.load(smaller)
+    return training
+
+
+def main(folder, size, rank):
+    torch.set_num_threads(1)
+    if size > 1:
+        meeting = f"file://{folder}/meeting-{size}"
+        dist.init_process_group("gloo", init_method=meeting, world_size=size, rank=rank)
+    found = {}
+    for name, training in cases(SOME if size < 4 else (), rank, size):
+        found |= {f"{name} float32/{key}": value for key, value in ended(training).items()}
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    for name, training in cases(CASES if size < 4 else SOME, rank, size):
+        found |= {f"{name} float64/{key}": value for key, value in ended(training).items()}
+    values = ended(resumed(rank, size, folder))
+    found |= {f"resumed float64/{key}": value for key, value in values.items()}
+    save_file(found, folder / f"{size}-{rank}.safetensors")
+    if size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

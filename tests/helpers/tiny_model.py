@@ -1,0 +1,28 @@
+"""A generator on the disk that is small and untrained, for tests of what is done with one."""
+
+from dsd.model.checkpoint import build_denoiser, save_model
+from dsd.model.config import Network
+from dsd.operators.config import IdentityOperator
+
+SHAPE = (1, 8, 8)
+NETWORK = Network(
+    patch=1,
+    width=8,
+    channel_mult=[1],
+    num_blocks=1,
+    attention_resolutions=[],
+    dropout=0.0,
+    sigma_data=0.5,
+)
+
+
+def save_tiny_generator(folder, seed=0):
+    """Save it as ``distill`` does."""
+    save_model(
+        folder,
+        build_denoiser(NETWORK, SHAPE, seed=seed),
+        network=NETWORK,
+        operator=IdentityOperator(kind="identity"),
+        shape=SHAPE,
+        sigma_init=2.5,
+    )

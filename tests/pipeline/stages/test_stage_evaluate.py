@@ -1,0 +1,373 @@
+"""What the stage evaluate writes, recomputed: images drawn again by a loop of its own, then numpy.
+
+The images themselves are nowhere saved but in pictures, so that measures and pictures are compared
+with those of images drawn from the saved weights.
+"""
+
+import hashlib
+import json
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from metric_twins import frechet, jackknifed, kid, observed, quantised, shares
+from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import rankdata
+from stage_helpers import Recorder, params_with
+from tiny_features import features_of
+from tiny_run import ASSUMED, CHANGES, SHAPE, SIGMA
+from twins import karras_grid, sample
+
+from dsd.features.extractor import load_extractor
+from dsd.model.checkpoint import load_generator
+from dsd.utils.philox import noise_of
+from dsd.utils.random import derive_seed
+from pipeline.execution.run import run_stage
+from pipeline.stage_io.paths import Paths
+from pipeline.stages import evaluate
+
+MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
+COUNT = 60
+NOISE = derive_seed(5, "evaluation noise")
+CPU = torch.device("cpu")
+
+
+def drawn(run, S_churn):
+    """Images of each model and how often it evaluated its network, from the saved weights."""
+    seed = derive_seed(5, "evaluation latents")
+    z = noise_of(seed, np.arange(COUNT), SHAPE)
+    generator = load_generator(run.paths.artifact("distill") / "generator").eval()
+    teacher = run.teacher().eval()
+
+    def denoise(x, level):
+        x = torch.from_numpy(np.asarray(x)).float()
+        return teacher(x, torch.full((len(x),), level)).double().numpy()
+
+    noise = [
+        noise_of(derive_seed(seed, "churn", step), np.arange(COUNT), SHAPE).astype(float)
+        for step in range(6)
+    ]
+    with torch.no_grad():
+        made = generator.denoiser(1.7 * torch.from_numpy(z), torch.full((COUNT,), 1.7)).numpy()
+        levels = karras_grid(6, 0.01, 20.0, 5.0)
+        churn = (S_churn, 0.3, 10.0, 1.02)
+        by = sample(denoise, z.astype(float), levels, ASSUMED, "heun", churn, noise)
+    images = dict(zip(MODELS, map(quantised, (made, *by[:3])), strict=True))
+    return images, dict(zip(MODELS, (1, *by.calls), strict=True))
+
+
+class Data:
+    """What models are compared with, from the stores."""
+
+    def __init__(self, run):
+        self.clean = quantised(run.store("prepare").all())
+        train, heldout = run.store("corrupt/train"), run.store("corrupt/heldout")
+        self.noisy, self.heldout = quantised(train.all()), quantised(heldout.all())
+        self.levels, self.numbers = train.sigma.numpy(), train.index.numpy()
+
+
+@pytest.fixture(scope="module")
+def data(tiny_run):
+    return Data(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_run):
+    return drawn(tiny_run, 1.5)
+
+
+@pytest.fixture(scope="module")
+def summary(tiny_run):
+    return tiny_run.json("summary.json")
+
+
+def by_features(summary, model, kind):
+    return summary[model]["by_features"][f"tiny_features:{kind}"]
+
+
+@pytest.mark.parametrize("kind", ["fine", "rough"])
+@pytest.mark.parametrize("model", MODELS)
+def test_distances_are_those_of_images_drawn_from_the_saved_weights(
+    model, kind, summary, models, data
+):
+    images = models[0][model]
+    found = by_features(summary, model, kind)
+    made = features_of(kind, images)
+    clean = features_of(kind, data.clean)
+    assert found["frechet"] == pytest.approx(frechet(made, clean), rel=2e-3)
+    assert found["kid"] == pytest.approx(kid(made, clean[:COUNT]), rel=2e-3)
+    near = features_of(kind, observed(images, data.levels, NOISE))
+    expected = frechet(near, features_of(kind, data.noisy))
+    assert found["proximal_frechet"] == pytest.approx(expected, rel=2e-3)
+    # A single pixel that rounds the other way may move an image over an edge.
+    for name, value in shares(made, clean[:COUNT]).items():
+        assert found[name] == pytest.approx(value, abs=0.012), name
+
+
+def test_the_models_can_be_told_apart(summary):
+    """Otherwise the test above could not; of each kind of distance one space is enough."""
+    for a, b in combinations(MODELS, 2):
+        for name in ("frechet", "proximal_frechet"):
+            assert any(
+                abs(by_features(summary, a, kind)[name] / by_features(summary, b, kind)[name] - 1)
+                > 0.005
+                for kind in ("fine", "rough")
+            )
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("kind", "close"), [("fine", 0.2), ("rough", 0.25)])
+def test_errors_and_limits_are_those_of_the_jackknife(kind, close, model, summary, models, data):
+    """Which leaves out one image at a time."""
+    images = models[0][model]
+    for prefix, made, reference in (
+        ("", images, data.clean),
+        ("proximal_", observed(images, data.levels, NOISE), data.noisy),
+    ):
+        error, unbiased = jackknifed(*(features_of(kind, x) for x in (made, reference)))
+        found = by_features(summary, model, kind)
+        assert found[f"{prefix}frechet_standard_error"] == pytest.approx(error, rel=close)
+        low, limit, high = (
+            found[f"{prefix}frechet_infinity{end}"] for end in ("_low", "", "_high")
+        )
+        assert low < unbiased < high
+        assert low < limit < high
+        assert limit == pytest.approx(unbiased, abs=error)
+
+
+def test_fewer_images_than_features_have_no_limit(summary):
+    for model in MODELS:
+        found = summary[model]["by_features"]["fashion-classifier"]
+        assert "frechet_standard_error" in found
+        assert not {name for name in found if "infinity" in name}
+
+
+def test_the_kernel_distances_error_is_that_of_the_jackknife_of_both_sides(summary, models, data):
+    for model in MODELS:
+        a = features_of("fine", models[0][model])
+        b = features_of("fine", data.clean[:COUNT])
+        without = [
+            np.array([kid(*pair) for pair in pairs])
+            for pairs in (
+                [(np.delete(a, i, 0), b) for i in range(COUNT)],
+                [(a, np.delete(b, i, 0)) for i in range(COUNT)],
+            )
+        ]
+        error = np.sqrt(sum((COUNT - 1) * values.var() for values in without))
+        found = by_features(summary, model, "fine")["kid_standard_error"]
+        assert found == pytest.approx(error, rel=0.2)
+
+
+def test_the_inception_score_is_the_classifiers(summary, models):
+    classifier = load_extractor("fashion-classifier", device=CPU)
+    for model in MODELS:
+        with torch.no_grad():
+            logits = classifier.logits(torch.from_numpy(models[0][model])).double().numpy()
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        score = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
+        measured = summary[model]["by_features"]
+        assert measured["fashion-classifier"]["inception_score"] == pytest.approx(score, rel=1e-3)
+        assert "inception_score" not in measured["tiny_features:fine"]
+
+
+def test_noisy_data_are_measured_like_a_model_of_clean_images(summary, data):
+    for kind in ("fine", "rough"):
+        made = features_of(kind, data.noisy[:COUNT])
+        clean = features_of(kind, data.clean)
+        found = by_features(summary, "noisy_data", kind)
+        assert found["frechet"] == pytest.approx(frechet(made, clean), rel=1e-4)
+        assert found["kid"] == pytest.approx(kid(made, clean[:COUNT]), rel=1e-4)
+        for name, value in shares(made, clean[:COUNT]).items():
+            assert found[name] == pytest.approx(value)
+        assert "proximal_frechet" not in found
+
+
+def test_the_first_space_stands_at_the_top(summary):
+    for model in (*MODELS, "noisy_data"):
+        own, first = summary[model], by_features(summary, model, "fine")
+        assert [*own["by_features"]] == CHANGES["evaluate"]["features"]
+        assert own["frechet"] == first["frechet"]
+        assert own.get("proximal_frechet") == first.get("proximal_frechet")
+
+
+def test_evaluations_are_the_calls_that_each_kind_of_image_needs_alone(summary, models):
+    assert {name: summary[name]["evaluations"] for name in MODELS} == models[1]
+    assert len({*models[1].values()}) == len(MODELS)
+
+
+def test_teachers_and_generator_draw_without_dropout(tiny_run):
+    """Each call can be made again from the saved weights."""
+    generator = load_generator(tiny_run.paths.artifact("distill") / "generator").eval()
+    quiet = {True: generator.denoiser, False: tiny_run.teacher().eval()}
+    calls = tiny_run.calls("evaluate", inference=True)
+    assert [len(call.x) for call in calls if (call.sigma == np.float32(1.7)).all()] == [40, 20]
+    for call in calls:
+        with torch.no_grad():
+            again = quiet[bool((call.sigma == np.float32(1.7)).all())](call.x, call.sigma)
+        torch.testing.assert_close(again, call.out)
+
+
+def test_the_protocol_says_what_the_numbers_depend_on(summary, data):
+    def digest(images):
+        shape = repr(images.shape).encode()
+        return hashlib.sha256(shape + images.tobytes()).hexdigest()
+
+    protocol = summary["protocol"]
+    spaces = CHANGES["evaluate"]["features"]
+    assert protocol["features"] == spaces[0]
+    assert protocol["extractors"] == {
+        name: load_extractor(name, device=CPU).protocol for name in spaces
+    }
+    expected = {
+        "num_samples": COUNT,
+        "num_clean": 140,
+        "num_noisy": 100,
+        "clean_sha256": digest(data.clean),
+        "noisy_sha256": digest(data.noisy),
+        "seed": 5,
+        "sigma": SIGMA,
+        "sigma_hat": ASSUMED,
+        "operator": {"kind": "identity"},
+        "without_frechet": None,
+    }
+    assert {name: protocol[name] for name in expected} == expected
+    assert "8 bit" in protocol["pixels"]
+    assert protocol["notes"]["tiny_features:fine"] == []
+    (note,) = protocol["notes"]["fashion-classifier"]
+    assert "60 images are too few for 64 features" in note
+
+
+def test_the_summary_names_the_generators_weights(tiny_run, summary):
+    weights = tiny_run.paths.artifact("distill") / "generator" / "weights.safetensors"
+    content = weights.read_bytes()
+    assert summary["generator"]["weights_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_study_of_the_choice(tiny_run, summary, data):
+    """The distances that chose, and all moments against clean images, in the first space."""
+    trajectory = tiny_run.table("distill", "trajectory.csv")
+    rows = tiny_run.table("evaluate", "selection.csv")
+    clean = features_of("fine", data.clean)
+    for moment, row in zip(trajectory, rows, strict=True):
+        images = tiny_run.trajectory(int(moment["images"])).numpy()
+        assert row["images"] == moment["images"]
+        assert row["heldout_proximal_frechet"] == moment["proximal_frechet"]
+        distance = frechet(features_of("fine", images), clean)
+        assert float(row["frechet"]) == pytest.approx(distance, rel=1e-4)
+    values = [{name: float(value) for name, value in row.items()} for row in rows]
+    selection = summary["selection"]
+    assert selection["checkpoints"] == len(rows)
+    held = "heldout_proximal_frechet"
+    best = min(values, key=lambda row: row[held])
+    limit = best[held] + best[f"{held}_standard_error"]
+    assert selection["chosen"] == [row for row in values if row[held] <= limit][-1]
+    assert selection["oracle"] == min(values, key=lambda row: row["frechet"])
+    assert selection["last"] == values[-1]
+    columns = [[row[c] for row in values] for c in ("heldout_proximal_frechet", "frechet")]
+    for name, first in (("spearman", 0), ("spearman_later_half", len(values) // 2)):
+        ranks = [rankdata(column[first:]) for column in columns]
+        assert selection[name] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def cells(path, labels, columns):
+    """The images of each labelled row of a picture, once the labels are found to be there."""
+    picture = Image.open(path).convert("L")
+    shown = np.asarray(picture)
+    strip = Image.new("RGB", (150, shown.shape[0]), "white")
+    for number, label in enumerate(labels):
+        ImageDraw.Draw(strip).text(
+            (6, number * 66 + 33),
+            label,
+            "black",
+            font=ImageFont.load_default(size=15),
+            anchor="lm",
+        )
+    np.testing.assert_array_equal(shown[:, :150], np.asarray(strip.convert("L")))
+    assert shown.shape == (len(labels) * 66 + 2, 150 + columns * 66 + 2)
+    return {
+        label: np.stack([
+            shown[2 + 66 * i : 66 + 66 * i : 8, 152 + 66 * j : 216 + 66 * j : 8]
+            for j in range(columns)
+        ]).astype(int)
+        for i, label in enumerate(labels)
+    }  # fmt: skip
+
+
+def assert_shown(found, images):
+    off = np.abs(found - images[: len(found), 0])
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.01
+
+
+def test_the_comparison_shows_what_its_labels_say(tiny_run, models, data):
+    rows = {
+        "clean data": data.clean[data.numbers],
+        "noisy data": data.noisy,
+        "teacher, Full": models[0]["teacher_full"],
+        "teacher, Truncated": models[0]["teacher_truncated"],
+        "Truncated at sigma": models[0]["teacher_truncated_exact"],
+        "one step": models[0]["generator"],
+    }
+    found = cells(tiny_run.paths.report("evaluate") / "comparison.png", [*rows], 12)
+    for label, images in rows.items():
+        assert_shown(found[label], images)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_models_picture_shows_its_first_images(tiny_run, models, model):
+    path = tiny_run.paths.report("evaluate") / "samples" / f"{model}.png"
+    shown = np.asarray(Image.open(path).convert("L")).astype(int)
+    found = [shown[2 + 66 * (i // 12) :, 2 + 66 * (i % 12) :][:64:8, :64:8] for i in range(36)]
+    assert shown.shape == (3 * 66 + 2, 12 * 66 + 2)
+    assert_shown(np.stack(found), models[0][model])
+
+
+def test_the_progress_shows_the_same_latents_at_each_moment(tiny_run):
+    moments = [int(row["images"]) for row in tiny_run.table("distill", "trajectory.csv")]
+    labels = {f"{seen:,} images": tiny_run.trajectory(seen).numpy() for seen in moments}
+    found = cells(tiny_run.paths.report("evaluate") / "progress.png", [*labels], 12)
+    for label, images in labels.items():
+        np.testing.assert_array_equal(found[label], images[:12, 0])
+
+
+def test_neighbours_are_generated_images_above_an_observation_and_its_clean_image(
+    tiny_run, models, data
+):
+    labels = ["one step", "nearest noisy", "the same, clean"]
+    found = cells(tiny_run.paths.report("evaluate") / "neighbours.png", labels, 12)
+    made = models[0]["generator"][:, 0].astype(int)
+    for own, noisy, clean in zip(*found.values(), strict=True):
+        assert np.abs(made - own).max((1, 2)).min() <= 1
+        (at,) = np.flatnonzero((data.noisy[:, 0] == noisy).all((1, 2)))
+        np.testing.assert_array_equal(clean, data.clean[data.numbers[at], 0])
+
+
+def test_without_churn_and_with_another_choice(tiny_run, data, tmp_path):
+    """The same weights, in one batch; and a trajectory of which another moment was the best."""
+    sections = json.loads(json.dumps(CHANGES))
+    sections["evaluate"]["features"] = ["tiny_features:fine"]
+    sections["evaluate"]["sampler"]["churn"]["S_churn"] = 0.0
+    sections["run"]["eval_batch_size"] = 500
+    shutil.copytree(tiny_run.paths.root / "data", tmp_path / "data")
+    paths = Paths(tmp_path)
+    table = paths.artifact("distill") / "trajectory.csv"
+    header, *rows = table.read_text().splitlines()
+    values = [row.split(",") for row in rows]
+    # Without errors the least distance chooses.
+    reversed_ = [
+        [*row[:2], other[2], "0"] for row, other in zip(values, values[::-1], strict=True)
+    ]
+    table.write_text("\n".join([header, *map(",".join, reversed_)]) + "\n")
+    paths.report("evaluate").mkdir(parents=True)
+    run_stage(evaluate, params_with(**sections), paths, Recorder())
+    summary = json.loads(paths.summary.read_text())
+    best = min(reversed_, key=lambda row: float(row[2]))
+    assert summary["selection"]["chosen"]["images"] == int(best[0])
+    assert tiny_run.json("summary.json")["selection"]["chosen"]["images"] != int(best[0])
+    clean = features_of("fine", data.clean)
+    for model, images in drawn(tiny_run, 0.0)[0].items():
+        expected = frechet(features_of("fine", images), clean)
+        assert summary[model]["frechet"] == pytest.approx(expected, rel=2e-3)
