@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flows.runtime.cli import run_flow
+from flows.cli import run_flow
 
 __all__ = ["main"]
 

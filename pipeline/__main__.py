@@ -148,7 +148,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
         from pipeline.execution.run import run_stage
-        from pipeline.params.check import check_before
+        from pipeline.checks.check import check_before
         from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
@@ -206,7 +206,7 @@ def _preset(names: list[str], paths: Paths) -> None:
 
 def _check(paths: Paths) -> None:
     params = _load(paths)
-    from pipeline.params.check import show_check
+    from pipeline.checks.check import show_check
 
     show_check(params, paths)
 

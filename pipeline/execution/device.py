@@ -8,7 +8,7 @@ import torch
 
 from dsd.utils.config import Precision
 from dsd.utils.errors import ParamsError
-from pipeline.execution.config import Compute
+from pipeline.params.config import Compute
 
 __all__ = ["free_memory", "resolve_device", "resolve_precision"]
 

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from dsd.training.distributed import Team
 from dsd.training.memory import Rehearsing, largest_part
 from dsd.utils.errors import Interrupted, ParamsError
-from pipeline.execution.config import Compute
+from pipeline.params.config import Compute
 from pipeline.execution.device import free_memory, resolve_device
 
 __all__ = ["fit_into_memory", "joined_team"]

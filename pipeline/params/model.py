@@ -12,7 +12,7 @@ from dsd.model.config import Network
 from dsd.pretraining.config import Pretrain
 from dsd.sources.config import Data
 from dsd.utils.config import Section
-from pipeline.execution.config import Compute, Run
+from pipeline.params.config import Compute, Run
 
 
 class Params(Section):

@@ -41,9 +41,9 @@ from dsd.utils.images import to_uint8
 from dsd.utils.shapes import Pixels
 from pipeline.execution.device import free_memory, resolve_device, resolve_precision
 from pipeline.execution.run import run_stage
-from pipeline.params.check import TORCHVISION_SETS, look
+from pipeline.checks.check import TORCHVISION_SETS, look
 from pipeline.params.model import Params
-from pipeline.params.needs import Prepared, require
+from pipeline.checks.needs import Prepared, require
 from pipeline.planning.forecast import Images, Line, Memory, SpaceRates, Steps
 from pipeline.planning.gauge import (
     Climb,

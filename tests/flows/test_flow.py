@@ -175,7 +175,7 @@ def test_stopping_an_experiment_stops_its_stage_and_removes_its_copy(workspace, 
 
 FLOW = """
 import sys, time
-from flows.runtime.cli import run_flow
+from flows.cli import run_flow
 
 def run():
     from prefect import flow

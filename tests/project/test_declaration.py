@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
-from pipeline.execution.config import Run
+from pipeline.params.config import Run
 from pipeline.params.model import Params
 from sandbox import ROOT
 

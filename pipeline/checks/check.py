@@ -1,7 +1,7 @@
 """``python -m pipeline check``, and what is checked before each stage: nothing is run or written.
 
 A few images are opened to learn what ``prepare`` will find; later stages look at what the stages
-before them have written. What follows from that for all stages is in :mod:`pipeline.params.needs`.
+before them have written. What follows from that for all stages is in :mod:`pipeline.checks.needs`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from dsd.sources.reader import Item, Reader, Refused, Source, find_images
 from dsd.storage.shards import MappedStore, StoreMeta, read_meta
 from dsd.utils.errors import DataError
 from pipeline.params.model import Params
-from pipeline.params.needs import Prepared, Shape, observed_shape, remarks, require
+from pipeline.checks.needs import Prepared, Shape, observed_shape, remarks, require
 from pipeline.stage_io.paths import Paths
 
 __all__ = ["TORCHVISION_SETS", "Found", "check_before", "look", "show_check"]

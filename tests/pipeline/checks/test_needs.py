@@ -15,9 +15,9 @@ from tiny_stages import run, tiny
 
 from dsd.utils.errors import DataError, ParamsError
 from pipeline.__main__ import main
-from pipeline.params import check
-from pipeline.params.check import check_before, look
-from pipeline.params.needs import Prepared, remarks, require
+from pipeline.checks import check
+from pipeline.checks.check import check_before, look
+from pipeline.checks.needs import Prepared, remarks, require
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
 from sandbox import ROOT
