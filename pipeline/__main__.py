@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -147,8 +148,8 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
-        from pipeline.execution.run import run_stage
         from pipeline.checks.check import check_before
+        from pipeline.execution.run import run_stage
         from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
@@ -200,7 +201,7 @@ def _preset(names: list[str], paths: Paths) -> None:
     (name,) = names
     changed = apply_preset(name, paths.root)
     for key, value in changed.items():
-        print(f"{key}: {value}")
+        print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     print(f"OK: {len(changed)} values of params.yaml changed to those of {name}")
 
 
@@ -266,9 +267,9 @@ def _is_of_memory(error: Exception) -> bool:
 def _memory_message(error: Exception, command: str) -> str:
     remedies = {
         "pretrain": "set compute.activation_checkpointing to true or lower "
-        "compute.batch_per_device (docs/memory.md)",
+        "compute.micro_batch_size (docs/memory.md)",
         "distill": "set compute.activation_checkpointing to true or lower "
-        "compute.batch_per_device and run.eval_batch_size (docs/memory.md)",
+        "compute.micro_batch_size and run.eval_batch_size (docs/memory.md)",
         "evaluate": "lower run.eval_batch_size",
     }
     remedy = remedies.get(command, "lower data.max_images")

@@ -110,7 +110,7 @@ class Project:
 
     def set_seconds(self, seconds: float) -> None:
         """Choose how long the second stage works; a state that it has saved stays of use."""
-        set_params(self.root, {"pretrain.kimg": float(seconds), "pretrain.warmup_kimg": 0.0})
+        set_params(self.root, {"pretrain.kimg": float(seconds), "pretrain.lr_warmup_kimg": 0.0})
 
     def run(self, *command: str, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
         """Run a command in the project."""

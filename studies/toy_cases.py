@@ -31,8 +31,10 @@ __all__ = ["SETTINGS", "Case", "Outcome", "Result", "Settings", "train_case"]
 _SHAPE = (2, 1, 1)
 """A point as an image."""
 
-_NOISE = TeacherNoise(sampler="added", P_mean=-2.3, P_std=1.2)
-_UNUSED_SELECTION = Selection(features="fashion-classifier", every_kimg=1.0, num_samples=2, keep=1)
+_NOISE = TeacherNoise(distribution="added", P_mean=-2.3, P_std=1.2)
+_UNUSED_SELECTION = Selection(
+    features="fashion-classifier", every_kimg=1.0, num_samples=2, save_top_k=1
+)
 
 
 @final
@@ -66,29 +68,29 @@ SETTINGS = Settings(
         batch_size=256,
         kimg=512.0,
         learning_rate=3e-3,
-        warmup_kimg=20.0,
-        schedule="cosine",
+        lr_warmup_kimg=20.0,
+        lr_schedule="cosine",
         ema_halflife_kimg=20.0,
-        ema_rampup=0.1,
+        ema_rampup_ratio=0.1,
         sample_every_kimg=512.0,
     ),
     distill=Distill(
         divergence="sid",
         alpha=1.0,
         sigma_init=1.0,
-        pixel_range="free",
-        noise=GeneratorNoise(sigma_min=0.05, sigma_max=3.0, rho=7.0, max_index=1.0),
+        clamp_output=False,
+        noise=GeneratorNoise(sigma_min=0.05, sigma_max=3.0, rho=7.0, t_max=1.0),
         fake_noise=_NOISE,
         batch_size=256,
         kimg=400.0,
         learning_rate=1e-3,
         learning_rate_fake=2e-3,
-        warmup_kimg=20.0,
-        schedule="cosine",
+        lr_warmup_kimg=20.0,
+        lr_schedule="cosine",
         betas=[0.0, 0.999],
-        fake_steps=1,
+        fake_updates_per_step=1,
         ema_halflife_kimg=20.0,
-        ema_rampup=0.1,
+        ema_rampup_ratio=0.1,
         selection=_UNUSED_SELECTION,
     ),
     sampler=Sampler(

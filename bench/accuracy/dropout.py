@@ -46,13 +46,13 @@ SEEDS, PROCESSES = (0, 1, 2), 3
 BATCH, STEPS, EVERY, SAMPLES = 32, 400, 100, 2000
 BATCH_OF_TEACHER, STEPS_OF_TEACHER = 64, 2000
 SETTINGS: dict[str, Any] = {
-    "network.patch": 1,
-    "network.width": 16,
+    "network.patch_size": 1,
+    "network.model_channels": 16,
     "network.channel_mult": [1],
     "network.attention_resolutions": [],
     "network.dropout": 0.13,
     "pretrain.batch_size": BATCH_OF_TEACHER,
-    "pretrain.warmup_kimg": 12.8,
+    "pretrain.lr_warmup_kimg": 12.8,
     "distill.batch_size": BATCH,
 }
 """What differs from params.yaml."""
@@ -108,7 +108,7 @@ ARMS: dict[str, Callable[[Distillation], None]] = {
 def images_of(path: Path, *, pad: int) -> Pixels:
     """The first 18,000 images of a file at 8x8."""
     source = find_images("parquet", path, None)
-    reader = Reader(source, pad=pad, resolution=8, on_broken="refuse", max_images=18_000)
+    reader = Reader(source, pad=pad, resolution=8, on_error="raise", max_images=18_000)
     return torch.from_numpy(np.concatenate(list(reader.blocks())))
 
 

@@ -93,7 +93,7 @@ def studies(cifar: Path | None) -> Iterator[Study]:
     """All of them; the last is to see how often fresh images raise an alarm."""
     clothes = _read(ROOT / SOURCE, pad=2)
     yield Study("clothes", clothes, 2)
-    mask = MaskOperator(kind="mask", keep=0.6, delta=0.1)
+    mask = MaskOperator(kind="mask", keep_prob=0.6, further_mask_prob=0.1)
     half = DownsampleOperator(kind="downsample", factor=2)
     yield Study("clothes, 60 % of the pixels", clothes, 1, (0.2, 0.5), FEW, mask)
     yield Study("clothes, downsampled to 8 x 8", clothes, 1, (0.2, 0.5), FEW, half)
@@ -107,7 +107,7 @@ def studies(cifar: Path | None) -> Iterator[Study]:
 def _read(file: Path, *, pad: int) -> Tensor:
     source = find_images("parquet", file, None)
     reader = Reader(
-        source, pad=pad, resolution=16, on_broken="refuse", max_images=NUM_IMAGES, noisy=False
+        source, pad=pad, resolution=16, on_error="raise", max_images=NUM_IMAGES, noisy=False
     )
     return torch.from_numpy(np.concatenate([*reader.blocks()]))
 

@@ -200,7 +200,7 @@ NOISES: Mapping[str, Noise] = {
 def _load(path: Path, *, pad: int, resolution: int | None, count: int) -> Images:
     """Images as ``prepare`` makes them, in data units."""
     source = find_images("parquet", path, None)
-    reader = Reader(source, pad=pad, resolution=resolution, on_broken="refuse", max_images=count)
+    reader = Reader(source, pad=pad, resolution=resolution, on_error="raise", max_images=count)
     return np.concatenate([*reader.blocks()]).astype(np.float32) / 127.5 - 1
 
 

@@ -25,15 +25,15 @@ RESULTS = ROOT / "docs" / "results" / "operators"
 STAGES = (prepare, corrupt, pretrain, distill, evaluate)
 
 OPERATORS: dict[str, dict[str, Any]] = {
-    "mask": {"kind": "mask", "keep": 0.6, "delta": 0.1},
+    "mask": {"kind": "mask", "keep_prob": 0.6, "further_mask_prob": 0.1},
     "blur": {"kind": "blur", "std": 1.0, "radius": 3},
     "downsample": {"kind": "downsample", "factor": 2},
-    "fourier": {"kind": "fourier", "acceleration": 2.0, "center": 0.13, "delta": 0.1},
+    "fourier": {"kind": "fourier", "acceleration": 2.0, "center": 0.13, "further_mask_prob": 0.1},
 }
 SIGMA = 0.2
 BUDGET: dict[str, dict[str, Any]] = {
     "corrupt": {"num_heldout": 1000},
-    "pretrain": {"kimg": 38.4, "warmup_kimg": 3.84, "sample_every_kimg": 38.4},
+    "pretrain": {"kimg": 38.4, "lr_warmup_kimg": 3.84, "sample_every_kimg": 38.4},
     "distill": {"kimg": 12.8},
     "evaluate": {"features": ["fashion-classifier"], "num_samples": 1000},
 }
@@ -61,7 +61,7 @@ class _Log:
     def trains(self, name: str) -> None:
         pass
 
-    def strikes(self, count: int) -> None:
+    def nonfinite_failures(self, count: int) -> None:
         pass
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:

@@ -52,7 +52,7 @@ CELLS = (("clothes", 0.5, 0), ("cifar", 0.2, 0), ("clothes", 0.2, 0), ("cifar", 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "sid": {},
-    "hot": {"learning_rate": 1e-3, "learning_rate_fake": 2e-4, "schedule": "constant"},
+    "hot": {"learning_rate": 1e-3, "learning_rate_fake": 2e-4, "lr_schedule": "constant"},
 }
 """The default's settings, and step sizes that are too large and do not decay."""
 
@@ -81,9 +81,9 @@ def params_of(data: str, sigma: float, seed: int, setting: str, cifar: Path | No
     if data == "cifar":
         values["data"] |= {"path": str(cifar), "pad": 0, "max_images": 20000}
         values["corrupt"] |= {"trust_sigma": True}
-    values["pretrain"] |= {"kimg": 128.0, "warmup_kimg": 12.8}
+    values["pretrain"] |= {"kimg": 128.0, "lr_warmup_kimg": 12.8}
     values["distill"] |= {"kimg": 30.72, **SETTINGS[setting]}
-    values["distill"]["selection"] |= {"every_kimg": 1.92, "keep": 1}
+    values["distill"]["selection"] |= {"every_kimg": 1.92, "save_top_k": 1}
     return Params.model_validate(values)
 
 

@@ -75,10 +75,16 @@ class Result(NamedTuple):
 def declared() -> Iterator[Mutant]:
     """All mutants of the list."""
     for file, entry in tomllib.loads(LIST.read_text(encoding="utf-8")).items():
-        tests = tuple(f"tests/{name}.py" for name in entry["tests"])
+        tests = tuple(_file(name) for name in entry["tests"])
         assert not any("golden" in name for name in tests), f"{file}: golden numbers judge nothing"
         for original, mutated, why in entry["mutants"]:
             yield Mutant(file, original, mutated, why, tests)
+
+
+def _file(test: str) -> str:
+    """Path of a module of tests."""
+    (file,) = (ROOT / "tests").rglob(f"{test}.py")
+    return str(file.relative_to(ROOT))
 
 
 def chosen(texts: Sequence[str]) -> list[Mutant]:

@@ -61,7 +61,7 @@ PARAMS = {
     "distill.kimg": 3.2,
     "distill.ema_halflife_kimg": 0.5,
     "distill.selection.every_kimg": 0.64,
-    "distill.selection.keep": 2,
+    "distill.selection.save_top_k": 2,
     "run.checkpoint_minutes": 0.004,
 }
 """Long enough that most kills hit a training between two states, with dropout."""

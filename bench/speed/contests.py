@@ -110,7 +110,7 @@ def _trainings(
         entrants = [
             Contestant("ours", training.ours, options),
             Contestant("plain", training.plain, options, bare=True),
-            *_references(training, options, checkout, patch=setting.network.patch),
+            *_references(training, options, checkout, patch=setting.network.patch_size),
         ]
         for short in _SHORT_PRECISIONS[kind]:
             shorter = {**options, "precision": short}
@@ -145,7 +145,7 @@ def _size(setting: Setting) -> str:
 def _sampling(kind: str, settings: Sequence[Setting], checkout: Path | None) -> Iterator[Contest]:
     for setting in settings:
         options = {"setting": setting.model_dump(mode="json")}
-        missing = _missing("EDM", checkout, setting.network.patch)
+        missing = _missing("EDM", checkout, setting.network.patch_size)
         one = [
             Contestant("ours", sampling.one_step_ours, options),
             Contestant(

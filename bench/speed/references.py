@@ -37,7 +37,7 @@ def reference_module(checkout: Path, name: str) -> Any:  # noqa: ANN401 - their 
 def reference_network(checkout: Path, setting: Setting, device: torch.device) -> nn.Module:
     """The reference's preconditioned DDPM++ of this size: what its command ``ddpmpp`` builds."""
     network = setting.network
-    if network.patch != 1:
+    if network.patch_size != 1:
         msg = f"{setting.name} folds pixels into channels, which the reference's network cannot"
         raise ValueError(msg)
     made: nn.Module = reference_module(checkout, "training.networks").EDMPrecond(
@@ -49,7 +49,7 @@ def reference_network(checkout: Path, setting: Setting, device: torch.device) ->
         decoder_type="standard",
         channel_mult_noise=1,
         resample_filter=[1, 1],
-        model_channels=network.width,
+        model_channels=network.model_channels,
         channel_mult=network.channel_mult,
         num_blocks=network.num_blocks,
         attn_resolutions=network.attention_resolutions,

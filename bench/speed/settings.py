@@ -32,9 +32,9 @@ def settings(params: Params, device: Literal["cpu", "cuda"]) -> list[Setting]:
     Batches are as large as a step of at most some seconds allows on two cores of a CPU, on a GPU
     as large as fills it.
     """
-    small = _edm_network(width=32, channel_mult=[1, 2], num_blocks=1)
-    middle = _edm_network(width=64, channel_mult=[1, 2, 2], num_blocks=2)
-    paper = _edm_network(width=128, channel_mult=[2, 2, 2], num_blocks=4)
+    small = _edm_network(model_channels=32, channel_mult=[1, 2], num_blocks=1)
+    middle = _edm_network(model_channels=64, channel_mult=[1, 2, 2], num_blocks=2)
+    paper = _edm_network(model_channels=128, channel_mult=[2, 2, 2], num_blocks=4)
     batches = {
         "default": {"cpu": (128, 128, 100), "cuda": (8192, 8192, 8192)},
         "small": {"cpu": (128, 64, 20), "cuda": (4096, 4096, 4096)},
@@ -63,11 +63,11 @@ def settings(params: Params, device: Literal["cpu", "cuda"]) -> list[Setting]:
     return found
 
 
-def _edm_network(*, width: int, channel_mult: list[int], num_blocks: int) -> Network:
+def _edm_network(*, model_channels: int, channel_mult: list[int], num_blocks: int) -> Network:
     """What EDM's training command gives for its architecture ``ddpmpp``, at this size."""
     return Network(
-        patch=1,
-        width=width,
+        patch_size=1,
+        model_channels=model_channels,
         channel_mult=channel_mult,
         num_blocks=num_blocks,
         attention_resolutions=[16],

@@ -51,7 +51,7 @@ _LEVELS = 2**16
 """Levels that are drawn to see which share of them is of use."""
 
 _ENDLESS_KIMG = 1e9
-_LEVEL_LAW = TeacherNoise(sampler="truncated", P_mean=-1.2, P_std=1.2)
+_LEVEL_LAW = TeacherNoise(distribution="truncated", P_mean=-1.2, P_std=1.2)
 
 
 @cache
@@ -69,10 +69,15 @@ def pretrain_config(batch_size: int) -> Pretrain:
 
 def distill_config(batch_size: int) -> Distill:
     """SiD with the paper's numbers, for an endless distillation."""
-    levels = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, max_index=0.8)
+    levels = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8)
     paper = {
-        **{"divergence": "sid", "alpha": 1.2, "sigma_init": 2.5, "pixel_range": "free"},
-        **{"noise": levels, "fake_noise": _LEVEL_LAW, "fake_steps": 1, "betas": [0.0, 0.999]},
+        **{"divergence": "sid", "alpha": 1.2, "sigma_init": 2.5, "clamp_output": False},
+        **{
+            "noise": levels,
+            "fake_noise": _LEVEL_LAW,
+            "fake_updates_per_step": 1,
+            "betas": [0.0, 0.999],
+        },
     }
     size = {"batch_size": batch_size, "kimg": _ENDLESS_KIMG}
     return _params().distill.model_copy(update={**paper, **size})
@@ -175,7 +180,7 @@ def teacher_plain(device: torch.device, options: Mapping[str, Any]) -> Work:
         batch_size=setting.batch_size,
         learning_rate=config.learning_rate,
         halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup,
+        rampup=config.ema_rampup_ratio,
         sigma_data=setting.network.sigma_data,
     )
     facts = _clamped_share() | _size(training.network)
@@ -235,7 +240,7 @@ def distill_plain(device: torch.device, options: Mapping[str, Any]) -> Work:
         alpha=config.alpha,
         sigma_init=config.sigma_init,
         halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup,
+        rampup=config.ema_rampup_ratio,
         sigma_data=setting.network.sigma_data,
     )
     facts = _size(distillation.teacher)

@@ -24,9 +24,9 @@ class Distill(Section):
     sigma_init: Positive
     """Level tau of G(z) = D(tau * z; tau)."""
 
-    pixel_range: Literal["clamped", "free"]
-    """``clamped``: the generator trains on its images as saved, clamped to [-1, 1]; ``free``: as
-    in the paper. Data that leave [-1, 1] without noise need ``free``."""
+    clamp_output: bool
+    """Whether the generator trains on its images as saved, clamped to [-1, 1]. ``false``: as in the
+    paper, and for data that leave [-1, 1] without noise."""
 
     noise: GeneratorNoise
 
@@ -44,27 +44,27 @@ class Distill(Section):
     learning_rate_fake: Positive
     """Peak Adam step size of the fake denoiser. Not used with ``sds``."""
 
-    warmup_kimg: NonNegative
+    lr_warmup_kimg: NonNegative
     """Linear warm-up of both step sizes, at most ``kimg``."""
 
-    schedule: Literal["constant", "cosine"]
+    lr_schedule: Literal["constant", "cosine"]
     """Both step sizes after the warm-up."""
 
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     """Adam's decay rates, for both networks."""
 
-    fake_steps: Count
+    fake_updates_per_step: Count
     """Steps of the fake denoiser for each step of the generator. Not used with ``sds``."""
 
     ema_halflife_kimg: Positive
     """Half-life of the exponential moving average of the generator's weights."""
 
-    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    ema_rampup_ratio: Annotated[float, Field(gt=0, le=1)]
     """The half-life is at most this fraction of the images seen so far."""
 
     selection: Selection
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "Distill":
-        _check_warmup(self.warmup_kimg, self.kimg)
+        _check_warmup(self.lr_warmup_kimg, self.kimg)
         return self

@@ -230,7 +230,7 @@ class Distillation:
             seen + batch,
             batch,
             halflife_kimg=config.ema_halflife_kimg,
-            rampup=config.ema_rampup,
+            rampup=config.ema_rampup_ratio,
         )
         update_ema(self.average, self.generator, decay)
         vitals = (
@@ -249,9 +249,9 @@ class Distillation:
     def _set_learning_rates(self, seen: int) -> None:
         config = self._config
         total = self.num_steps * config.batch_size
-        warmup = round(config.warmup_kimg * 1000)
+        warmup = round(config.lr_warmup_kimg * 1000)
         factor = learning_rate_factor(
-            seen, total_images=total, warmup_images=warmup, schedule=config.schedule
+            seen, total_images=total, warmup_images=warmup, schedule=config.lr_schedule
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
         set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
@@ -267,7 +267,7 @@ class Distillation:
         fakes: list[_FakeDraw] = []
         if config.divergence != "sds":
             fakes.append(self._draw_fake(z, random))
-            for _ in range(config.fake_steps - 1):
+            for _ in range(config.fake_updates_per_step - 1):
                 fakes.append(self._draw_fake(self._latents(random), random))
         sigma = sample_generator_levels(config.noise, count, random, device)
         n = torch.randn((count, *self._operator.observed_shape), generator=random, device=device)
@@ -305,7 +305,7 @@ class Distillation:
         """A G(z), the generated image as denoisers would see it without noise."""
         with autocast(z.device, self._precision):
             x_g: Tensor = self.generator(z)
-        if self._config.pixel_range == "clamped":
+        if self._config.clamp_output:
             x_g = project_to_range(x_g)
         return self._operator.mapped(x_g)
 

@@ -13,15 +13,15 @@ DROPOUT_LEVELS = 2**16
 class Network(Section):
     """The U-Net inside every denoiser."""
 
-    patch: Literal[1, 2, 4]
+    patch_size: Literal[1, 2, 4]
     """Pixels a side that are folded into channels at the input (pixel-unshuffle); 1 keeps the
     image as it is."""
 
-    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
+    model_channels: Annotated[int, Field(ge=8, le=1024, multiple_of=8)]
     """Channels at the finest level."""
 
     channel_mult: Annotated[list[Count], Field(min_length=1, max_length=6)]
-    """Channels of each level as a multiple of ``width``, finest level first."""
+    """Channels of each level as a multiple of ``model_channels``, finest level first."""
 
     num_blocks: Count
     """Residual blocks at each level."""
@@ -39,7 +39,7 @@ class Network(Section):
     @property
     def multiple(self) -> int:
         """The number of pixels that must divide the height and the width of an image."""
-        return self.patch << len(self.channel_mult) - 1
+        return self.patch_size << len(self.channel_mult) - 1
 
     def level_sizes(self, height: int, width: int) -> list[int]:
         """Heights (and widths) of the feature maps, finest level first.
@@ -56,12 +56,12 @@ class Network(Section):
             raise ValueError(msg)
         if height % self.multiple:
             msg = (
-                f"images of {height} pixels do not fit the network: network.patch {self.patch} "
+                f"images of {height} pixels do not fit the network: network.patch_size {self.patch_size} "
                 f"and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
                 f"{self.multiple}"
             )
             raise ValueError(msg)
-        return [height // self.patch // 2**level for level in range(len(self.channel_mult))]
+        return [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]
 
     @model_validator(mode="after")
     def _dropout_drops(self) -> "Network":
@@ -77,7 +77,7 @@ class Network(Section):
 class TeacherNoise(Section):
     """Law of the diffusion noise level while denoisers train."""
 
-    sampler: Literal["added", "truncated", "clamped"]
+    distribution: Literal["added", "truncated", "clamped"]
     """``added``: the noise put on top of y is log-normal; ``truncated``: the total level is
     log-normal above sigma;
     ``clamped``: the reference code's maximum of log-normal and sigma, which wastes the clamped
@@ -96,7 +96,7 @@ class GeneratorNoise(Section):
     sigma_min: Positive
     sigma_max: TopLevel
     rho: Rho
-    max_index: Annotated[float, Field(gt=0, le=1)]
+    t_max: Annotated[float, Field(gt=0, le=1)]
     """Largest relative index from the low end: 0.8 of (0.002, 80, rho 7) reaches 24.4."""
 
     @model_validator(mode="after")

@@ -46,11 +46,11 @@ def sample_teacher_levels(
         (arXiv:2503.07578); clamped samples have no gradient. ``truncated`` draws the same law
         without them; ``added`` draws the added noise instead.
     """
-    if law.sampler == "truncated":
+    if law.distribution == "truncated":
         return _truncated(law, sigma_y, generator)
     normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
     level = (law.P_mean + law.P_std * normal).exp()
-    if law.sampler == "added":
+    if law.distribution == "added":
         return torch.hypot(level, sigma_y), level
     sigma = torch.maximum(level, sigma_y)
     return sigma, _difference(sigma, sigma_y)
@@ -82,7 +82,7 @@ def sample_generator_levels(
     Deviates:
         The authors' code has this law for SiD and other limits for DMD, whose levels are the 20th
         to 980th of 1,000. Here one law serves all divergences, so that they can be compared;
-        theirs is about ``sigma_min`` 0.0032 and ``max_index`` 0.98.
+        theirs is about ``sigma_min`` 0.0032 and ``t_max`` 0.98.
 
     Reference:
         Zhou et al. 2024 (arXiv:2404.04057): index up to 0.8 of the way from the low end, which may
@@ -90,7 +90,7 @@ def sample_generator_levels(
     """
     uniform = torch.rand((count,), generator=generator, device=device)
     return karras_levels(
-        1 - law.max_index * uniform,
+        1 - law.t_max * uniform,
         sigma_min=law.sigma_min,
         sigma_max=law.sigma_max,
         rho=law.rho,

@@ -18,10 +18,10 @@ class MaskOperator(Section):
 
     kind: Literal["mask"]
 
-    keep: Annotated[float, Field(gt=0, lt=1)]
+    keep_prob: Annotated[float, Field(gt=0, lt=1)]
     """Probability that a pixel is observed."""
 
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    further_mask_prob: Annotated[float, Field(gt=0, lt=1)]
     """Probability that training hides an observed pixel (fourier: an observed column outside the
     centre) from the denoiser, which thereby learns to fill in; the reference uses 0.1."""
 
@@ -59,7 +59,7 @@ class FourierOperator(Section):
     center: Annotated[float, Field(gt=0, lt=1)]
     """Fraction of the columns, those of the lowest frequencies, that are always observed."""
 
-    delta: Annotated[float, Field(gt=0, lt=1)]
+    further_mask_prob: Annotated[float, Field(gt=0, lt=1)]
     """As for a mask: the probability that training hides an observed column outside the
     centre."""
 

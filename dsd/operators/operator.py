@@ -309,7 +309,11 @@ def _mean_matrix(choice: DownsampleOperator, size: int) -> Float64[Tensor, " v h
 def _views(choice: OperatorChoice, shape: Shape) -> Views | None:
     if isinstance(choice, MaskOperator):
         plane = (1, *shape[1:])
-        return Views("pixels", torch.full(plane, choice.keep), torch.full(plane, 1 - choice.delta))
+        return Views(
+            "pixels",
+            torch.full(plane, choice.keep_prob),
+            torch.full(plane, 1 - choice.further_mask_prob),
+        )
     if isinstance(choice, FourierOperator):
         return _column_views(choice, shape)
     return None
@@ -335,7 +339,7 @@ def _column_views(choice: FourierOperator, shape: Shape) -> Views:
     # The middle is where the zero frequency lies before the shift, and the first place after it.
     in_center = torch.fft.ifftshift(_central(width, central))[None, None]
     observed = torch.where(in_center, 1.0, others / max(width - central, 1))
-    return Views("columns", observed, torch.where(in_center, 1.0, 1 - choice.delta))
+    return Views("columns", observed, torch.where(in_center, 1.0, 1 - choice.further_mask_prob))
 
 
 def _central(width: int, count: int) -> Bool[Tensor, " w"]:

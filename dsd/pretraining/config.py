@@ -50,16 +50,16 @@ class Pretrain(Section):
     learning_rate: Positive
     """Peak Adam step size."""
 
-    warmup_kimg: NonNegative
+    lr_warmup_kimg: NonNegative
     """Linear warm-up of the step size, at most ``kimg``."""
 
-    schedule: Literal["constant", "cosine"]
+    lr_schedule: Literal["constant", "cosine"]
     """Step size after the warm-up."""
 
     ema_halflife_kimg: Positive
     """Half-life of the exponential moving average of the weights."""
 
-    ema_rampup: Annotated[float, Field(gt=0, le=1)]
+    ema_rampup_ratio: Annotated[float, Field(gt=0, le=1)]
     """The half-life is at most this fraction of the images seen so far."""
 
     sample_every_kimg: Positive
@@ -67,7 +67,7 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "Pretrain":
-        _check_warmup(self.warmup_kimg, self.kimg)
+        _check_warmup(self.lr_warmup_kimg, self.kimg)
         return self
 
     @model_validator(mode="after")

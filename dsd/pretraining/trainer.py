@@ -187,9 +187,9 @@ def draw_consistency(
 ) -> ConsistencyDraw:
     """Draw what :func:`consistency_step_loss` needs for a batch of observations.
 
-    The lower level of the pair is drawn from the log-normal law of ``noise`` whatever its sampler,
-    so it may be below ``sigma_y``, where no observation leads; the upper one is ``PAIR_RATIO``
-    times it. ``num_steps`` are those of the walk; the other arguments are those of
+    The lower level of the pair is log-normal with the mean and deviation of ``noise``, whatever
+    its ``distribution``, so it may be below ``sigma_y``, where no observation leads. The upper one is
+    ``PAIR_RATIO`` times it. ``num_steps`` are those of the walk; the other arguments are those of
     :func:`draw_denoising`.
     """
     given = None
@@ -327,8 +327,8 @@ class TeacherTraining:
         factor = learning_rate_factor(
             seen,
             total_images=self.num_steps * batch,
-            warmup_images=round(config.warmup_kimg * 1000),
-            schedule=config.schedule,
+            warmup_images=round(config.lr_warmup_kimg * 1000),
+            schedule=config.lr_schedule,
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
         y, drawn, further = self._draw(step_generator(self._seed, "pretrain", self.step, device))
@@ -341,7 +341,7 @@ class TeacherTraining:
             seen + batch,
             batch,
             halflife_kimg=config.ema_halflife_kimg,
-            rampup=config.ema_rampup,
+            rampup=config.ema_rampup_ratio,
         )
         update_ema(self.average, self.denoiser, decay)
         vitals = (

@@ -21,5 +21,5 @@ class Selection(Section):
     num_samples: Annotated[int, Field(ge=2)]
     """Generated images in each measurement, always from the same latents."""
 
-    keep: Count
+    save_top_k: Count
     """How many of the best generators to keep; the last one is kept besides."""

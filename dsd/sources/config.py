@@ -31,7 +31,7 @@ class Data(Section):
     resolution: Annotated[int, Field(ge=4, le=1024)] | None
     """Height and width after area averaging; null keeps the size as found."""
 
-    on_broken: Literal["refuse", "skip"]
+    on_error: Literal["raise", "skip"]
     """An image that cannot be used, or is of another size or colour than most, either refuses the
     whole source or is skipped and listed."""
 

@@ -93,7 +93,7 @@ class FolderContent:
         if self.dangling:
             yield (
                 f"links that lead nowhere: {len(self.dangling)} ({_some(self.dangling)}); remove "
-                "them, because DVC stops at them whatever data.on_broken is"
+                "them, because DVC stops at them whatever data.on_error is"
             )
 
 

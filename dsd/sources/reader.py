@@ -387,7 +387,7 @@ class Reader:
         *,
         pad: int,
         resolution: int | None,
-        on_broken: Literal["refuse", "skip"],
+        on_error: Literal["raise", "skip"],
         max_images: int | None,
         noisy: bool = False,
     ) -> None:
@@ -397,7 +397,7 @@ class Reader:
             source: The images.
             pad: Black pixels around each.
             resolution: Height and width to average them down to.
-            on_broken: What becomes of an image that is broken or of another size or colour.
+            on_error: What becomes of an image that is broken or of another size or colour.
             max_images: Usable images to read.
             noisy: Whether their noise must stay what it is; what would change it is refused.
         """
@@ -408,7 +408,7 @@ class Reader:
         self._source = source
         self._pad = pad
         self._resolution = resolution
-        self._on_broken = on_broken
+        self._on_error = on_error
         self._max_images = max_images
         self._noisy = noisy
         self._digest = hashlib.sha256()
@@ -464,7 +464,7 @@ class Reader:
 
     def _usable(self) -> Iterator[Planes]:
         """Decoded images of one kind, the others refused or noted."""
-        if self._on_broken == "skip":
+        if self._on_error == "skip":
             kinds, _ = self._survey()
             self._shape = max(kinds, key=lambda shape: len(kinds[shape]), default=None)
         for image in self._images(self._source.items, self._refuse, self._digest.update):
@@ -514,7 +514,7 @@ class Reader:
             self._check_resolution(image)
         if shape == self._shape:
             return True
-        if self._on_broken == "refuse":
+        if self._on_error == "raise":
             raise DataError(self._mixture(image))
         kept = _kind(self._shape or shape)
         self.refused.append(Refused(image.name, f"is {_kind(shape)}, and {kept} are kept"))
@@ -523,7 +523,7 @@ class Reader:
 
     def _refuse(self, refused: Refused) -> None:
         self.refused.append(refused)
-        if self._on_broken == "skip":
+        if self._on_error == "skip":
             return
         kinds, others = self._survey()
         usable = sum(map(len, kinds.values()))
@@ -536,7 +536,7 @@ class Reader:
         more = f"; {len(others) - 1} more of {of} cannot be used"
         msg = (
             f"{self._complaint()}{more if len(others) > 1 else ''}; repair or remove "
-            f"{'them' if len(others) > 1 else 'it'}, or set data.on_broken to skip"
+            f"{'them' if len(others) > 1 else 'it'}, or set data.on_error to skip"
         )
         raise DataError(msg)
 
@@ -560,7 +560,7 @@ class Reader:
         count = sum(map(len, kinds.values()))
         return (
             f"images differ: of {self._of(count)}, {', '.join(parts)}; bring all to one size and "
-            "one kind of colour, or set data.on_broken to skip to leave out all but the most "
+            "one kind of colour, or set data.on_error to skip to leave out all but the most "
             "common kind"
         )
 

@@ -20,8 +20,8 @@ from dsd.sources.phase import to_complex
 from dsd.sources.reader import Item, Reader, Refused, Source, find_images
 from dsd.storage.shards import MappedStore, StoreMeta, read_meta
 from dsd.utils.errors import DataError
-from pipeline.params.model import Params
 from pipeline.checks.needs import Prepared, Shape, observed_shape, remarks, require
+from pipeline.params.model import Params
 from pipeline.stage_io.paths import Paths
 
 __all__ = ["TORCHVISION_SETS", "Found", "check_before", "look", "show_check"]
@@ -86,7 +86,7 @@ def look(data: Data, root: Path) -> Found:
             size = _shape(block)
     except DataError:
         # Where broken images are skipped, the next ones may be usable.
-        if data.on_broken == "refuse" or not some:
+        if data.on_error == "raise" or not some:
             raise
     if size is not None:
         prepared = _prepared(data, Item(some[0].name, np.zeros(size, np.uint8)))
@@ -120,7 +120,7 @@ def _reader(data: Data, source: Source, *, resized: bool) -> Reader:
         source,
         pad=data.pad if resized else 0,
         resolution=data.resolution if resized else None,
-        on_broken=data.on_broken,
+        on_error=data.on_error,
         max_images=None,
         noisy=data.content == "noisy",
     )

@@ -181,7 +181,7 @@ def _other_size(params: Params, shape: Shape) -> str:
     factor = operator.factor if operator.kind == "downsample" and not noisy else 1
     multiple = params.network.multiple * factor
     size = height // multiple * multiple
-    other = "lower network.patch or take fewer levels in network.channel_mult"
+    other = "lower network.patch_size or take fewer levels in network.channel_mult"
     if factor > 1:
         other = f"lower corrupt.operator.factor, {other}"
     if size < 4:
@@ -250,17 +250,17 @@ def _laws(params: Params, level: float) -> Iterator[str]:
     for key, law in laws.items():
         if _draws_nothing(law, level):
             yield (
-                f"{key}: {law.sampler} levels of P_mean {law.P_mean:g} and P_std {law.P_std:g} "
-                f"are nearly all below the noise of the data, {level:.4g}, where nothing is "
-                f"learned: raise {key}.P_mean, or set {key}.sampler to added"
+                f"{key}: {law.distribution} levels of P_mean {law.P_mean:g} and P_std "
+                f"{law.P_std:g} are nearly all below the noise of the data, {level:.4g}, "
+                f"where nothing is learned: raise {key}.P_mean, or set {key}.distribution to added"
             )
 
 
 def _draws_nothing(law: TeacherNoise, level: float) -> bool:
     lowest = (math.log(level) - law.P_mean) / law.P_std
-    if law.sampler == "clamped":
+    if law.distribution == "clamped":
         return math.erfc(-lowest / math.sqrt(2)) / 2 > _WASTED
-    return law.sampler == "truncated" and lowest > _TAIL
+    return law.distribution == "truncated" and lowest > _TAIL
 
 
 def remarks(params: Params, images: Prepared) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ __all__ = [
     "forget_superseded",
     "mark_done",
     "reserved",
-    "within_strikes",
+    "retry_on_nonfinite",
 ]
 
 T = TypeVar("T")
@@ -168,41 +168,42 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def within_strikes(attempt: Callable[[], T], strikes: int, log: StageLog) -> T:
-    """What ``attempt`` returns; it goes on from the last good state when numbers are not finite.
+def retry_on_nonfinite(attempt: Callable[[], T], max_retries: int, log: StageLog) -> T:
+    """Run ``attempt``, again from the last checkpoint after a non-finite value.
 
-    Nothing is changed from one attempt to the next. What was a fault of the machine does not come
-    again, and leaves no trace in the result.
+    Nothing is changed from one attempt to the next: a fault of the machine does not come again,
+    and leaves no trace in the result.
 
     Args:
-        attempt: Trains from the last state that was saved, which no bad number precedes.
-        strikes: At most so many attempts may end with such a number.
-        log: Where to say so.
+        attempt: Trains from the last checkpoint, which no non-finite value precedes.
+        max_retries: Maximum number of further attempts.
+        log: Counts the failures.
+
+    Returns:
+        What ``attempt`` returned.
 
     Raises:
-        NonFiniteError: All attempts ended so; the message is a diagnosis.
+        NonFiniteError: All attempts failed; the message is a diagnosis.
     """
-    moments: list[int | None] = []
+    steps: list[int | None] = []
     while True:
         try:
             return attempt()
         except NonFiniteError as error:
-            moments.append(error.images_seen)
-            log.strikes(len(moments))
-            if len(moments) == strikes:
-                raise NonFiniteError(_verdict(error, moments), error.images_seen) from error
-            log.say(
-                f"{error}; strike {len(moments)} of {strikes}: going back to the last good state"
-            )
+            steps.append(error.images_seen)
+            log.nonfinite_failures(len(steps))
+            if len(steps) > max_retries:
+                raise NonFiniteError(_diagnosis(error, steps), error.images_seen) from error
+            log.say(f"{error}; retry {len(steps)} of {max_retries} from the last good state")
 
 
-def _verdict(error: NonFiniteError, moments: list[int | None]) -> str:
-    """What to make of the last of several strikes."""
+def _diagnosis(error: NonFiniteError, steps: list[int | None]) -> str:
+    """Explain the last of several failures at these numbers of images."""
     again = ""
-    if len(moments) > 1 and None not in moments:
-        place = "the same step" if len(set(moments)) == 1 else "different steps"
-        cause = "the numbers" if len(set(moments)) == 1 else "perhaps the machine"
-        again = f"; {len(moments)} attempts ended so, at {place}, which points to {cause}"
+    if len(steps) > 1 and None not in steps:
+        place = "the same step" if len(set(steps)) == 1 else "different steps"
+        cause = "the numbers" if len(set(steps)) == 1 else "perhaps the machine"
+        again = f"; {len(steps)} attempts ended so, at {place}, which points to {cause}"
     return (
         f"{error}{again}. The last good state is kept: lower the learning rate or set "
         "compute.precision to float32, and run the same command"

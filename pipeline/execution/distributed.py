@@ -11,8 +11,8 @@ from torch import distributed as dist
 from dsd.training.distributed import Team
 from dsd.training.memory import Rehearsing, largest_part
 from dsd.utils.errors import Interrupted, ParamsError
-from pipeline.params.config import Compute
 from pipeline.execution.device import free_memory, resolve_device
+from pipeline.params.config import Compute
 
 __all__ = ["fit_into_memory", "joined_team"]
 
@@ -21,7 +21,9 @@ _PATIENCE = timedelta(hours=2)
 
 _NAMES = {"cuda": "GPU's memory", "cpu": "main memory"}
 _SPARE = "set compute.activation_checkpointing to true, "
-_SMALLER = "make the network smaller (network.width, network.num_blocks) or end other programs"
+_SMALLER = (
+    "make the network smaller (network.model_channels, network.num_blocks) or end other programs"
+)
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
         ParamsError: There is no such device, or there are more processes than images.
     """
     device = resolve_device(compute)
-    at_once = None if compute.batch_per_device == "auto" else compute.batch_per_device
+    at_once = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
     if not dist.is_torchelastic_launched():
         yield Team(at_once=at_once), device
         return
@@ -78,9 +80,9 @@ def fit_into_memory(
     Raises:
         ParamsError: Not even one image fits.
     """
-    asked = compute.batch_per_device
+    asked = compute.micro_batch_size
     if asked != "auto":
-        return f"takes at most {asked} images at once, as compute.batch_per_device says"
+        return f"takes at most {asked} images at once, as compute.micro_batch_size says"
     # All processes calculate with the same number, or with an error some would be left alone.
     (least,) = team.largest(-free_memory(device))
     found = largest_part(training, team, free=-least, device=device)

@@ -20,7 +20,7 @@ from pipeline.execution.checkpoints import (
     forget_superseded,
     mark_done,
     reserved,
-    within_strikes,
+    retry_on_nonfinite,
 )
 from pipeline.execution.device import resolve_device, resolve_precision
 from pipeline.execution.distributed import fit_into_memory, joined_team
@@ -91,7 +91,7 @@ class _Execution:
                     job.train()
                     return job
 
-                job = within_strikes(attempt, self.params.run.strikes, self.log)
+                job = retry_on_nonfinite(attempt, self.params.run.max_nonfinite_retries, self.log)
             if team.leads:
                 with replaced_outputs(paths, stage) as fresh:
                     job.write(fresh)

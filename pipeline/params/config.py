@@ -1,6 +1,8 @@
 """How to compute: the sections ``compute`` and ``run``."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from dsd.utils.config import AutoCount, Count, Positive, Section
 
@@ -15,7 +17,7 @@ class Compute(Section):
     NVIDIA GPUs since 2020; ``auto``: bfloat16 where the machine has units for it, else
     float32."""
 
-    batch_per_device: AutoCount
+    micro_batch_size: AutoCount
     """Most images that a process takes through a network at once while training; a larger share of
     a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: as many
     as fit into the memory that is free when the training begins (docs/memory.md)."""
@@ -35,6 +37,6 @@ class Run(Section):
     checkpoint_minutes: Positive
     """Interval of resumable states, in minutes."""
 
-    strikes: Count
-    """How often one run of a training may meet a number that is NaN or infinite: it goes back to
-    the last good state, changes nothing and tries again, and the last time it stops."""
+    max_nonfinite_retries: Annotated[int, Field(ge=0)]
+    """Maximum number of restarts from the last checkpoint after a NaN or infinite value. Nothing
+    is changed for a restart."""

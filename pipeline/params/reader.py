@@ -27,6 +27,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from dsd.utils.errors import ParamsError, one_line
 from dsd.utils.files import published
 from pipeline.params.model import Params
+from pipeline.params.renamed import RENAMED
 from pipeline.params.schema import all_keys, describe_bounds, describe_value
 
 __all__ = [
@@ -243,12 +244,13 @@ def _where(error: Exception) -> str:
 def _explain(error: ValidationError) -> list[str]:
     details = [_as_in_the_file(detail) for detail in error.errors(include_url=False)]
     unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
+    new = [RENAMED.get(_dotted(detail["loc"]), "").partition(" ")[0] for detail in unknown]
     meant = {_dotted(detail["loc"]): _near_miss(_dotted(detail["loc"])) for detail in unknown}
     # A misspelt key is one mistake, though pydantic reports the right name as missing as well.
     return [
         _message(detail, meant)
         for detail in details
-        if detail["type"] != "missing" or _dotted(detail["loc"]) not in meant.values()
+        if detail["type"] != "missing" or _dotted(detail["loc"]) not in [*meant.values(), *new]
     ]
 
 
@@ -299,6 +301,8 @@ def _message(detail: ErrorDetails, meant: Mapping[str, str | None]) -> str:
 
 
 def _unknown(name: str, meant: str | None) -> str:
+    if name in RENAMED:
+        return f"{name} was renamed to {RENAMED[name]}"
     if name in all_keys():
         kind = f"{name.rpartition('.')[0]}.kind"
         return f"{name} does not go with this {kind}; remove it"

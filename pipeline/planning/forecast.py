@@ -199,7 +199,7 @@ def _distill(params: Params, measured: Measured) -> StagePlan:
     low, high = _training(steps, measured.distill, measured.start_up + other)
     pixels = math.prod(images.shape)
     # The generator chosen, and the best and the last one.
-    models = 1 + min(moments, selection.keep + 1)
+    models = 1 + min(moments, selection.save_top_k + 1)
     kept = models * measured.weights + moments * selection.num_samples * pixels
     # While it runs they are in the state, from where they are copied.
     state = _all_kept(3 * measured.weights + 4 * measured.trained)

@@ -161,7 +161,7 @@ def remedies(plans: Sequence[StagePlan], paths: Paths) -> list[str]:
     if needed > free:
         lines.append(
             f"DISK: {size(needed)} needed, but only {size(free)} are free in {paths.root}: free "
-            "some, or lower data.max_images, distill.selection.keep or num_samples"
+            "some, or lower data.max_images, distill.selection.save_top_k or num_samples"
         )
     largest = max(plans, key=lambda plan: plan.memory.host)
     free = psutil.virtual_memory().available
@@ -192,7 +192,7 @@ def _less_memory(stage: str) -> str:
     if stage == "evaluate":
         return "lower run.eval_batch_size or data.max_images"
     return (
-        "set compute.activation_checkpointing to true, or lower compute.batch_per_device or "
+        "set compute.activation_checkpointing to true, or lower compute.micro_batch_size or "
         "data.max_images"
     )
 

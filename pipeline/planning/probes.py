@@ -39,11 +39,11 @@ from dsd.training.memory import largest_part
 from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.images import to_uint8
 from dsd.utils.shapes import Pixels
+from pipeline.checks.check import TORCHVISION_SETS, look
+from pipeline.checks.needs import Prepared, require
 from pipeline.execution.device import free_memory, resolve_device, resolve_precision
 from pipeline.execution.run import run_stage
-from pipeline.checks.check import TORCHVISION_SETS, look
 from pipeline.params.model import Params
-from pipeline.checks.needs import Prepared, require
 from pipeline.planning.forecast import Images, Line, Memory, SpaceRates, Steps
 from pipeline.planning.gauge import (
     Climb,
@@ -273,7 +273,7 @@ def _denoiser(params: Params, operator: Operator) -> Denoiser:
 
 
 def _at_once(params: Params) -> int | None:
-    most = params.compute.batch_per_device
+    most = params.compute.micro_batch_size
     return None if most == "auto" else most
 
 
@@ -316,7 +316,7 @@ def _memory(
 ) -> Memory:
     """The peak of whole batches or, where they do not fit, of the parts that the stage takes."""
     free, on_gpu = free_memory(device), device.type == "cuda"
-    if params.compute.batch_per_device != "auto" or (whole.gpu if on_gpu else whole.host) <= free:
+    if params.compute.micro_batch_size != "auto" or (whole.gpu if on_gpu else whole.host) <= free:
         return whole
     needed = largest_part(build(), Team(), free=free, device=device).needed
     if on_gpu:

@@ -87,8 +87,8 @@ class FollowerLog:
     def trains(self, name: str) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.trains`."""
 
-    def strikes(self, count: int) -> None:
-        """See :meth:`pipeline.stage_io.log.StageLog.strikes`."""
+    def nonfinite_failures(self, count: int) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.nonfinite_failures`."""
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.reads`."""

@@ -52,7 +52,7 @@ class StageLog(Protocol):
         """
         ...
 
-    def strikes(self, count: int) -> None:
+    def nonfinite_failures(self, count: int) -> None:
         """Record how often this training has met a number that is not finite by now."""
         ...
 

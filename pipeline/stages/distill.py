@@ -273,7 +273,7 @@ class _Run:
 
     def _best(self) -> set[str]:
         """Names of the generators that are among the best now, and of the last one."""
-        best = self.history.ranked()[: self._params.distill.selection.keep]
+        best = self.history.ranked()[: self._params.distill.selection.save_top_k]
         return {_moment(item.images_seen) for item in (*best, self.history.measurements[-1])}
 
     def _remove_generators(self, kept: set[str]) -> None:

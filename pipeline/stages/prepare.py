@@ -63,7 +63,7 @@ def _reader(data: Data, source: Source) -> Reader:
         source,
         pad=data.pad,
         resolution=data.resolution,
-        on_broken=data.on_broken,
+        on_error=data.on_error,
         max_images=data.max_images,
         noisy=data.content == "noisy",
     )

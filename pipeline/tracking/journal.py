@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-__all__ = ["STRIKES", "SYSTEM", "Entry", "Journal"]
+__all__ = ["NONFINITE_FAILURES", "SYSTEM", "Entry", "Journal"]
 
 SYSTEM = "system/"
 """Begins the names of what is said of the machine; their step counts samples, not images."""
 
-STRIKES = "strikes"
-"""Name of the number of strikes, whose step counts those of all attempts."""
+NONFINITE_FAILURES = "nonfinite_failures"
+"""Metric: number of attempts that ended with a non-finite value; its step counts all."""
 
-_COUNTED = (SYSTEM, STRIKES)
+_COUNTED = (SYSTEM, NONFINITE_FAILURES)
 
 
 @final

@@ -26,7 +26,7 @@ from pipeline.runtime.proxies import through_proxy
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
 from pipeline.stage_io.paths import Paths
-from pipeline.tracking.journal import STRIKES
+from pipeline.tracking.journal import NONFINITE_FAILURES
 from pipeline.tracking.provenance import commit_of, is_dirty
 from pipeline.tracking.session import Record, Session, abandoned_sessions, open_session
 from pipeline.tracking.store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
@@ -119,9 +119,11 @@ class StageRun:
         self._record.training = name
         self._note(lambda: self._be_the_run_of(name))
 
-    def strikes(self, count: int) -> None:
-        """See :meth:`pipeline.stage_io.log.StageLog.strikes`."""
-        self._note(lambda: self._session.journal.append_counted({STRIKES: count}, now_ms()))
+    def nonfinite_failures(self, count: int) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.nonfinite_failures`."""
+        self._note(
+            lambda: self._session.journal.append_counted({NONFINITE_FAILURES: count}, now_ms())
+        )
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.reads`."""

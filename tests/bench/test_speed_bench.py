@@ -24,14 +24,14 @@ SHAPE, BATCH, STEPS = (1, 8, 8), 8, 3
 SIGMA_DATA = 0.5
 NETWORK = params_with(
     network={
-        "patch": 1,
-        "width": 16,
+        "patch_size": 1,
+        "model_channels": 16,
         "channel_mult": [1, 2],
         "attention_resolutions": [4],
         "dropout": 0.0,
     }
 ).network
-UNSCHEDULED = {"learning_rate": 1e-3, "warmup_kimg": 0.0, "schedule": "constant"}
+UNSCHEDULED = {"learning_rate": 1e-3, "lr_warmup_kimg": 0.0, "lr_schedule": "constant"}
 
 LOSS, GRADIENT, UPDATE = 1e-5, 5e-5, 1e-4
 """Bounds in float32, relative to the norm of what is compared, some ten times what was found. In
@@ -77,7 +77,7 @@ def teachers():
         batch_size=BATCH,
         learning_rate=config.learning_rate,
         halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup,
+        rampup=config.ema_rampup_ratio,
         sigma_data=SIGMA_DATA,
     )
     return ours, plain
@@ -117,7 +117,7 @@ def distillations():
         alpha=config.alpha,
         sigma_init=config.sigma_init,
         halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup,
+        rampup=config.ema_rampup_ratio,
         sigma_data=SIGMA_DATA,
     )
     return ours, plain

@@ -257,7 +257,7 @@ def noisy_waves():
 @pytest.mark.slow
 def test_a_training_in_bfloat16_ends_where_one_in_float32_does():
     """The teacher's loss after a fall by 0.1, then the gap while SiD runs; with equal draws."""
-    size = {"batch_size": 16, "kimg": 1.6, "warmup_kimg": 0.1, "learning_rate": 3e-3}
+    size = {"batch_size": 16, "kimg": 1.6, "lr_warmup_kimg": 0.1, "learning_rate": 3e-3}
     brief = {**size, "kimg": 0.48, "learning_rate": 1e-3, "learning_rate_fake": 1e-3}
     params = tiny_params(pretrain=size, distill=brief)
     teachers = [teacher_training(params, precision=p) for p in ("float32", "bfloat16")]

@@ -450,12 +450,15 @@ def test_other_bytes_than_the_package_s_never_reach_an_unpickler(tmp_path, monke
         ({"shape": [1, 0, 0]}, "does not describe a model"),
         ({"shape": [1, 8, 4]}, "are not square"),
         ({"sigma_init": float("nan")}, "does not describe a model"),
-        ({"network": {"width": 1024}}, "describes a larger network"),
+        ({"network": {"model_channels": 1024}}, "describes a larger network"),
         ({"network": {"num_blocks": 10**12}}, "describes a larger network"),
         ({"network": {"channel_mult": [10**9]}}, "cannot be loaded"),
         ({"network": {"channel_mult": [10**40]}}, "cannot be loaded"),
         ({"operator": {"kind": "blur", "std": 2.0, "radius": 64}}, "cannot be loaded"),
-        ({"operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}}, "cannot be loaded"),
+        (
+            {"operator": {"kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1}},
+            "cannot be loaded",
+        ),
     ],
 )
 def test_a_description_of_another_model_is_refused_before_it_is_built(
@@ -566,7 +569,7 @@ def test_names_of_files_stay_on_one_line_and_command_no_terminal(tmp_path):
     (folder / os.fsdecode(b"\xff.png")).write_bytes(b"junk")
     params = params_with(
         data={"source": "folder", "path": str(folder), "pad": 0, "resolution": None,
-              "on_broken": "skip"}
+              "on_error": "skip"}
     )  # fmt: skip
     log = Recorder()
     run_stage(prepare, params, Paths(tmp_path / "run"), log)
@@ -645,7 +648,7 @@ def bombs(folder):
     model(folder / "model")
     edit(
         folder / "model/model.json",
-        lambda spec: spec["network"].update(width=1024, channel_mult=[9], num_blocks=4),
+        lambda spec: spec["network"].update(model_channels=1024, channel_mult=[9], num_blocks=4),
     )
     store(folder / "store")
     edit(folder / "store/meta.json", lambda meta: meta["shards"][0].update(count=10**12))

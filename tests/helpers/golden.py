@@ -51,40 +51,40 @@ SHOWN = (1, 2, 5, 10, 20, 50, 100)
 """Steps whose losses are kept."""
 
 NETWORK = Network(
-    patch=1, width=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4], dropout=0.1,
-    sigma_data=0.5,
+    patch_size=1, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4],
+    dropout=0.1, sigma_data=0.5,
 )  # fmt: skip
 PRETRAIN: dict[str, Any] = {
     "objective": "adjusted",
     "weighting": "inverse-variance",
-    "noise": {"sampler": "added", "P_mean": -1.2, "P_std": 1.2},
+    "noise": {"distribution": "added", "P_mean": -1.2, "P_std": 1.2},
     "consistency": {"weight": 0.0, "batch_size": 2, "num_steps": 1},
     "batch_size": BATCH,
     "learning_rate": 1e-3,
-    "warmup_kimg": 0.08,
-    "schedule": "cosine",
+    "lr_warmup_kimg": 0.08,
+    "lr_schedule": "cosine",
     "ema_halflife_kimg": 0.2,
-    "ema_rampup": 0.05,
+    "ema_rampup_ratio": 0.05,
     "sample_every_kimg": 1.0,
 }
 DISTILL: dict[str, Any] = {
     "divergence": "sid",
     "alpha": 1.2,
     "sigma_init": 2.5,
-    "pixel_range": "clamped",
-    "noise": {"sigma_min": 0.05, "sigma_max": 80.0, "rho": 7.0, "max_index": 0.65},
-    "fake_noise": {"sampler": "added", "P_mean": -0.6, "P_std": 1.2},
+    "clamp_output": True,
+    "noise": {"sigma_min": 0.05, "sigma_max": 80.0, "rho": 7.0, "t_max": 0.65},
+    "fake_noise": {"distribution": "added", "P_mean": -0.6, "P_std": 1.2},
     "batch_size": BATCH,
     "learning_rate": 2.5e-4,
     "learning_rate_fake": 2.0e-4,
-    "warmup_kimg": 0.0,
-    "schedule": "cosine",
+    "lr_warmup_kimg": 0.0,
+    "lr_schedule": "cosine",
     "betas": [0.0, 0.999],
-    "fake_steps": 1,
+    "fake_updates_per_step": 1,
     "ema_halflife_kimg": 0.2,
-    "ema_rampup": 0.05,
+    "ema_rampup_ratio": 0.05,
     "selection": {
-        "features": "fashion-classifier", "every_kimg": 1.0, "num_samples": 10, "keep": 1,
+        "features": "fashion-classifier", "every_kimg": 1.0, "num_samples": 10, "save_top_k": 1,
     },
 }  # fmt: skip
 SAMPLER = Sampler(
@@ -101,7 +101,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "pretrain, standard, truncated levels": {
         "objective": "standard",
         "weighting": "edm",
-        "noise": {**PRETRAIN["noise"], "sampler": "truncated"},
+        "noise": {**PRETRAIN["noise"], "distribution": "truncated"},
     },
     "pretrain, consistency": {"consistency": {**PRETRAIN["consistency"], "weight": 1.0}},
 }
@@ -242,7 +242,7 @@ def _photographs(first: int) -> Tensor:
 
     path = ROOT / "data" / "embedded" / "fashion-mnist.parquet"
     source = find_images("parquet", path, None)
-    reader = Reader(source, pad=2, resolution=16, on_broken="refuse", max_images=first + 300)
+    reader = Reader(source, pad=2, resolution=16, on_error="raise", max_images=first + 300)
     images = np.concatenate(list(reader.blocks()))
     return torch.from_numpy(images[first:])
 

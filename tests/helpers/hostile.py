@@ -8,8 +8,8 @@ from dsd.model.config import Network
 from dsd.operators.config import IdentityOperator
 
 NETWORK = Network(
-    patch=1, width=8, channel_mult=[1], num_blocks=1, attention_resolutions=[], dropout=0.0,
-    sigma_data=0.5,
+    patch_size=1, model_channels=8, channel_mult=[1], num_blocks=1, attention_resolutions=[],
+    dropout=0.0, sigma_data=0.5,
 )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from dsd.operators.operator import Operator
 
 CHOICES = {
     "identity": {"kind": "identity"},
-    "mask": {"kind": "mask", "keep": 0.4, "delta": 0.1},
+    "mask": {"kind": "mask", "keep_prob": 0.4, "further_mask_prob": 0.1},
     "blur": {"kind": "blur", "std": 1.3, "radius": 3},
     "downsample": {"kind": "downsample", "factor": 2},
-    "fourier": {"kind": "fourier", "acceleration": 3.0, "center": 0.1, "delta": 0.2},
+    "fourier": {"kind": "fourier", "acceleration": 3.0, "center": 0.1, "further_mask_prob": 0.2},
 }
 
 SHAPE = (2, 6, 8)

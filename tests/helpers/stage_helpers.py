@@ -43,7 +43,7 @@ class Recorder:
     def trains(self, name: str) -> None:
         self.trained.append(name)
 
-    def strikes(self, count: int) -> None:
+    def nonfinite_failures(self, count: int) -> None:
         self.struck.append(count)
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:

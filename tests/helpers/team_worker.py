@@ -24,17 +24,26 @@ from dsd.training.state import TrainingState
 
 SHAPE = (1, 8, 8)
 BATCH = 11  # no multiple of any number of processes
-OPERATORS = {"identity": {}, "mask": {"keep": 0.6, "delta": 0.2}, "downsample": {"factor": 2}}
-SHORT = {"batch_size": BATCH, "kimg": 0.033, "warmup_kimg": 0.0, "ema_rampup": 1.0}
+OPERATORS = {
+    "identity": {},
+    "mask": {"keep_prob": 0.6, "further_mask_prob": 0.2},
+    "downsample": {"factor": 2},
+}
+SHORT = {"batch_size": BATCH, "kimg": 0.033, "lr_warmup_kimg": 0.0, "ema_rampup_ratio": 1.0}
 
 
 def params(**distill):
-    network = {"width": 8, "channel_mult": [1], "attention_resolutions": [8], "dropout": 0.13}
+    network = {
+        "model_channels": 8,
+        "channel_mult": [1],
+        "attention_resolutions": [8],
+        "dropout": 0.13,
+    }
     consistency = {"weight": 1.5, "batch_size": 5, "num_steps": 2}
     return params_with(
         network=network,
         pretrain={**SHORT, "consistency": consistency},
-        distill={**SHORT, "fake_steps": 2, **distill},
+        distill={**SHORT, "fake_updates_per_step": 2, **distill},
     )
 
 

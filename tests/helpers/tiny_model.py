@@ -6,8 +6,8 @@ from dsd.operators.config import IdentityOperator
 
 SHAPE = (1, 8, 8)
 NETWORK = Network(
-    patch=1,
-    width=8,
+    patch_size=1,
+    model_channels=8,
     channel_mult=[1],
     num_blocks=1,
     attention_resolutions=[],

@@ -40,24 +40,25 @@ CHANGES = {
              "shard_size": 32},
     "corrupt": {"sigma": SIGMA, "sigma_hat": ASSUMED, "clean_fraction": 0.25, "num_heldout": 40,
                 "workers": 1},
-    "network": {"width": 8, "channel_mult": [1], "attention_resolutions": [], "dropout": 0.2,
-                "sigma_data": 0.6},
+    "network": {"model_channels": 8, "channel_mult": [1], "attention_resolutions": [],
+                "dropout": 0.2, "sigma_data": 0.6},
     "pretrain": {
         "weighting": "ambient-omni",
-        "noise": {"sampler": "added", "P_mean": -1.1, "P_std": 0.4},
-        "batch_size": 8, "kimg": 0.208, "learning_rate": 4.0e-3, "warmup_kimg": 0.024,
-        "schedule": "constant", "ema_halflife_kimg": 0.02, "ema_rampup": 0.5,
+        "noise": {"distribution": "added", "P_mean": -1.1, "P_std": 0.4},
+        "batch_size": 8, "kimg": 0.208, "learning_rate": 4.0e-3, "lr_warmup_kimg": 0.024,
+        "lr_schedule": "constant", "ema_halflife_kimg": 0.02, "ema_rampup_ratio": 0.5,
         "sample_every_kimg": 0.104,
     },
     "distill": {
         "alpha": 1.1, "sigma_init": 1.7,
-        "noise": {"sigma_min": 0.04, "sigma_max": 40.0, "rho": 5.0, "max_index": 0.7},
-        "fake_noise": {"sampler": "added", "P_mean": -0.9, "P_std": 0.8},
+        "noise": {"sigma_min": 0.04, "sigma_max": 40.0, "rho": 5.0, "t_max": 0.7},
+        "fake_noise": {"distribution": "added", "P_mean": -0.9, "P_std": 0.8},
         "batch_size": 8, "kimg": 0.16, "learning_rate": 1.0e-3, "learning_rate_fake": 1.5e-3,
-        "warmup_kimg": 0.016, "schedule": "cosine", "betas": [0.3, 0.95], "fake_steps": 2,
-        "ema_halflife_kimg": 0.02, "ema_rampup": 0.5,
+        "lr_warmup_kimg": 0.016, "lr_schedule": "cosine", "betas": [0.3, 0.95],
+        "fake_updates_per_step": 2,
+        "ema_halflife_kimg": 0.02, "ema_rampup_ratio": 0.5,
         "selection": {"features": "tiny_features:rough", "every_kimg": 0.024, "num_samples": 50,
-                      "keep": 2},
+                      "save_top_k": 2},
     },
     "evaluate": {
         "features": ["tiny_features:fine", "tiny_features:rough", "fashion-classifier"],
@@ -67,7 +68,7 @@ CHANGES = {
             "churn": {"S_churn": 1.5, "S_min": 0.3, "S_max": 10.0, "S_noise": 1.02},
         },
     },
-    "compute": {"device": "cpu", "precision": "float32", "batch_per_device": 8},
+    "compute": {"device": "cpu", "precision": "float32", "micro_batch_size": 8},
     "run": {"eval_batch_size": 40, "checkpoint_minutes": 1000.0},
 }  # fmt: skip
 
@@ -198,7 +199,7 @@ def averages(updates, first, config):
     average, found = [w.double() for w in first], []
     for step, update in enumerate(updates):
         seen = (step + 1) * config.batch_size
-        halflife = min(1000 * config.ema_halflife_kimg, config.ema_rampup * seen)
+        halflife = min(1000 * config.ema_halflife_kimg, config.ema_rampup_ratio * seen)
         share = 0.5 ** (config.batch_size / halflife)
         average = [
             share * old + (1 - share) * new.double()
@@ -210,10 +211,10 @@ def averages(updates, first, config):
 
 def step_size(peak, seen, config, steps):
     """Warm-up, then constant or half a cosine from the peak to a twentieth of it."""
-    warm = 1000 * config.warmup_kimg
+    warm = 1000 * config.lr_warmup_kimg
     if seen < warm:
         return peak * (seen + 1) / (warm + 1)
-    if config.schedule == "constant":
+    if config.lr_schedule == "constant":
         return peak
     angle = math.pi * (seen - warm) / (steps * config.batch_size - warm)
     return peak * (0.05 + 0.95 * (1 + math.cos(angle)) / 2)

@@ -6,9 +6,14 @@ from stage_helpers import Recorder, params_with
 
 from pipeline.execution.run import run_stage
 
-NETWORK = {"width": 8, "channel_mult": [1], "attention_resolutions": []}
-SCHEDULE = {"batch_size": 8, "kimg": 0.16, "warmup_kimg": 0.0}
-SELECTION = {"features": "fashion-classifier", "every_kimg": 0.064, "num_samples": 70, "keep": 1}
+NETWORK = {"model_channels": 8, "channel_mult": [1], "attention_resolutions": []}
+SCHEDULE = {"batch_size": 8, "kimg": 0.16, "lr_warmup_kimg": 0.0}
+SELECTION = {
+    "features": "fashion-classifier",
+    "every_kimg": 0.064,
+    "num_samples": 70,
+    "save_top_k": 1,
+}
 
 
 def tiny(**changes):

@@ -17,8 +17,13 @@ SIGMA = 0.3
 
 
 def tiny_params(**sections):
-    network = {"width": 8, "channel_mult": [1], "attention_resolutions": [], "dropout": 0.1}
-    short = {"batch_size": 8, "kimg": 0.08, "warmup_kimg": 0.016}
+    network = {
+        "model_channels": 8,
+        "channel_mult": [1],
+        "attention_resolutions": [],
+        "dropout": 0.1,
+    }
+    short = {"batch_size": 8, "kimg": 0.08, "lr_warmup_kimg": 0.016}
     return params_with(
         network=network,
         pretrain={**short, **sections.get("pretrain", {})},

@@ -87,7 +87,7 @@ def test_the_papers_network_is_as_large_as_the_papers():
 
     from dsd.model.networks.unet import UNet
 
-    written = re.search(r"`(patch: 1, .+?)`", TEXT)[1]
+    written = re.search(r"`(patch_size: 1, .+?)`", TEXT)[1]
     params = params_with(network=YAML(typ="safe").load(f"{{{written}}}"))
     with torch.device("meta"):
         net = UNet(params.network, channels=3, resolution=32)

@@ -170,7 +170,7 @@ def test_the_network_varies_slowly_with_the_noise_level():
 
 def small(kimg_teacher, kimg_student, *, batch_size=256, **changes):
     """The committed settings with a smaller network and shorter training."""
-    both = {"warmup_kimg": 2.0, "batch_size": batch_size}
+    both = {"lr_warmup_kimg": 2.0, "batch_size": batch_size}
     pretrain = SETTINGS.pretrain.model_copy(update={"kimg": kimg_teacher, **both})
     distill = SETTINGS.distill.model_copy(update={"kimg": kimg_student, **both})
     return dataclasses.replace(SETTINGS, pretrain=pretrain, distill=distill, **changes)

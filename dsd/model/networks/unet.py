@@ -5,10 +5,10 @@ Reference:
     F, for its use in EDM.
 
 Deviates:
-    ``patch`` folds pixels into channels before the first level (pixel-unshuffle), which makes a
-    CPU fast enough to train on. Blocks that double the resolution already have the width of the
+    ``patch_size`` folds pixels into channels before the first level (pixel-unshuffle), which makes
+    a CPU fast enough to train on. Blocks that double the resolution already have the width of the
     finer level, which is cheaper. Decoders attend in every block of a level that attends, EDM's
-    only in its last, so that with ``patch = 1`` and the same width at all levels it is the
+    only in its last, so that with ``patch_size = 1`` and the same width at all levels it is the
     published network but for these blocks (56.5 against 55.7 million weights at its size).
 """
 
@@ -215,22 +215,22 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(config.channel_mult)
-        widths = [config.width * mult for mult in config.channel_mult]
+        widths = [config.model_channels * mult for mult in config.channel_mult]
         sizes = config.level_sizes(resolution, resolution)
-        new_block = partial(_Block, embedding=4 * config.width, dropout=config.dropout)
+        new_block = partial(_Block, embedding=4 * config.model_channels, dropout=config.dropout)
 
         def block(c_in: int, level: int) -> _Block:
             attends = sizes[level] in config.attention_resolutions
             return new_block(c_in, widths[level], attention=attends)
 
-        folded = channels * config.patch**2
+        folded = channels * config.patch_size**2
         self.recomputes = False
-        self.patch = config.patch
-        self.embed = _NoiseEmbedding(config.width)
-        self.stem = _conv(folded + extra_channels * config.patch**2, config.width, 3)
+        self.patch = config.patch_size
+        self.embed = _NoiseEmbedding(config.model_channels)
+        self.stem = _conv(folded + extra_channels * config.patch_size**2, config.model_channels, 3)
         self.encoder = nn.ModuleList()
-        skips = [config.width]
-        current = config.width
+        skips = [config.model_channels]
+        current = config.model_channels
         for level, width in enumerate(widths):
             if level:
                 self.encoder.append(new_block(current, current, resample=0.5))

@@ -164,7 +164,9 @@ def test_the_residual_measures_the_noise(tmp_path):
     assert residual.psnr == pytest.approx(20 * math.log10(2 / 0.25), abs=0.15)
 
 
-@pytest.mark.parametrize("operator", [IDENTITY, MaskOperator(kind="mask", keep=0.5, delta=0.1)])
+@pytest.mark.parametrize(
+    "operator", [IDENTITY, MaskOperator(kind="mask", keep_prob=0.5, further_mask_prob=0.1)]
+)
 def test_some_images_get_no_noise_and_their_level_is_known(tmp_path, operator):
     """The others are observed as if all were; the measured level is theirs alone."""
     count = 2000
@@ -296,10 +298,10 @@ def test_workers_start_without_torch():
 
 
 OPERATORS = {
-    "mask": {"keep": 0.4, "delta": 0.1},
+    "mask": {"keep_prob": 0.4, "further_mask_prob": 0.1},
     "blur": {"std": 1.0, "radius": 2},
     "downsample": {"factor": 2},
-    "fourier": {"acceleration": 3.0, "center": 0.1, "delta": 0.1},
+    "fourier": {"acceleration": 3.0, "center": 0.1, "further_mask_prob": 0.1},
 }
 IMAGE = (2, 6, 8)
 

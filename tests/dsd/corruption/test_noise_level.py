@@ -61,7 +61,7 @@ def value_of(found, name):
 @pytest.fixture(scope="module")
 def clothes():
     source = find_images("parquet", ROOT / "data/embedded/fashion-mnist.parquet", None)
-    reader = Reader(source, pad=2, resolution=16, on_broken="refuse", max_images=600)
+    reader = Reader(source, pad=2, resolution=16, on_error="raise", max_images=600)
     return np.concatenate([*reader.blocks()]) / 127.5 - 1
 
 
@@ -615,7 +615,10 @@ def test_images_known_to_be_clean_are_no_sample_of_the_noise(tmp_path):
     [
         ({"sigma": "auto"}, "corrupt.sigma is auto while data.content is clean"),
         (
-            {"sigma_hat": "auto", "operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}},
+            {
+                "sigma_hat": "auto",
+                "operator": {"kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1},
+            },
             "leaves gaps in the images: their noise cannot be estimated",
         ),
         ({"sigma_hat": 80.0}, "less than or equal to 10"),

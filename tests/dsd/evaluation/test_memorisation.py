@@ -28,8 +28,10 @@ IDENTITY = IdentityOperator(kind="identity")
 OPERATORS = {
     "identity": IDENTITY,
     "downsample": DownsampleOperator(kind="downsample", factor=2),
-    "mask": MaskOperator(kind="mask", keep=0.6, delta=0.1),
-    "fourier": FourierOperator(kind="fourier", acceleration=2.0, center=0.25, delta=0.1),
+    "mask": MaskOperator(kind="mask", keep_prob=0.6, further_mask_prob=0.1),
+    "fourier": FourierOperator(
+        kind="fourier", acceleration=2.0, center=0.25, further_mask_prob=0.1
+    ),
 }
 SHAPES = {"identity": (3, 4, 4), "downsample": (1, 8, 8), "mask": (2, 4, 4), "fourier": (2, 4, 8)}
 

@@ -27,7 +27,8 @@ from pipeline.stages import distill, evaluate
 
 CPU = torch.device("cpu")
 NETWORK = Network(
-    patch=1, width=8, channel_mult=[1, 2, 3], num_blocks=2, attention_resolutions=[4], dropout=0.1,
+    patch_size=1, model_channels=8, channel_mult=[1, 2, 3], num_blocks=2,
+    attention_resolutions=[4], dropout=0.1,
     sigma_data=0.5,
 )  # fmt: skip
 TEACHER = {"distill": {"selection": {**SELECTION, "features": "teacher"}}}
@@ -81,7 +82,7 @@ def test_images_without_noise_are_encoded_at_the_lowest_level():
 
 
 def test_a_teacher_of_masked_images_sees_what_its_own_view_shows():
-    operator = Operator(MaskOperator(kind="mask", keep=0.6, delta=0.1), (1, 8, 8))
+    operator = Operator(MaskOperator(kind="mask", keep_prob=0.6, further_mask_prob=0.1), (1, 8, 8))
     denoiser = build_denoiser(NETWORK, (1, 8, 8), seed=1, views=operator.views).eval()
     x, level = from_uint8(pixels()), torch.full((5,), 0.3)
     shown = denoiser.view.expand(5, -1, -1, -1)

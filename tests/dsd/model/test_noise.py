@@ -16,7 +16,7 @@ LAWS = st.sampled_from(["added", "truncated", "clamped"])
 
 
 def law(sampler):
-    return TeacherNoise(sampler=sampler, P_mean=-1.2, P_std=1.2)
+    return TeacherNoise(distribution=sampler, P_mean=-1.2, P_std=1.2)
 
 
 def draw(sampler, sigma_y, count=20_000, seed=0):
@@ -84,7 +84,7 @@ def test_the_karras_grid_has_its_published_ends():
 
 
 def test_generator_levels_span_the_grid_up_to_its_largest_index():
-    noise = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, max_index=0.8)
+    noise = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8)
     generator = torch.Generator().manual_seed(0)
     sigma = sample_generator_levels(noise, 100_000, generator, torch.device("cpu")).double()
     assert float(sigma.max()) == pytest.approx(24.4, abs=0.1)

@@ -91,7 +91,7 @@ def test_laws_of_the_teachers_levels(seed, s, mean, std):
     sigma_y = torch.full((50,), s)
 
     def ours(sampler):
-        law = TeacherNoise(sampler=sampler, P_mean=mean, P_std=std)
+        law = TeacherNoise(distribution=sampler, P_mean=mean, P_std=std)
         return sample_teacher_levels(law, sigma_y, torch.Generator().manual_seed(seed))
 
     u = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double().numpy()
@@ -108,7 +108,7 @@ def test_laws_of_the_teachers_levels(seed, s, mean, std):
 
 @given(seed=SEEDS, tmax=st.floats(0.1, 1), lowest=st.floats(1e-3, 0.1), rho=st.floats(1, 10))
 def test_the_law_of_the_generators_levels(seed, tmax, lowest, rho):
-    law = GeneratorNoise(sigma_min=lowest, sigma_max=80.0, rho=rho, max_index=tmax)
+    law = GeneratorNoise(sigma_min=lowest, sigma_max=80.0, rho=rho, t_max=tmax)
     again = torch.Generator().manual_seed(seed)
     ours = sample_generator_levels(
         law, 50, torch.Generator().manual_seed(seed), torch.device("cpu")

@@ -11,7 +11,7 @@ from dsd.utils.random import derive_seed
 
 def network(**changes):
     values = {
-        "patch": 2, "width": 8, "channel_mult": [1, 2], "num_blocks": 1,
+        "patch_size": 2, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1,
         "attention_resolutions": [4], "dropout": 0.0, "sigma_data": 0.5,
     }  # fmt: skip
     return Network(**{**values, **changes})
@@ -21,7 +21,7 @@ def network(**changes):
 @pytest.mark.parametrize("mult", [[1], [1, 2], [2, 1, 2]])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_output_has_the_shape_of_the_input(patch, mult, channels):
-    net = UNet(network(patch=patch, channel_mult=mult), channels=channels, resolution=16)
+    net = UNet(network(patch_size=patch, channel_mult=mult), channels=channels, resolution=16)
     x = torch.randn(2, channels, 16, 16)
     assert net(x, torch.zeros(2)).shape == x.shape
 
@@ -29,7 +29,11 @@ def test_output_has_the_shape_of_the_input(patch, mult, channels):
 def test_the_papers_network_has_the_papers_size():
     """DDPM++ for CIFAR-10: 55.7 million parameters in EDM's table."""
     config = network(
-        patch=1, width=128, channel_mult=[2, 2, 2], num_blocks=4, attention_resolutions=[16]
+        patch_size=1,
+        model_channels=128,
+        channel_mult=[2, 2, 2],
+        num_blocks=4,
+        attention_resolutions=[16],
     )
     with torch.device("meta"):
         net = UNet(config, channels=3, resolution=32)
@@ -48,7 +52,7 @@ def test_images_that_are_not_square_are_refused():
 
 @pytest.mark.parametrize("width", [8, 40, 72, 136, 264])
 def test_every_width_can_be_normalised_in_groups_of_at_least_four(width):
-    net = UNet(network(width=width, patch=4), channels=1, resolution=8)
+    net = UNet(network(model_channels=width, patch_size=4), channels=1, resolution=8)
     norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert all(norm.num_channels // norm.num_groups >= 4 for norm in norms)
     # Where EDM's number divides the channels, it is that.

@@ -160,7 +160,7 @@ def test_as_many_pixels_are_kept_as_asked_for(seen):
 @pytest.mark.parametrize("seen", ["of images", "fresh"])
 @pytest.mark.parametrize("width", [15, 16])
 def test_columns_are_kept_at_the_acceleration_with_a_whole_centre(seen, width):
-    op = operator("fourier", (2, 4, width), acceleration=4.0, center=0.19, delta=0.3)
+    op = operator("fourier", (2, 4, width), acceleration=4.0, center=0.19, further_mask_prob=0.3)
     draws = 4000
     views = op.views
     view = (
@@ -179,7 +179,7 @@ def test_columns_are_kept_at_the_acceleration_with_a_whole_centre(seen, width):
 
 
 def test_further_masking_hides_at_its_rate_and_never_the_centre():
-    op = operator("fourier", (2, 4, 16), acceleration=2.0, center=0.19, delta=0.3)
+    op = operator("fourier", (2, 4, 16), acceleration=2.0, center=0.19, further_mask_prob=0.3)
     view = op.views.draw(4000, random(0))
     further = op.views.further(view, random(1))
     assert not (further & ~view).any()

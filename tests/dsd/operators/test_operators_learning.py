@@ -38,7 +38,7 @@ def op_of(kind, **changes):
 
 
 def network(**changes):
-    keys = {"patch": 1, "width": 8, "channel_mult": [1], "attention_resolutions": []}
+    keys = {"patch_size": 1, "model_channels": 8, "channel_mult": [1], "attention_resolutions": []}
     return params_with(network={**keys, **changes}).network
 
 
@@ -104,7 +104,7 @@ def losses(op, denoiser, weighting="edm", count=200, seed=0):
 @pytest.mark.parametrize("weighting", ["edm", "inverse-variance"])
 @pytest.mark.parametrize("kind", WITH_VIEWS)
 def test_the_conditional_mean_is_the_minimum_where_given_and_where_filled_in(kind, weighting):
-    op = op_of(kind, delta=0.5)
+    op = op_of(kind, further_mask_prob=0.5)
     exact = Exact(op)
     gradients = []
     for row in losses(op, exact, weighting):
@@ -188,7 +188,7 @@ def test_a_denoiser_is_told_its_view(kind):
 
 
 def test_a_denoiser_s_own_view_is_one_after_further_masking():
-    op = op_of("mask", delta=0.5)
+    op = op_of("mask", further_mask_prob=0.5)
     views = [build_denoiser(network(), SHAPE, seed=s, views=op.views).view for s in range(100)]
     share = torch.cat(views).float().mean().item()
     assert share == pytest.approx(0.4 * 0.5, abs=4 * math.sqrt(0.2 * 0.8 / 3600))
@@ -196,7 +196,7 @@ def test_a_denoiser_s_own_view_is_one_after_further_masking():
 
 @pytest.mark.parametrize("kind", WITH_VIEWS)
 def test_a_denoiser_in_training_is_given_less_than_was_observed(kind):
-    op = op_of(kind, delta=0.5)
+    op = op_of(kind, further_mask_prob=0.5)
     y, view = observations(op, 50, 0)
     given, denoiser = [], random_denoiser(op)
     denoiser.register_forward_pre_hook(lambda module, inputs: given.append(inputs[2]))
@@ -291,11 +291,11 @@ def test_generators_of_larger_images_attend_where_their_teacher_does(tmp_path):
 
 
 def training_params(**distill):
-    short = {"batch_size": 8, "kimg": 0.024, "warmup_kimg": 0.0}
+    short = {"batch_size": 8, "kimg": 0.024, "lr_warmup_kimg": 0.0}
     return params_with(network=NETWORK, pretrain=short, distill={**short, **distill})
 
 
-NETWORK = {"patch": 1, "width": 8, "channel_mult": [1], "attention_resolutions": []}
+NETWORK = {"patch_size": 1, "model_channels": 8, "channel_mult": [1], "attention_resolutions": []}
 
 
 @pytest.mark.parametrize("kind", WITH_VIEWS)
@@ -370,7 +370,7 @@ def test_the_fake_learns_from_generated_images_observed_like_the_data(kind, monk
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_generator_is_moved_by_what_denoisers_make_of_its_observed_images(kind):
     op = op_of(kind)
-    run = distillation(op, pixel_range="free")
+    run = distillation(op, clamp_output=False)
     seen = []
 
     class Spy(nn.Module):

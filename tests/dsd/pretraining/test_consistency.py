@@ -12,7 +12,7 @@ from dsd.pretraining.consistency_loss import PAIR_RATIO, consistency_loss, rever
 from dsd.pretraining.trainer import consistency_step_loss, draw_consistency
 from dsd.theory.gaussian_mixture import GaussianMixture
 
-LAW = TeacherNoise(sampler="added", P_mean=-1.2, P_std=1.2)
+LAW = TeacherNoise(distribution="added", P_mean=-1.2, P_std=1.2)
 COUNT = 100_000
 
 
@@ -101,7 +101,7 @@ def test_the_exact_denoiser_has_no_loss_at_any_pair_of_levels(law, sigma_y, sigm
     y = x0 + sigma_y * torch.randn(x0.shape, generator=random, dtype=torch.float64)
     drawn = draw_consistency(
         level(sigma_y, len(y)).float(), y.shape[1:],
-        noise=TeacherNoise(sampler="added", P_mean=math.log(sigma_low), P_std=1e-6),
+        noise=TeacherNoise(distribution="added", P_mean=math.log(sigma_low), P_std=1e-6),
         num_steps=params_with().pretrain.consistency.num_steps, views=None, view=None,
         generator=random,
     )  # fmt: skip

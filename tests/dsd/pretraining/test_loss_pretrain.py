@@ -162,7 +162,7 @@ def test_truncated_and_clamped_levels_give_the_same_gradient_up_to_the_dead_frac
     n = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
     gradients, alive = {}, 1.0
     for sampler in ("truncated", "clamped"):
-        law = TeacherNoise(sampler=sampler, P_mean=-1.2, P_std=1.2)
+        law = TeacherNoise(distribution=sampler, P_mean=-1.2, P_std=1.2)
         sigma_y = torch.full((len(y),), SIGMA_Y)
         sigma, add = sample_teacher_levels(law, sigma_y, torch.Generator().manual_seed(4))
         gain = torch.tensor(0.2, requires_grad=True)

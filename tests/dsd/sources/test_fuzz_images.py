@@ -64,7 +64,7 @@ def test_odd_images_among_good_ones_are_skipped_and_listed_or_refused_by_name(tm
         (folder / f"{number:02d}.png").write_bytes(content)
     (folder / "99.png").write_bytes(good)
     source = {"source": "folder", "path": str(folder), "pad": 0, "resolution": None}
-    params = params_with(data={**source, "on_broken": "skip"})
+    params = params_with(data={**source, "on_error": "skip"})
     run_stage(prepare, params, Paths(tmp_path), Recorder())
     summary = json.loads((tmp_path / "reports/prepare/summary.json").read_text())
     assert summary["count"] == 1
@@ -141,7 +141,7 @@ def test_a_damaged_parquet_file_gives_images_or_a_refusal_that_names_it(tmp_path
 
     def read():
         source = find_images("parquet", path, None)
-        reader = Reader(source, pad=0, resolution=None, on_broken="skip", max_images=None)
+        reader = Reader(source, pad=0, resolution=None, on_error="skip", max_images=None)
         return [*reader.blocks()]
 
     blocks, refusal = outcome(read)

@@ -31,7 +31,7 @@ def saved(image, kind, **options):
 
 
 def reader_of(path, kind="parquet", name=None, **options):
-    defaults = {"pad": 0, "resolution": None, "on_broken": "refuse", "max_images": None}
+    defaults = {"pad": 0, "resolution": None, "on_error": "raise", "max_images": None}
     return Reader(find_images(kind, path, name), **{**defaults, **options})
 
 
@@ -119,7 +119,7 @@ def test_empty_cells_are_refused_or_skipped_with_their_row(tmp_path):
     write_parquet(path, [png(image) for image in random_images(2, 4, 4)] + [None])
     with pytest.raises(DataError, match="row 2 has no bytes"):
         read(path)
-    assert len(read(path, on_broken="skip")) == 2
+    assert len(read(path, on_error="skip")) == 2
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
     (folder / "b.png").symlink_to("gone.png")
     (folder / "c.png").symlink_to("c.png")
     assert "links that lead nowhere: 2 (b.png, c.png); remove them" in notes_of(folder)[-1]
-    reader = reader_of(folder, "folder", on_broken="skip")
+    reader = reader_of(folder, "folder", on_error="skip")
     assert len(np.concatenate(list(reader.blocks()))) == 1
     assert len(reader.refused) == 2
 
@@ -338,12 +338,12 @@ def truncated(tmp_path, count=4):
 
 
 def test_a_truncated_image_among_good_ones_is_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"2\.png cannot be decoded .*data\.on_broken to skip"):
+    with pytest.raises(DataError, match=r"2\.png cannot be decoded .*data\.on_error to skip"):
         read(truncated(tmp_path), "folder")
 
 
 def test_a_truncated_image_is_skipped_and_listed_on_request(tmp_path):
-    reader = reader_of(truncated(tmp_path), "folder", on_broken="skip")
+    reader = reader_of(truncated(tmp_path), "folder", on_error="skip")
     images = np.concatenate(list(reader.blocks()))
     np.testing.assert_array_equal(images, random_images(4, 16, 16)[[0, 1, 3], None])
     assert [Path(refused.name).name for refused in reader.refused] == ["2.png"]
@@ -353,7 +353,7 @@ def test_a_truncated_image_is_skipped_and_listed_on_request(tmp_path):
 def test_nothing_usable_is_refused_even_when_skipping(tmp_path):
     folder = folder_of(tmp_path, {"a.png": b"junk", "b.png": b""})
     with pytest.raises(DataError, match=r"none of 2 images is usable; the first: .*a\.png is no"):
-        read(folder, "folder", on_broken="skip")
+        read(folder, "folder", on_error="skip")
 
 
 ODD = pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_mixed_images_are_refused_with_counts_by_kind(tmp_path, odd, found):
 
 @ODD
 def test_of_mixed_images_the_most_common_kind_is_kept_if_others_are_skipped(tmp_path, odd, found):
-    reader = reader_of(mixed(tmp_path, odd), "folder", on_broken="skip")
+    reader = reader_of(mixed(tmp_path, odd), "folder", on_error="skip")
     images = np.concatenate(list(reader.blocks()))
     np.testing.assert_array_equal(images, random_images(4, 16, 16)[:, None])
     assert [Path(refused.name).name for refused in reader.refused] == ["0.png", "5.png"]
@@ -499,7 +499,7 @@ def kept_as():
 @pytest.mark.parametrize("name", kept_as())
 def test_how_pixels_were_kept_is_known_and_noise_that_was_rounded_is_refused(tmp_path, name):
     folder = folder_of(tmp_path, {"a.png": kept_as()[name]})
-    reader = reader_of(folder, "folder", on_broken="skip")
+    reader = reader_of(folder, "folder", on_error="skip")
     assert len(np.concatenate(list(reader.blocks()))) == 1
     assert [encoding.name for encoding in reader.encodings] == [name]
     assert reader.notes == ()
@@ -610,7 +610,7 @@ def test_blocks_bound_the_memory_and_change_nothing(tmp_path, monkeypatch):
 
 
 def test_max_images_counts_usable_ones(tmp_path):
-    reader = reader_of(truncated(tmp_path), "folder", on_broken="skip", max_images=3)
+    reader = reader_of(truncated(tmp_path), "folder", on_error="skip", max_images=3)
     assert reader.total == 3
     assert sum(map(len, reader.blocks())) == reader.count == 3
     assert reader_of(tmp_path, "folder", max_images=100).total == 4

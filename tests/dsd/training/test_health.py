@@ -79,7 +79,7 @@ def test_a_pixel_of_an_observation_is_told_with_the_level_of_its_loss():
 
 def test_an_infinite_pixel_of_the_generator_is_not_hidden_by_the_range():
     assert project_to_range(torch.tensor([[[[math.inf, -math.inf, 2.0]]]])).isnan().sum() == 2
-    training = distillation(tiny_params(distill={"pixel_range": "clamped"}))
+    training = distillation(tiny_params(distill={"clamp_output": True}))
     run_steps(training, 1)
     generate = training.generator.forward
     spot = torch.zeros(8, *SHAPE)

@@ -24,7 +24,12 @@ from pipeline.execution.device import _left_by_groups, free_memory
 from pipeline.execution.distributed import fit_into_memory
 
 CPU = torch.device("cpu")
-LEVELS = {"width": 8, "channel_mult": [1, 2], "num_blocks": 2, "attention_resolutions": [8]}
+LEVELS = {
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 2,
+    "attention_resolutions": [8],
+}
 
 
 def unets(training):
@@ -291,7 +296,7 @@ def test_auto_says_what_it_takes_and_takes_it(free):
 def test_a_number_is_taken_at_its_word(free):
     free(0.0)
     team = Team(at_once=5)
-    said = fit_into_memory(training_of(teacher_training), team, compute(batch_per_device=5), CPU)
+    said = fit_into_memory(training_of(teacher_training), team, compute(micro_batch_size=5), CPU)
     assert "5 images" in said
     assert len(team.parts(32)) == 7
 
@@ -306,7 +311,7 @@ def test_what_does_not_fit_is_told_with_numbers_and_remedies(free, checkpointing
     assert message.startswith("not even one image fits: a step needs 0.0")
     assert "0.00 GB may be taken" in message
     assert ("compute.activation_checkpointing" in message) != checkpointing
-    assert "network.width" in message
+    assert "network.model_channels" in message
 
 
 def test_processes_on_one_cpu_share_its_memory(monkeypatch):

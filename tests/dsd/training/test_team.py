@@ -117,7 +117,7 @@ def test_evaluation_needs_no_masks_and_none_are_left_behind(network):
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("make", [teacher_training, distillation])
 def test_parts_learn_what_the_whole_batch_does(make, at_once):
-    params = tiny_params(distill={"fake_steps": 2})
+    params = tiny_params(distill={"fake_updates_per_step": 2})
     whole, parts = make(params), make(params, team=Team(at_once=at_once))
     for run in (whole, parts):
         run_steps(run, 3)

@@ -61,7 +61,7 @@ def assert_gradients(found, expected):
 def test_the_teachers_gradient_is_that_of_the_mean_loss_of_its_batch():
     """And of this step alone; of observations and levels that belong together."""
     # Little noise, so that the observation behind each state is known.
-    law = {"sampler": "added", "P_mean": -3.0, "P_std": 0.3}
+    law = {"distribution": "added", "P_mean": -3.0, "P_std": 0.3}
     params = without_dropout(tiny_params(pretrain={"noise": law, "learning_rate": 2e-3}))
     run = teacher_training(params)
     images, levels = run._images, torch.where(torch.arange(30) % 2 == 0, SIGMA, 0.5)
@@ -89,7 +89,7 @@ def test_the_distillations_gradients_are_those_of_its_mean_losses(divergence):
     sizes = {"learning_rate": 2e-3, "learning_rate_fake": 3e-3}
     params = without_dropout(
         tiny_params(
-            distill={"divergence": divergence, "pixel_range": "free", "alpha": 1.1, **sizes}
+            distill={"divergence": divergence, "clamp_output": False, "alpha": 1.1, **sizes}
         )
     )
     run = distillation(params)
@@ -141,7 +141,7 @@ def test_weights_move_as_adam_moves_them(kind, betas):
 
 @pytest.mark.parametrize("kind", ["pretrain", "distill"])
 def test_the_average_has_the_half_life_and_ramp_up_of_its_stage(kind):
-    params = tiny_params(**{kind: {"ema_halflife_kimg": 0.02, "ema_rampup": 0.7}})
+    params = tiny_params(**{kind: {"ema_halflife_kimg": 0.02, "ema_rampup_ratio": 0.7}})
     run = {"pretrain": teacher_training, "distill": distillation}[kind](params)
     events = [event for event in steps(run, 6) if isinstance(event, Update)]
     updates = [update for update in events if update.optimizer is run.optimizer]
@@ -175,7 +175,7 @@ def test_each_step_of_the_teacher_drops_other_numbers_and_the_same_when_repeated
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize("kind", ["pretrain", "distill"])
 def test_step_sizes_follow_warm_up_and_schedule_to_the_end(kind, schedule):
-    section = {"schedule": schedule, "learning_rate": 2.0e-3}
+    section = {"lr_schedule": schedule, "learning_rate": 2.0e-3}
     params = tiny_params(**{kind: section})
     run = {"pretrain": teacher_training, "distill": distillation}[kind](params)
     updates = [e for e in steps(run, 10) if isinstance(e, Update) and e.optimizer is run.optimizer]

@@ -67,11 +67,15 @@ def test_the_consistency_term_is_added_to_the_loss_with_its_weight(monkeypatch):
 
 
 @pytest.mark.parametrize("divergence", ["sid", "dmd"])
-@pytest.mark.parametrize("fake_steps", [1, 3])
+@pytest.mark.parametrize("fake_updates_per_step", [1, 3])
 def test_a_distillation_step_moves_generator_and_fake_but_never_the_teacher(
-    divergence, fake_steps
+    divergence, fake_updates_per_step
 ):
-    run = distillation(tiny_params(distill={"divergence": divergence, "fake_steps": fake_steps}))
+    run = distillation(
+        tiny_params(
+            distill={"divergence": divergence, "fake_updates_per_step": fake_updates_per_step}
+        )
+    )
     teacher = copy.deepcopy(run.teacher.state_dict())
     generator, fake = copy.deepcopy(run.generator), copy.deepcopy(run.fake)
     # The second step: at the first, teacher and fake are the same network.
@@ -102,7 +106,7 @@ def test_the_fake_never_moves_the_generator():
 @pytest.mark.parametrize("objective", ["adjusted", "standard"])
 def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective):
     """Each like one of the observations, with the teacher's objective and its own levels."""
-    law = {"sampler": "truncated", "P_mean": 0.3, "P_std": 0.7}
+    law = {"distribution": "truncated", "P_mean": 0.3, "P_std": 0.7}
     params = tiny_params(
         pretrain={"objective": objective, "weighting": "ambient-omni"},
         distill={"batch_size": 200, "fake_noise": law},
@@ -209,7 +213,7 @@ def test_a_fake_that_is_the_teacher_finds_no_gap_whatever_its_dropout(divergence
 
 def test_the_fake_learns_and_judges_images_of_the_law_that_is_sampled(monkeypatch):
     """The images that the generator makes in evaluation, from the latents that were drawn."""
-    run = distillation(tiny_params(distill={"fake_steps": 2, "pixel_range": "free"}))
+    run = distillation(tiny_params(distill={"fake_updates_per_step": 2, "clamp_output": False}))
     drawn, fakes = run._draw(step_generator(0, "distill", 0, torch.device("cpu")))
     sampler, seen = copy.deepcopy(run.generator).eval(), []
     for name in ("_train_fake", "_compare_all"):
@@ -224,7 +228,7 @@ def test_the_fake_learns_and_judges_images_of_the_law_that_is_sampled(monkeypatc
 
 
 def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
-    run = distillation(tiny_params(distill={"fake_steps": 3}))
+    run = distillation(tiny_params(distill={"fake_updates_per_step": 3}))
     seen, train = [], run._train_fake
 
     def spy(v, drawn, masks):
@@ -237,9 +241,9 @@ def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     assert [x_g.requires_grad for x_g in seen] == [True, False, False]
 
 
-@pytest.mark.parametrize(("pixel_range", "largest"), [("clamped", 1.0), ("free", 3.0)])
-def test_generated_images_are_clamped_where_that_is_asked_for(monkeypatch, pixel_range, largest):
-    run = distillation(tiny_params(distill={"pixel_range": pixel_range}))
+@pytest.mark.parametrize(("clamp_output", "largest"), [(True, 1.0), (False, 3.0)])
+def test_generated_images_are_clamped_where_that_is_asked_for(monkeypatch, clamp_output, largest):
+    run = distillation(tiny_params(distill={"clamp_output": clamp_output}))
     monkeypatch.setattr(run.generator, "forward", lambda z: 3 * z.sign())
     z = torch.randn(8, *SHAPE, generator=torch.Generator().manual_seed(0))
     assert float(run._generate(z).max()) == largest
@@ -300,7 +304,7 @@ def test_step_sizes_follow_their_schedules():
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_average_is_that_of_the_trained_weights(kind):
     """With a half-life of all images seen so far: one half after the first step."""
-    run = MAKERS[kind](tiny_params(**{kind: {"ema_rampup": 1.0}}))
+    run = MAKERS[kind](tiny_params(**{kind: {"ema_rampup_ratio": 1.0}}))
     before = copy.deepcopy(run.average)
     next(run.steps())
     trained = run.denoiser if kind == "pretrain" else run.generator

@@ -29,13 +29,13 @@ STAGES = {
 }  # fmt: skip
 SMALL = {
     "data": {"resolution": None},
-    "compute": {"batch_per_device": 8},
+    "compute": {"micro_batch_size": 8},
     "corrupt": {"num_heldout": 2},
     "pretrain": {"kimg": 0.008, "sample_every_kimg": 1.0},
     "distill": {
         "kimg": 0.008,
         "selection": {
-            "features": "fashion-classifier", "every_kimg": 1.0, "num_samples": 2, "keep": 1,
+            "features": "fashion-classifier", "every_kimg": 1.0, "num_samples": 2, "save_top_k": 1,
         },
     },
 }  # fmt: skip
@@ -91,12 +91,12 @@ def selected(features):
         (
             90, (1, 17, 17), {"network": {"channel_mult": [1, 1]}},
             "images of 17 pixels do not fit .* a multiple of 4: set data.resolution to 16, or",
-            {"network": {"channel_mult": [1], "patch": 1}},
+            {"network": {"channel_mult": [1], "patch_size": 1}},
         ),
         (
             90, (1, 17, 17), {"data": {"content": "noisy"}},
-            "a multiple of 2: lower network.patch .*, or crop the images to 16 x 16",
-            {"network": {"patch": 1}},
+            "a multiple of 2: lower network.patch_size .*, or crop the images to 16 x 16",
+            {"network": {"patch_size": 1}},
         ),
         (
             90, (3, 48, 64), {"evaluate": {"features": ["inception-edm"]},
@@ -107,12 +107,12 @@ def selected(features):
         (
             90, (1, 10, 10), {"corrupt": operator("downsample", factor=4)},
             "corrupt.operator.factor is 4, which does not divide images of 10",
-            {"network": {"patch": 1}, "corrupt": operator("downsample", factor=2)},
+            {"network": {"patch_size": 1}, "corrupt": operator("downsample", factor=2)},
         ),
         (
             90, (1, 10, 10), {"corrupt": operator("downsample", factor=2)},
             "images of 5 pixels do not fit .*: set data.resolution to 8, or lower corrupt.op",
-            {"network": {"patch": 1}},
+            {"network": {"patch_size": 1}},
         ),
         (
             90, (1, 8, 8), {"corrupt": operator("blur", std=1.0, radius=8)},
@@ -160,7 +160,7 @@ def selected(features):
         (
             90, (1, 8, 8),
             {"corrupt": {"sigma": 9.0},
-             "pretrain": {"noise": {"sampler": "clamped", "P_mean": -1.2, "P_std": 1.2}}},
+             "pretrain": {"noise": {"distribution": "clamped", "P_mean": -1.2, "P_std": 1.2}}},
             "pretrain.noise: clamped levels .* nearly all below the noise of the data, 9",
             {"corrupt": {"sigma": 9.0}},
         ),
@@ -209,16 +209,16 @@ CASES = st.fixed_dictionaries(
         "content": st.sampled_from(["clean", "noisy"]),
         "heldout": st.sampled_from([2, 2, 3, 5]),
         "samples": st.sampled_from([6, 7, 40, 2]),
-        "patch": st.sampled_from([1, 2]),
+        "patch_size": st.sampled_from([1, 2]),
         "levels": st.sampled_from([[1], [1, 1]]),
-        "width": st.sampled_from([8, 72]),
+        "model_channels": st.sampled_from([8, 72]),
         "operator": st.sampled_from(
             [
                 {"kind": "identity"},
                 {"kind": "identity"},
                 {"kind": "blur", "std": 1.0, "radius": 8},
                 {"kind": "downsample", "factor": 2},
-                {"kind": "mask", "keep": 0.5, "delta": 0.1},
+                {"kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1},
             ]
         ),
         "consistency": st.sampled_from([0.0, 1.0]),
@@ -227,8 +227,8 @@ CASES = st.fixed_dictionaries(
 )
 LEAST = {
     "count": 8, "size": 8, "content": "clean", "heldout": 2, "samples": 6,
-    "patch": 2, "levels": [1], "width": 8, "operator": {"kind": "identity"}, "consistency": 0.0,
-    "divergence": "sid",
+    "patch_size": 2, "levels": [1], "model_channels": 8, "operator": {"kind": "identity"},
+    "consistency": 0.0, "divergence": "sid",
 }  # fmt: skip
 
 
@@ -238,7 +238,8 @@ def params_of(case):
         data={"content": case["content"]},
         corrupt={"num_heldout": case["heldout"], "operator": case["operator"]},
         network={
-            "patch": case["patch"], "channel_mult": case["levels"], "width": case["width"],
+            "patch_size": case["patch_size"], "channel_mult": case["levels"],
+            "model_channels": case["model_channels"],
         },
         pretrain={"consistency": noise},
         distill={"divergence": case["divergence"]},
@@ -256,7 +257,13 @@ def test_whatever_check_accepts_runs_through_all_stages(monkeypatch):
     @example(LEAST)
     @example({**LEAST, "count": 4, "content": "noisy", "samples": 2})
     @example({**LEAST, "count": 6, "operator": {"kind": "downsample", "factor": 2}})
-    @example({**LEAST, "operator": {"kind": "mask", "keep": 0.5, "delta": 0.1}, "width": 72})
+    @example(
+        {
+            **LEAST,
+            "operator": {"kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1},
+            "model_channels": 72,
+        }
+    )
     @example({**LEAST, "operator": {"kind": "blur", "std": 1.0, "radius": 7}, "levels": [1, 1]})
     def through(case):
         images = random_images(case["count"], case["size"], case["size"])
@@ -382,9 +389,9 @@ def test_a_look_opens_first_and_distant_images_only_and_takes_what_prepare_takes
     assert 6 <= found.opened <= 10
     pictures = workspace.root / "pictures"
     (pictures / "0000.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"0000\.png is no PNG.*set data\.on_broken to skip"):
+    with pytest.raises(DataError, match=r"0000\.png is no PNG.*set data\.on_error to skip"):
         look(data, workspace.root)
-    skipping = data.model_copy(update={"on_broken": "skip"})
+    skipping = data.model_copy(update={"on_error": "skip"})
     found = look(skipping, workspace.root)
     assert [Path(item.name).name for item in found.refused] == ["0000.png"]
     assert found.prepared == (1, 8, 8)

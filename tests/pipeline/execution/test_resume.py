@@ -1,4 +1,4 @@
-"""What is kept of a training: two states, strikes, its end, and who may go on with it."""
+"""What is kept of a training: two states, retries, its end, and who may go on with it."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from dsd.training.distributed import Team
 from dsd.training.state import TrainingState
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from pipeline.execution import origin
-from pipeline.execution.checkpoints import Resumable, forget_done, reserved
+from pipeline.execution.checkpoints import Resumable, forget_done, mark_done, reserved
 from pipeline.execution.locks import BusyError, exclusive
 from pipeline.execution.origin import Origin
 from pipeline.stages import distill, pretrain
@@ -144,7 +144,7 @@ def test_other_numbers_after_a_kill_choose_among_generators_that_are_there(
     killed_at, copied, distances
 ):
     """In the second case the last state is damaged, and the one before counts on other ones."""
-    every_step = tiny(compute={"checkpoint_minutes": 1e-9})
+    every_step = tiny(run={"checkpoint_minutes": 1e-9})
     with pytest.raises(EOFError):
         run(distill, every_step, copied, DyingAt(killed_at))
     if killed_at == 72:
@@ -205,21 +205,21 @@ def test_a_fault_that_does_not_come_again_leaves_no_trace(stage, minutes, copied
     shutil.rmtree(copied.report(stage))
     nan_in(monkeypatch, stage, at=13, times=2)
     log = Recorder()
-    run(STAGES[stage], tiny(compute={"checkpoint_minutes": minutes}), copied, log)
+    run(STAGES[stage], tiny(run={"checkpoint_minutes": minutes}), copied, log)
     assert (files_of(copied.artifact(stage)), files_of(copied.report(stage))) == whole
-    strikes = [line for line in log.lines if "going back to the last good state" in line]
-    assert len(strikes) == 2
-    assert "NaN or infinite after 112 images: the " in strikes[0]
-    assert "strike 1 of 3" in strikes[0]
+    retries = [line for line in log.lines if "from the last good state" in line]
+    assert len(retries) == 2
+    assert "NaN or infinite after 112 images: the " in retries[0]
+    assert "retry 1 of 2" in retries[0]
     resumed = [line for line in log.lines if line.startswith("resumed after 104 images")]
     assert len(resumed) == (2 if minutes < 1 else 0)
     assert log.struck == [1, 2]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_last_strike_is_a_diagnosis_and_the_state_stays_good(stage, copied, monkeypatch):
+def test_the_last_failure_is_a_diagnosis_and_the_state_stays_good(stage, copied, monkeypatch):
     nan_in(monkeypatch, stage, at=13, times=99)
-    often = tiny(compute={"checkpoint_minutes": 1e-9, "strikes": 2})
+    often = tiny(run={"checkpoint_minutes": 1e-9, "max_nonfinite_retries": 1})
     with pytest.raises(
         NonFiniteError, match=r"after 112 images.*2 attempts ended so, at the same step.*learning"
     ):
@@ -253,7 +253,7 @@ def test_no_state_number_or_picture_is_made_of_what_was_not_looked_at(
     log = Recorder()
     monkeypatch.setattr("dsd.training.nonfinite._Answer", Late)
     nan_in(monkeypatch, stage, at=at, times=1)
-    run(STAGES[stage], tiny(compute={"checkpoint_minutes": minutes}), copied, log)
+    run(STAGES[stage], tiny(run={"checkpoint_minutes": minutes}), copied, log)
     assert (files_of(copied.artifact(stage)), files_of(copied.report(stage))) == whole
     assert any(f"after {8 * at + 8} images: the" in line for line in log.lines)
     assert all(math.isfinite(value) for _, values in log.values for value in values.values())
@@ -293,7 +293,7 @@ def test_a_state_goes_when_dvc_has_noted_the_training(copied, tmp_path):
 def test_a_state_whose_workspace_is_gone_goes_with_any_other(tmp_path):
     states = resumable(tmp_path / "states" / "run", TrainingState({}, {}))
     states.save({"images_seen": 1})
-    states.done(tmp_path / "gone")
+    mark_done(states.folder, tmp_path / "gone")
     forget_done(tmp_path / "states", tmp_path)
     assert list((tmp_path / "states").iterdir()) == []
 
@@ -302,7 +302,7 @@ def test_a_kill_while_a_state_is_forgotten_leaves_none_without_its_files(tmp_pat
     states = resumable(tmp_path / "run", TrainingState({}, {}))
     states.save({"images_seen": 1})
     states.save({"images_seen": 2})
-    states.done(tmp_path)
+    mark_done(states.folder, tmp_path)
 
     def die(folder, **_):
         raise EOFError
@@ -341,16 +341,22 @@ def double(x):
 def test_words_and_layout_of_the_code_make_no_other_training(
     old, new, same, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("dsd.__file__", str(tmp_path / "dsd" / "__init__.py"))
-    (tmp_path / "dsd").mkdir()
-    (tmp_path / "dsd" / "a.py").write_text(CODE)
-    before = Origin.here(tmp_path, {}, {})
-    (tmp_path / "dsd" / "a.py").write_text(CODE.replace(old, new))
-    now = Origin.here(tmp_path, {}, {})
+    def here():
+        return Origin.here("pretrain", tiny(), tmp_path, {})
+
+    monkeypatch.setattr(origin, "_PROJECT", tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {pretrain: {params: [seed], deps: [dsd/model]}}")
+    (tmp_path / "dsd" / "model").mkdir(parents=True)
+    (tmp_path / "dsd" / "other.py").write_text("")
+    (tmp_path / "dsd" / "model" / "a.py").write_text(CODE)
+    before = here()
+    (tmp_path / "dsd" / "other.py").write_text("x = 1")  # of no folder that the stage needs
+    (tmp_path / "dsd" / "model" / "a.py").write_text(CODE.replace(old, new))
+    now = here()
     assert (now.name == before.name) == same
-    assert now.changes_since(before) == ("" if same else "dsd/a.py changed")
-    (tmp_path / "dsd" / "b.py").write_text("")
-    assert Origin.here(tmp_path / "x", {}, {}).changes_since(now) == "dsd/b.py changed"
+    assert now.changes_since(before) == ("" if same else "dsd/model/a.py changed")
+    (tmp_path / "dsd" / "model" / "b.py").write_text("")
+    assert here().changes_since(now) == "dsd/model/b.py changed"
 
 
 def test_what_changed_is_named_in_few_words():
@@ -392,8 +398,10 @@ def test_a_training_that_other_code_makes_begin_again_is_told_and_the_old_state_
     stage, stopped, monkeypatch
 ):
     paths, states = stopped
-    code = {**origin._code(), "dsd/distillation/losses.py": "other"}
-    monkeypatch.setattr(origin, "_code", lambda: code)
+    code_of = origin._code
+    monkeypatch.setattr(
+        origin, "_code", lambda folders: {**code_of(folders), "dsd/model/denoiser.py": "other"}
+    )
     log = Recorder()
     with pytest.raises(Interrupted):
         run(STAGES[stage], tiny(), paths, Stopper(1))
@@ -402,7 +410,7 @@ def test_a_training_that_other_code_makes_begin_again_is_told_and_the_old_state_
     run(STAGES[stage], tiny(), paths, log)
     (line,) = told(log)
     assert "stopped after 24 of 160 images is not continued" in line
-    assert "because dsd/distillation/losses.py changed." in line
+    assert "because dsd/model/denoiser.py changed." in line
     assert f"its state is {states[stage].parent}, and it is deleted when this run is done" in line
     (done,) = paths.state(stage).iterdir()
     assert (done / "done").exists()
@@ -425,7 +433,7 @@ def test_stopped_trainings_of_others_are_neither_told_nor_deleted(stopped, monke
     paths, states = stopped
     state = states["pretrain"].parent
     found = Origin.read(state)
-    monkeypatch.setattr(origin, "_code", lambda: {})
+    monkeypatch.setattr(origin, "_code", lambda _: {})
     log = Recorder()
     with exclusive(state.with_suffix(".lock"), "a training"):
         run(pretrain, tiny(), paths, log)
@@ -433,7 +441,7 @@ def test_stopped_trainings_of_others_are_neither_told_nor_deleted(stopped, monke
     assert state.exists(), "another process has it"
     shutil.rmtree(paths.root / ".dsd" / "state" / "distill")
     found.model_copy(update={"workspace": tmp_path / "another"}).write(state)
-    monkeypatch.setattr(origin, "_code", lambda: {"dsd/x.py": "1"})
+    monkeypatch.setattr(origin, "_code", lambda _: {"dsd/x.py": "1"})
     log = Recorder()
     run(pretrain, tiny(), paths, log)
     assert told(log) == []

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from dsd.utils.errors import ParamsError
 from pipeline.params.docs import render
 from pipeline.params.model import Params
-from pipeline.params.reader import flatten, load_params
+from pipeline.params.reader import _validated, flatten, load_params
+from pipeline.params.renamed import RENAMED
 from pipeline.params.schema import all_keys
 from sandbox import ROOT
 
@@ -70,8 +71,12 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         ("corrupt.sigma", "sigma:", "corrupt.sigma = null must be a number >= 0 and <= 10"),
         ("corrupt.sigma", "sigma: true", "corrupt.sigma = true must be a number >= 0 and <= 10"),
         ("seed", "seed: 1.5", "seed = 1.5 must be a whole number >= 0 and < 4294967296"),
-        ("network.width", "width: 33", "network.width = 33 must be >= 8 and <= 1024 and a mult"),
-        ("network.patch", "patch: 3", "network.patch = 3 must be one of 1, 2, 4"),
+        (
+            "network.model_channels",
+            "model_channels: 33",
+            "network.model_channels = 33 must be >= 8 and <= 1024 and a mult",
+        ),
+        ("network.patch_size", "patch_size: 3", "network.patch_size = 3 must be one of 1, 2, 4"),
         ("network.channel_mult", "channel_mult: [0, 2]", "channel_mult[0] = 0 must be >= 1"),
         ("network.channel_mult", "channel_mult: []", "= [] must be a list of 1 to 6 entries"),
         ("data.resolution", "resolution: 2", "= 2 must be >= 4 and <= 1024, or null"),
@@ -88,11 +93,15 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         ),
         ("corrupt.sigma", "sigma: 0.5\nsigma: 1.0", 'found duplicate key "sigma"'),
         (
-            "pretrain.warmup_kimg",
-            "warmup_kimg: 256.1",
-            "pretrain: warmup_kimg 256.1 exceeds kimg 256, so the step size would never reach le",
+            "pretrain.lr_warmup_kimg",
+            "lr_warmup_kimg: 256.1",
+            "pretrain: lr_warmup_kimg 256.1 exceeds kimg 256, so the step size would",
         ),
-        ("distill.warmup_kimg", "warmup_kimg: 91.0", "distill: warmup_kimg 91 exceeds kimg 90"),
+        (
+            "distill.lr_warmup_kimg",
+            "lr_warmup_kimg: 91.0",
+            "distill: lr_warmup_kimg 91 exceeds kimg 90",
+        ),
         ("network.dropout", "dropout: 1.0e-6", "multiple of 1/65536, so it would drop nothing"),
         (
             "evaluate.features",
@@ -134,21 +143,24 @@ def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expecte
             "{kind: msk}",
             '.kind = "msk" must be one of identity, mask, blur, downsample, fourier; d',
         ),
-        ("{keep: 0.4}", ".kind is missing; add it: one of identity, mask"),
+        ("{keep_prob: 0.4}", ".kind is missing; add it: one of identity, mask"),
         ("{kind: blur, std: 2.0, radius: 0}", ".radius = 0 must be >= 1 and <= 64"),
         ("{kind: blur, std: 2.0}", ".radius is missing; add it: a whole number >= 1"),
         (
-            "{kind: mask, keep: 0.4, dleta: 0.1}",
-            ".dleta is not a known key; did you mean corrupt.",
+            "{kind: mask, keep_prob: 0.4, further_mask_prop: 0.1}",
+            ".further_mask_prop is not a known key; did you mean corrupt.",
         ),
         (
-            "{kind: identity, keep: 0.4}",
-            ".keep does not go with this corrupt.operator.kind; remov",
+            "{kind: identity, keep_prob: 0.4}",
+            ".keep_prob does not go with this corrupt.operator.kind; remov",
         ),
-        ("{kind: mask, keep: 1.0, delta: 0.1}", ".keep = 1.0 must be > 0 and < 1"),
-        ("identity", ' = "identity" must be a section with the keys kind, keep'),
         (
-            "{kind: fourier, acceleration: 4.0, center: 0.1, delta: 0.1}",
+            "{kind: mask, keep_prob: 1.0, further_mask_prob: 0.1}",
+            ".keep_prob = 1.0 must be > 0 and < 1",
+        ),
+        ("identity", ' = "identity" must be a section with the keys kind, keep_prob'),
+        (
+            "{kind: fourier, acceleration: 4.0, center: 0.1, further_mask_prob: 0.1}",
             ".kind is fourier, which observes complex images: set data.phase to smooth",
         ),
     ],
@@ -167,7 +179,11 @@ def test_a_mistake_in_the_operator_is_told_like_any_other(tmp_path, operator, ex
     ("data", "operator", "expected"),
     [
         ("phase: smooth", "identity", "data.phase is smooth while data.content is noisy"),
-        ("phase: none", "{kind: mask, keep: 0.4, delta: 0.1}", "kind is mask while data.content"),
+        (
+            "phase: none",
+            "{kind: mask, keep_prob: 0.4, further_mask_prob: 0.1}",
+            "kind is mask while data.content",
+        ),
     ],
 )
 def test_noisy_sources_are_neither_given_a_phase_nor_a_mask(tmp_path, data, operator, expected):
@@ -283,3 +299,22 @@ def test_flattening_keeps_every_value_under_its_dotted_name():
 def test_the_manual_of_parameters_is_up_to_date():
     page = (ROOT / "docs" / "params.md").read_text(encoding="utf-8")
     assert page == render(), "run `python -m pipeline.params.docs`"
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_key_is_refused_with_its_new_name(old):
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    *sections, name = old.split(".")
+    section = values
+    for part in sections:
+        section = section[part]
+    new = RENAMED[old].partition(" ")[0]
+    if new in all_keys() and new.rpartition(".")[0] == old.rpartition(".")[0]:
+        section.pop(new.rpartition(".")[2], None)
+    section[name] = 1
+    with pytest.raises(ParamsError) as caught:
+        _validated(values, "params.yaml")
+    (line,) = [line for line in str(caught.value).splitlines() if f" {old} " in line]
+    assert line == f"params.yaml: {old} was renamed to {RENAMED[old]}"
+    assert new in all_keys()
+    assert f"{new} is missing" not in str(caught.value)

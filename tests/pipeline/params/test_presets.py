@@ -50,15 +50,15 @@ def test_the_paper_scale_is_the_authors_scripts(workspace):
     params = preset("cifar10", workspace)
     pretrain, distill = params.pretrain, params.distill
     assert (pretrain.batch_size, pretrain.learning_rate, pretrain.kimg) == (512, 1e-3, 200_000)
-    assert (pretrain.warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
-    assert (distill.batch_size, distill.kimg, distill.fake_steps) == (256, 100_000, 1)
+    assert (pretrain.lr_warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
+    assert (distill.batch_size, distill.kimg, distill.fake_updates_per_step) == (256, 100_000, 1)
     assert distill.learning_rate == distill.learning_rate_fake == 1e-5
     assert (distill.alpha, distill.sigma_init, distill.betas) == (1.2, 2.5, [0.0, 0.999])
-    assert (distill.schedule, distill.pixel_range, distill.divergence) == (
-        "constant", "free", "sid",
+    assert (distill.lr_schedule, distill.clamp_output, distill.divergence) == (
+        "constant", False, "sid",
     )  # fmt: skip
     assert params.network.model_dump() == {
-        "patch": 1, "width": 128, "channel_mult": [2, 2, 2], "num_blocks": 4,
+        "patch_size": 1, "model_channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4,
         "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5,
     }  # fmt: skip
     assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
@@ -76,14 +76,18 @@ def test_the_scale_of_64_pixels_is_the_authors_scripts(name, dropout, alpha, ste
     )  # fmt: skip
     assert name in params.data.path
     assert (pretrain.batch_size, pretrain.learning_rate, pretrain.kimg) == (256, 2e-4, 200_000)
-    assert (pretrain.warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
-    assert (distill.batch_size, distill.kimg, distill.fake_steps) == (512, 100_000, 1)
+    assert (pretrain.lr_warmup_kimg, pretrain.ema_halflife_kimg) == (10_000, 500)
+    assert (distill.batch_size, distill.kimg, distill.fake_updates_per_step) == (512, 100_000, 1)
     assert (distill.learning_rate, distill.learning_rate_fake, distill.alpha) == (
         step, step, alpha,
     )  # fmt: skip
-    assert (distill.sigma_init, distill.schedule, distill.divergence) == (2.5, "constant", "sid")
+    assert (distill.sigma_init, distill.lr_schedule, distill.divergence) == (
+        2.5,
+        "constant",
+        "sid",
+    )
     assert params.network.model_dump() == {
-        "patch": 1, "width": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
+        "patch_size": 1, "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
         "attention_resolutions": [16], "dropout": dropout, "sigma_data": 0.5,
     }  # fmt: skip
     assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
@@ -153,9 +157,9 @@ def test_the_generators_levels_are_the_karras_grid_up_to_eight_tenths(workspace)
 def test_the_command_writes_the_values_and_says_which(workspace, capsys):
     assert main(["preset", "paper-method"]) == 0
     out = capsys.readouterr().out
-    assert "distill.pixel_range: free" in out
+    assert "distill.clamp_output: false" in out
     assert "values of params.yaml changed to those of paper-method" in out
-    assert load_params(workspace).distill.pixel_range == "free"
+    assert load_params(workspace).distill.clamp_output is False
 
 
 def test_a_preset_that_does_not_fit_leaves_the_file_alone(workspace):

@@ -59,17 +59,22 @@ def tiny(**changes):
     sections = {
         "data": {"path": "images.parquet", "pad": 0, "resolution": 8},
         "corrupt": {"num_heldout": 200, "workers": 1},
-        "network": {"width": 32, "channel_mult": [1], "attention_resolutions": []},
-        "pretrain": {"batch_size": 8, "kimg": 0.16, "warmup_kimg": 0.0, "sample_every_kimg": 0.08},
+        "network": {"model_channels": 32, "channel_mult": [1], "attention_resolutions": []},
+        "pretrain": {
+            "batch_size": 8,
+            "kimg": 0.16,
+            "lr_warmup_kimg": 0.0,
+            "sample_every_kimg": 0.08,
+        },
         "distill": {
             "batch_size": 8,
             "kimg": 0.16,
-            "warmup_kimg": 0.0,
+            "lr_warmup_kimg": 0.0,
             "selection": {
                 "features": "counting_features:make_counter",
                 "every_kimg": 0.064,
                 "num_samples": 70,
-                "keep": 1,
+                "save_top_k": 1,
             },
         },
         "evaluate": {"features": ["counting_features:make_counter"], "num_samples": 60},

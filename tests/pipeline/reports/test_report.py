@@ -28,19 +28,19 @@ HOSTILE = "<script>alert('x')</script>\" onload=\"&amp;<b>"
 
 
 def small(**data):
-    schedule = {"batch_size": 8, "kimg": 0.16, "warmup_kimg": 0.0}
+    schedule = {"batch_size": 8, "kimg": 0.16, "lr_warmup_kimg": 0.0}
     selection = {
         "features": "fashion-classifier",
         "every_kimg": 0.064,
         "num_samples": 70,
-        "keep": 1,
+        "save_top_k": 1,
     }
     return params_with(
         data={"path": "images.parquet", "pad": 0, "resolution": 8, **data},
         corrupt={"num_heldout": 70, "workers": 1},
-        network={"width": 8, "channel_mult": [1], "attention_resolutions": []},
+        network={"model_channels": 8, "channel_mult": [1], "attention_resolutions": []},
         pretrain={**schedule, "sample_every_kimg": 0.08},
-        distill={**schedule, "selection": {**selection, "keep": 1}},
+        distill={**schedule, "selection": {**selection, "save_top_k": 1}},
         evaluate={"features": ["fashion-classifier"], "num_samples": 70},
         compute={"device": "cpu", "precision": "float32"},
         run={"checkpoint_minutes": 1000.0},

@@ -32,7 +32,7 @@ SMALL = {
     "data.resolution": 8,
     "data.max_images": None,
     "network.dropout": 0.1,
-    "compute.batch_per_device": 10,
+    "compute.micro_batch_size": 10,
     "run.checkpoint_minutes": 0.001,
 }
 

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 STAGES = (prepare, corrupt, pretrain, distill, evaluate)
 OPERATORS = {
     "identity": {},
-    "mask": {"keep": 0.6, "delta": 0.1},
+    "mask": {"keep_prob": 0.6, "further_mask_prob": 0.1},
     "blur": {"std": 1.0, "radius": 2},
     "downsample": {"factor": 2},
-    "fourier": {"acceleration": 2.0, "center": 0.2, "delta": 0.1},
+    "fourier": {"acceleration": 2.0, "center": 0.2, "further_mask_prob": 0.1},
 }
 
 
@@ -35,7 +35,7 @@ def params_of(kind, **data):
     return tiny(
         data={"phase": phase, **data},
         corrupt={"operator": operator, "sigma": 0.3},
-        network={**NETWORK, "attention_resolutions": [2, 4], "patch": 2},
+        network={**NETWORK, "attention_resolutions": [2, 4], "patch_size": 2},
         pretrain={**short, "sample_every_kimg": 0.032},
         distill={**short, "selection": {**SELECTION, "every_kimg": 0.032}},
     )

@@ -87,7 +87,7 @@ def test_the_same_source_gives_the_same_bytes_wherever_it_lies(tmp_path):
 
 def test_skipped_images_are_listed(tmp_path):
     source(tmp_path, broken=[3, 7])
-    log = run(tmp_path, on_broken="skip")
+    log = run(tmp_path, on_error="skip")
     refused = json.loads((tmp_path / "reports/prepare/summary.json").read_text())["refused"]
     assert [item["name"].split(", ")[1] for item in refused] == ["row 3", "row 7"]
     assert len(ImageStore.open(tmp_path / "data/prepare")) == 8

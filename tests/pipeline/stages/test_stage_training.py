@@ -116,7 +116,7 @@ def test_a_loss_that_diverges_is_named_and_the_saved_state_stays_good(copied):
     log = Recorder()
     with pytest.raises(NonFiniteError, match=r"the teacher's .*3 attempts.*same step.*learning"):
         run(pretrain, broken, copied, log)
-    assert [line for line in log.lines if "strike 2 of 3: going back" in line]
+    assert [line for line in log.lines if "retry 2 of 2 from the last good state" in line]
     assert log.struck == [1, 2, 3]
     assert saved.items() <= files_of(copied.state("pretrain")).items()
 

@@ -445,15 +445,15 @@ def test_strikes_of_all_attempts_are_counted(paths):
     def diverge():
         with tracking.run("pretrain", load_params(paths.root), paths) as log:
             log.metrics(128, {"loss": 1.0})
-            log.strikes(1)
-            log.strikes(2)
+            log.nonfinite_failures(1)
+            log.nonfinite_failures(2)
             raise NonFiniteError("diverged")
 
     for _ in range(2):  # the second goes on where the first ended
         with pytest.raises(NonFiniteError):
             diverge()
     (run,) = runs_of(paths)
-    assert history(paths, run, "strikes") == [(0, 1.0), (1, 2.0), (2, 1.0), (3, 2.0)]
+    assert history(paths, run, "nonfinite_failures") == [(0, 1.0), (1, 2.0), (2, 1.0), (3, 2.0)]
 
 
 @pytest.mark.parametrize(("left", "status"), [(True, "FINISHED"), (False, "KILLED")])
