@@ -25,8 +25,8 @@ class Distill(Section):
     """Level tau of G(z) = D(tau * z; tau)."""
 
     clamp_output: bool
-    """Whether the generator trains on its images as saved, clamped to [-1, 1]. ``false``: as in the
-    paper, and for data that leave [-1, 1] without noise."""
+    """Whether the generator trains on its images as saved, clamped to [-1, 1]. ``false``: as in
+    the paper, and for data that leave [-1, 1] without noise."""
 
     noise: GeneratorNoise
 

@@ -56,8 +56,8 @@ class Network(Section):
             raise ValueError(msg)
         if height % self.multiple:
             msg = (
-                f"images of {height} pixels do not fit the network: network.patch_size {self.patch_size} "
-                f"and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
+                f"images of {height} pixels do not fit the network: network.patch_size "
+                f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
                 f"{self.multiple}"
             )
             raise ValueError(msg)
