@@ -14,6 +14,8 @@ from pathlib import Path
 import golden
 import pytest
 
+from sandbox import ROOT
+
 TOLERANCES = {"losses": 1e-3, "norms": 1e-6, "measures": 1e-5, "means": 1e-2}
 """Relative, or for means of pictures absolute in grey levels; by kind of number."""
 
@@ -55,7 +57,7 @@ def test_other_instructions_move_the_numbers_little(tmp_path):
     script = Path(golden.__file__)
     subprocess.run(
         [sys.executable, script, tmp_path],
-        env={**os.environ, **plain, "PYTHONPATH": str(script.parents[1])},
+        env={**os.environ, **plain, "PYTHONPATH": str(ROOT)},
         check=True,
     )
     for name in ("trainings", "evaluation"):
