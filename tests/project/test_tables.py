@@ -374,3 +374,21 @@ def test_speed():
                 found = map(float, NUMBER.findall(row.split("|")[place]))
                 for number, value in zip(NUMBER.findall(cell), found, strict=True):
                     assert float(number) == pytest.approx(value, abs=0.0051)
+
+
+def test_dropout():
+    rows = rows_of(RESULTS / "dropout/runs.csv")
+
+    def runs(data, arm, step):
+        wanted = [data, arm, step]
+        return [float(r["frechet"]) for r in rows if [r["data"], r["arm"], r["step"]] == wanted]
+
+    for data, arm, *cells, _ in table(RESULTS / "dropout/README.md", "data | dropout"):
+        for step, cell in zip(("100", "200", "300", "400"), cells, strict=True):
+            own, now = runs(data, arm, step), runs(data, "now", step)
+            assert len(own) == 3
+            shown = [fmean(own), stdev(own)]
+            if arm != "now":
+                paired = [b - a for a, b in zip(own, now, strict=True)]
+                shown += [fmean(paired), stdev(paired)]
+            shows(cell, *shown)
