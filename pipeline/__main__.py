@@ -16,6 +16,7 @@ from pipeline.execution.locks import exclusive
 from pipeline.runtime import launch
 from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_cpu
 from pipeline.stage_io.paths import Paths
+from pipeline.stages import STAGES, TRAININGS
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_STAGES = {
-    "prepare": "bring the source's images to one layout",
-    "corrupt": "make one fixed noisy observation of each image",
-    "pretrain": "fit the teacher to noisy images",
-    "distill": "distil the teacher into a one-step generator",
-    "evaluate": "measure the generator and its teacher",
-}
 _OTHERS = {
     "preset": "write published settings into params.yaml: preset NAME",
     "check": "check params.yaml, open a few images, run nothing",
@@ -85,14 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = [f"  {name:<10}{text}" for name, text in {**_STAGES, **_OTHERS}.items()]
+    texts = {name: stage.description for name, stage in STAGES.items()} | _OTHERS
+    lines = [f"  {name:<10}{text}" for name, text in texts.items()]
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="One stage of the pipeline; `dvc repro` runs all that are out of date.",
         epilog="commands:\n" + "\n".join(lines) + "\n\nAll values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=[*_STAGES, *_OTHERS], metavar="COMMAND")
+    parser.add_argument("command", choices=[*texts], metavar="COMMAND")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of the preset, or of runs")
     return parser
 
@@ -105,7 +100,7 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
     elif names:
         msg = f"{command} takes no name, but {names[0]!r} was given; leave it out"
         raise ParamsError(msg)
-    elif command in _STAGES:
+    elif command in STAGES:
         _run_stage(command, paths, stop)
     else:
         others: dict[str, Callable[[Paths], None]] = {
@@ -159,7 +154,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         with tracking.run(stage, params, paths, stop=stop) as log:
             for remark in remarks:
                 log.say(remark)
-            stop.polite = getattr(module, "POLLS_STOP", False)
+            stop.polite = STAGES[stage].trains
             run_stage(module, params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
             stop.polite = True
@@ -175,7 +170,7 @@ def _forget_done_before(stage: str, paths: Paths) -> None:
     """
     from pipeline.execution.checkpoints import forget_done
 
-    for other in launch.TRAININGS:
+    for other in TRAININGS:
         if other != stage:
             forget_done(paths.state(other), paths.root)
 

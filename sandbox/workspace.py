@@ -18,7 +18,6 @@ import pytest
 from sandbox import ROOT as PROJECT
 from sandbox.tiny_params import TINY, set_params
 
-STAGES = ["prepare", "corrupt", "pretrain", "distill", "evaluate"]
 OUTCOMES = {
     "restored": re.compile(r"^Stage '(\w+)' is cached - skipping run", re.M),
     "cached": re.compile(r"^Stage '(\w+)' didn't change, skipping", re.M),

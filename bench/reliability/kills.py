@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -167,7 +167,7 @@ class Bench:
         self.env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
         self.whole: dict[str, Whole] = {}
 
-    def run_whole(self, stages: Sequence[str] = STAGES) -> None:
+    def run_whole(self, stages: Iterable[str] = STAGES) -> None:
         """Run the stages without interruption and remember what they left."""
         for stage in stages:
             started = time.monotonic()
@@ -397,7 +397,7 @@ def run_trials(bench: Bench, count: int, seed: int) -> Iterator[Trial]:
     """Kill the stages in turn."""
     chance = random.Random(seed)
     for number in range(count):
-        stage = STAGES[number % len(STAGES)]
+        stage = [*STAGES][number % len(STAGES)]
         yield bench.attempt(stage, draw(stage, chance))
 
 

@@ -133,7 +133,7 @@ def _mlflow_problems(project: Project) -> list[str]:
     stages = Counter(tag["dvc.stage"] for tag in tags)
     status = Counter(run["info"]["status"] for run in runs)
     print(f"MLflow's runs: {dict(stages)}, {dict(status)}")
-    wrong = [f"{stage}: {stages[stage]} runs" for stage in STAGES[1:] if stages[stage] != 4]
+    wrong = [f"{stage}: {stages[stage]} runs" for stage in [*STAGES][1:] if stages[stage] != 4]
     return wrong + ([] if set(status) == {"FINISHED"} else [f"runs are {dict(status)}"])
 
 

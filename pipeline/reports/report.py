@@ -22,6 +22,7 @@ from pipeline.reports.report_figures import draw_agreement, draw_curve, draw_lev
 from pipeline.reports.summary import LABELS, feature_spaces, read_summary, title_of
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv
+from pipeline.stages import STAGES
 from pipeline.tracking.provenance import commit_of, is_dirty, versions
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ __all__ = ["write_report"]
 _CRITERION = "heldout_proximal_frechet"
 """The measure by which distillation chose the generator, as the study of the choice calls it."""
 
-_STAGES = ("prepare", "corrupt", "pretrain", "distill", "evaluate")
 _TEACHERS = ("teacher_full", "teacher_truncated", "teacher_truncated_exact")
 
 
@@ -223,7 +223,9 @@ def _by_section(params: Params) -> dict[str, dict[str, object]]:
 def _stages(paths: Paths, seconds: float) -> list[dict[str, object]]:
     """When and as what each stage ran; the evaluation is not quite done."""
     locked = _locked(paths.root)
-    found = {name: _read_json(paths.report(name) / "run.json") for name in _STAGES[:-1]}
+    found = {
+        name: _read_json(paths.report(name) / "run.json") for name in STAGES if name != "evaluate"
+    }
     rows: list[dict[str, object]] = [
         {
             "name": name,

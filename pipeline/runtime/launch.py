@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Self, final
 from dsd.utils.errors import DsdError, ParamsError
 from pipeline.runtime.parent_death import end_with_parent
 from pipeline.runtime.signals import StopSignal
+from pipeline.stages import TRAININGS
 
 # torch is imported where it is used: --help must not wait for it.
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROCESSES",
-    "TRAININGS",
     "FollowerLog",
     "WorkerError",
     "become_worker",
@@ -49,9 +49,6 @@ __all__ = [
 
 PROCESSES = "DSD_PROCESSES"
 """Environment variable with the number of processes of a training; unset: one for each GPU."""
-
-TRAININGS = ("pretrain", "distill")
-"""Stages that several processes may share."""
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _END_SECONDS = 60

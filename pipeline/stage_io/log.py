@@ -78,7 +78,7 @@ class StageLog(Protocol):
     def stop_signal(self) -> int | None:
         """Number of the signal that asked the stage to stop, or None.
 
-        Only stages whose module says ``POLLS_STOP = True`` have to ask, between steps; once asked
+        Only trainings (``pipeline.stages.STAGES``) have to ask, between steps; once asked
         to stop they save their state and raise :class:`dsd.utils.errors.Interrupted`. All others
         are interrupted at once.
         """

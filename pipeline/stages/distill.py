@@ -33,9 +33,7 @@ from pipeline.stages.features import open_features
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["POLLS_STOP", "run"]
-
-POLLS_STOP = True
+__all__ = ["run"]
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 

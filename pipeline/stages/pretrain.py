@@ -29,9 +29,7 @@ from pipeline.stage_io.tables import write_csv
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["POLLS_STOP", "run"]
-
-POLLS_STOP = True
+__all__ = ["run"]
 
 NUM_READINGS = 100
 """Points of the loss curve."""

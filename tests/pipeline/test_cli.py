@@ -41,9 +41,9 @@ def stage(workspace, monkeypatch):
     """Replace a stage by a function, and the tracker by nothing; there are images."""
     (workspace.root / "data").symlink_to(ROOT / "data")
 
-    def install(run, *, polls=False):
+    def install(run):
         fake = types.ModuleType("pipeline.stages.prepare")
-        fake.run, fake.POLLS_STOP = run, polls
+        fake.run = run
         monkeypatch.setitem(sys.modules, "pipeline.stages.prepare", fake)
         monkeypatch.setattr("pipeline.tracking.tracker.run", no_tracking)
 
@@ -204,9 +204,11 @@ def run(context):
             raise Interrupted("state saved", context.log.stop_signal())
 
 import pipeline.tracking
+from pipeline.stages import STAGES
 stage = types.ModuleType("pipeline.stages.pretrain")
 tracker = types.ModuleType("pipeline.tracking.tracker")
-stage.run, stage.POLLS_STOP, tracker.run = run, {polls}, run_tracking
+stage.run, tracker.run = run, run_tracking
+STAGES["pretrain"] = STAGES["pretrain"]._replace(trains={polls})
 sys.modules |= {{stage.__name__: stage, tracker.__name__: tracker}}
 pipeline.tracking.tracker = tracker
 from pipeline.__main__ import main
