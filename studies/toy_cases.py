@@ -16,7 +16,7 @@ from torch import Tensor
 from dsd.distillation.config import Distill
 from dsd.distillation.trainer import Distillation
 from dsd.model.config import Churn, GeneratorNoise, Sampler, TeacherNoise
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser, Denoiser
 from dsd.model.generator import make_latents
 from dsd.model.networks.mlp import MLP
 from dsd.model.samplers import sample_teacher
@@ -182,7 +182,7 @@ def _samples(toy: Toy, case: Case, settings: Settings) -> dict[str, _Sample]:
     }
 
 
-def _train_teacher(y: Points, case: Case, settings: Settings) -> Denoiser:
+def _train_teacher(y: Points, case: Case, settings: Settings) -> AnyDenoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(case.seed, "weights"))
         network = MLP(dimensions=2, width=settings.width, depth=settings.depth)
@@ -201,7 +201,7 @@ def _train_teacher(y: Points, case: Case, settings: Settings) -> Denoiser:
 
 @torch.no_grad()
 def _teacher_samples(
-    teacher: Denoiser, case: Case, settings: Settings, seconds: float
+    teacher: AnyDenoiser, case: Case, settings: Settings, seconds: float
 ) -> dict[str, _Sample]:
     found = sample_teacher(
         teacher, _latents(case, settings), config=settings.sampler, sigma_y=case.sigma_hat
@@ -215,7 +215,7 @@ def _teacher_samples(
     }
 
 
-def _distil(teacher: Denoiser, case: Case, settings: Settings) -> Points:
+def _distil(teacher: AnyDenoiser, case: Case, settings: Settings) -> Points:
     """Points of the student that one teacher becomes."""
     distillation = Distillation(
         teacher,

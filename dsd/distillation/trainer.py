@@ -18,7 +18,7 @@ from dsd.distillation.losses import (
     score_identity_loss,
 )
 from dsd.distillation.projection import project_to_range
-from dsd.model.denoiser import Denoiser, per_sample
+from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
 from dsd.model.generator import OneStepGenerator
 from dsd.model.noise_levels import sample_generator_levels
 from dsd.operators.config import IdentityOperator
@@ -125,7 +125,7 @@ class Distillation:
 
     def __init__(
         self,
-        teacher: Denoiser,
+        teacher: AnyDenoiser,
         sigma_y: Tensor,
         shape: tuple[int, int, int],
         config: Distill,
@@ -344,7 +344,7 @@ class Distillation:
         return found
 
     def _fake_loss(self, v: Observations, drawn: _FakeDraw) -> PerSample:
-        noisy = v + per_sample(drawn.sigma_y, v) * drawn.eps
+        noisy = v + append_dims(drawn.sigma_y, v) * drawn.eps
         y_g = self._operator.project(noisy, drawn.denoising.view)
         with autocast(v.device, self._precision):
             return denoising_step_loss(self.fake, y_g, drawn.denoising, self._objective.weighting)
@@ -374,12 +374,11 @@ class Distillation:
 
     def _compared(self, v: Observations, drawn: _GeneratorDraw) -> DenoiserPair:
         """What teacher and fake make of diffused ``v``; with ``sds`` it is itself the fake's."""
-        x_t = v + per_sample(drawn.sigma, v) * drawn.n
-        given = () if drawn.given is None else (drawn.given,)
-        teacher = self.teacher(x_t, drawn.sigma, *given)
-        return DenoiserPair(
-            teacher, v if self._config.divergence == "sds" else self.fake(x_t, drawn.sigma, *given)
-        )
+        x_t = v + append_dims(drawn.sigma, v) * drawn.n
+        teacher = with_view(self.teacher, drawn.given)(x_t, drawn.sigma)
+        if self._config.divergence == "sds":
+            return DenoiserPair(teacher, v)
+        return DenoiserPair(teacher, with_view(self.fake, drawn.given)(x_t, drawn.sigma))
 
     def _pull(self, v: list[Tensor], pulls: list[Tensor], z: Images) -> None:
         """Pass the gradients with respect to the generated images on to the generator's weights.

@@ -12,7 +12,7 @@ from typing import final
 import torch
 
 from dsd.model.checkpoint import load_denoiser, read_spec
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser
 from dsd.utils.images import from_uint8
 from dsd.utils.shapes import Features, Pixels
 
@@ -42,7 +42,7 @@ class TeacherFeatures:
 
     name = "teacher"
 
-    def __init__(self, denoiser: Denoiser, sigma: float, *, weights: str) -> None:
+    def __init__(self, denoiser: AnyDenoiser, sigma: float, *, weights: str) -> None:
         self._denoiser = denoiser
         self._sigma = max(sigma, LEAST_SIGMA)
         self.protocol = (

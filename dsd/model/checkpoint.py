@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dsd.model.config import Network
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser, Denoiser, MaskedDenoiser
 from dsd.model.generator import OneStepGenerator
 from dsd.model.networks.unet import UNet
 from dsd.operators.config import OperatorChoice
@@ -79,7 +79,7 @@ class ModelSpec(Section):
 
 def build_denoiser(
     network: Network, shape: Shape, *, seed: int, views: Views | None = None
-) -> Denoiser:
+) -> AnyDenoiser:
     """A denoiser with fresh weights, a function of ``seed`` alone.
 
     Args:
@@ -104,12 +104,12 @@ def build_denoiser(
         return Denoiser(raw, sigma_data=network.sigma_data)
     generator = torch.Generator().manual_seed(derive_seed(seed, "view"))
     view = views.draw_further(1, generator)
-    return Denoiser(raw, sigma_data=network.sigma_data, views=views, view=view)
+    return MaskedDenoiser(raw, sigma_data=network.sigma_data, views=views, view=view)
 
 
 def save_model(
     folder: Path,
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     *,
     network: Network,
     operator: OperatorChoice,
@@ -153,7 +153,7 @@ def read_spec(folder: Path) -> ModelSpec:
     raise DataError(msg)
 
 
-def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Denoiser:
+def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> AnyDenoiser:
     """The denoiser of a model folder, in evaluation mode.
 
     Raises:

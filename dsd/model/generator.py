@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser
 from dsd.utils.images import to_uint8
 from dsd.utils.philox import noise_of
 from dsd.utils.shapes import Pixels, State
@@ -34,7 +34,7 @@ class OneStepGenerator(nn.Module):
     """
 
     def __init__(
-        self, denoiser: Denoiser, *, sigma_init: float, shape: tuple[int, int, int]
+        self, denoiser: AnyDenoiser, *, sigma_init: float, shape: tuple[int, int, int]
     ) -> None:
         super().__init__()
         self.denoiser = denoiser

@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dsd.model.denoiser import per_sample
+from dsd.model.denoiser import append_dims
 from dsd.utils.shapes import Level, PerSample, State
 
 __all__ = ["PAIR_RATIO", "consistency_loss", "posterior_draw", "reverse_steps"]
@@ -107,4 +107,4 @@ def posterior_draw(x: State, x0: State, n: State, *, current: Level, following: 
     """Draw from p(x' | x, x0) for level ``following`` below ``current``, both diffused from x0."""
     kept = (following / current) ** 2
     spread = following * (1 - kept).clamp(min=0).sqrt()
-    return torch.lerp(x0, x, per_sample(kept, x)) + per_sample(spread, x) * n
+    return torch.lerp(x0, x, append_dims(kept, x)) + append_dims(spread, x) * n

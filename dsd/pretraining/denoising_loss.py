@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dsd.model.denoiser import coefficients, per_sample
+from dsd.model.denoiser import append_dims, coefficients
 from dsd.operators.operator import Images, View, Views, observed_counts
 from dsd.pretraining.config import Weighting
 from dsd.utils.shapes import Level, PerSample, State
@@ -68,13 +68,13 @@ def ambient_denoising_loss(
         DSD (arXiv:2503.07578) with ``edm``; Daras et al. 2025 (arXiv:2506.10038) for
         ``ambient-omni``, which there keeps away from ``a = 0`` by not drawing such levels.
     """
-    x_t = y + per_sample(sigma_add, y) * n
+    x_t = y + append_dims(sigma_add, y) * n
     denoised = denoiser(x_t, sigma)
     a = (sigma_add / sigma) ** 2
     # The residual a D + (1 - a) x_t - y divided by sqrt(a), which stays finite where a vanishes.
-    root = per_sample(a.sqrt(), y)
-    residual = root * (denoised - x_t) + per_sample(sigma, y) * n
-    c_out = coefficients(sigma, sigma_data).out
+    root = append_dims(a.sqrt(), y)
+    residual = root * (denoised - x_t) + append_dims(sigma, y) * n
+    c_out = coefficients(sigma, sigma_data).c_out
     weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
     return weight * residual.square().flatten(1).mean(1)
 
@@ -124,13 +124,13 @@ def projected_denoising_loss(
         Daras et al. 2023, Ambient Diffusion (arXiv:2305.19256), Eq. 4, for being judged by more
         than what is given; "Restoration Score Distillation" (arXiv:2505.13377) for noise besides.
     """
-    x_t = y + per_sample(sigma_add, y) * n
+    x_t = y + append_dims(sigma_add, y) * n
     denoised = denoiser(x_t, sigma, given)
     a = (sigma_add / sigma) ** 2
-    root = per_sample(a.sqrt(), y)
-    ambient = views.project(root * (denoised - x_t) + per_sample(sigma, y) * n, given)
+    root = append_dims(a.sqrt(), y)
+    ambient = views.project(root * (denoised - x_t) + append_dims(sigma, y) * n, given)
     filled = views.project(denoised - y, observed & ~given)
-    c_out = coefficients(sigma, sigma_data).out
+    c_out = coefficients(sigma, sigma_data).c_out
     weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
     weight_filled = _scaled_weight(
         weighting, torch.ones_like(a), sigma_y=sigma_y, c_out=torch.full_like(a, sigma_data)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, optim
 
 from dsd.model.config import TeacherNoise
-from dsd.model.denoiser import Denoiser, per_sample
+from dsd.model.denoiser import AnyDenoiser, MaskedDenoiser, append_dims, with_view
 from dsd.model.noise_levels import sample_teacher_levels
 from dsd.operators.operator import View, Views
 from dsd.pretraining.config import Objective, Pretrain, Weighting
@@ -112,7 +112,7 @@ def draw_denoising(
 
 
 def denoising_step_loss(
-    denoiser: Denoiser, y: State, drawn: DenoisingDraw, weighting: Weighting
+    denoiser: AnyDenoiser, y: State, drawn: DenoisingDraw, weighting: Weighting
 ) -> PerSample:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
 
@@ -123,7 +123,7 @@ def denoising_step_loss(
         weighting: Weight of each level.
     """
     loss_of: Callable[..., PerSample] = ambient_denoising_loss
-    if denoiser.views is not None:
+    if isinstance(denoiser, MaskedDenoiser):
         assert drawn.view is not None, "what was observed of each image?"
         assert drawn.given is not None, "and what of it is given?"
         loss_of = partial(
@@ -217,7 +217,7 @@ def consistency_step_loss(
     Each step of the walk and each end calls the denoiser once, the upper level of the pair once.
 
     Args:
-        denoiser: The denoiser; with views it is called with what it is given as ``view``.
+        denoiser: The denoiser.
         y: Observations.
         drawn: Noise and levels for these observations.
 
@@ -226,9 +226,9 @@ def consistency_step_loss(
         (see ``PAIR_RATIO``). Dropout adds its variance at the upper level, whose one value is in
         both factors.
     """
-    denoise = denoiser if drawn.given is None else partial(denoiser, view=drawn.given)
+    denoise = with_view(denoiser, drawn.given)
     high, low = drawn.sigma_high, drawn.sigma_low
-    x = y + per_sample(drawn.sigma_add, y) * drawn.n
+    x = y + append_dims(drawn.sigma_add, y) * drawn.n
     x = reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=high, noise=drawn.walk)
     denoised = denoise(x, high)
     first, second = (
@@ -256,7 +256,7 @@ class TeacherTraining:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: AnyDenoiser,
         images: Tensor,
         sigma_y: Tensor,
         config: Pretrain,
@@ -275,6 +275,7 @@ class TeacherTraining:
         self._images = images
         self._order = BatchOrder(seed, len(images), images.device)
         self._sigma_y = sigma_y
+        self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
         self._team = team or Team()
         self._config = config
@@ -363,7 +364,7 @@ class TeacherTraining:
             y.shape[1:],
             objective=config.objective,
             noise=config.noise,
-            views=self.denoiser.views,
+            views=self._views,
             view=view,
             generator=generator,
         )
@@ -375,7 +376,7 @@ class TeacherTraining:
             y.shape[1:],
             noise=config.noise,
             num_steps=config.consistency.num_steps,
-            views=self.denoiser.views,
+            views=self._views,
             view=None if view is None else view[few],
             generator=generator,
         )

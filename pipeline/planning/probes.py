@@ -25,7 +25,7 @@ from dsd.features.extractor import Extractor, extract, load_extractor
 from dsd.features.teacher import TeacherFeatures
 from dsd.metrics.frechet import frechet_distance, moments
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser
 from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
@@ -263,7 +263,7 @@ def _observations(params: Params, folder: Path) -> tuple[ImageStore, Operator, t
     return noisy, Operator.of_store(noisy.meta.info), resolve_device(params.compute)
 
 
-def _denoiser(params: Params, operator: Operator) -> Denoiser:
+def _denoiser(params: Params, operator: Operator) -> AnyDenoiser:
     try:
         return build_denoiser(
             params.network, operator.observed_shape, seed=0, views=operator.views
@@ -289,7 +289,7 @@ def _training(
     params: Params,
     build: Build,
     batch: int,
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     device: torch.device,
     seconds: float,
 ) -> Training:
@@ -364,7 +364,7 @@ def evaluate(params: Params, folder: Path, seconds: float) -> EvaluationRates:
 
 
 def _generate(
-    params: Params, denoiser: Denoiser, operator: Operator, size: int
+    params: Params, denoiser: AnyDenoiser, operator: Operator, size: int
 ) -> Callable[[], object]:
     generator = OneStepGenerator(
         denoiser, sigma_init=params.distill.sigma_init, shape=operator.shape
@@ -374,7 +374,7 @@ def _generate(
 
 
 def _sampler(
-    params: Params, denoiser: Denoiser, operator: Operator, forward: Climb, share: float
+    params: Params, denoiser: AnyDenoiser, operator: Operator, forward: Climb, share: float
 ) -> float:
     """Seconds for an image of the teacher: a batch through the sampler, or what its calls take."""
     config = params.evaluate.sampler
@@ -390,7 +390,9 @@ def _sampler(
     return seconds_of(sampling, device) / size
 
 
-def _extractor(name: str, params: Params, denoiser: Denoiser, device: torch.device) -> Extractor:
+def _extractor(
+    name: str, params: Params, denoiser: AnyDenoiser, device: torch.device
+) -> Extractor:
     if name == "teacher":
         return TeacherFeatures(denoiser, _STAND_IN_SIGMA, weights="fresh")
     return load_extractor(

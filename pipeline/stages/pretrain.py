@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from dsd.model.checkpoint import build_denoiser, save_model
 from dsd.model.config import Churn, Sampler
-from dsd.model.denoiser import Denoiser
+from dsd.model.denoiser import AnyDenoiser
 from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
@@ -184,7 +184,7 @@ class _Fit:
         copy_files(self.state.folder / "pictures", report / "samples")
 
 
-def _build(params: "Params", operator: Operator) -> Denoiser:
+def _build(params: "Params", operator: Operator) -> AnyDenoiser:
     seed = derive_seed(params.seed, "weights")
     try:
         return build_denoiser(

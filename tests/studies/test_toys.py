@@ -157,7 +157,7 @@ def test_every_weight_of_the_network_is_used():
 def test_a_fresh_network_leaves_the_skip_connection_alone():
     x, sigma = torch.randn(4, 2, 1, 1), torch.tensor([0.1, 0.5, 1.0, 9.0])
     fresh = Denoiser(MLP(dimensions=2, width=16, depth=2), sigma_data=0.5)
-    skip = coefficients(sigma, 0.5).skip
+    skip = coefficients(sigma, 0.5).c_skip
     torch.testing.assert_close(fresh(x, sigma), skip[:, None, None, None] * x)
 
 

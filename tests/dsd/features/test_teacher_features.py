@@ -86,7 +86,7 @@ def test_a_teacher_of_masked_images_sees_what_its_own_view_shows():
     denoiser = build_denoiser(NETWORK, (1, 8, 8), seed=1, views=operator.views).eval()
     x, level = from_uint8(pixels()), torch.full((5,), 0.3)
     shown = denoiser.view.expand(5, -1, -1, -1)
-    scale = coefficients(level, 0.5).in_[:, None, None, None]
+    scale = coefficients(level, 0.5).c_in[:, None, None, None]
     inputs = torch.cat([scale * x * shown, shown.float()], 1)
     wanted = denoiser.network.encode(inputs, level.log() / 4)
     found = features_of(denoiser)(pixels())

@@ -16,11 +16,11 @@ def test_input_and_target_of_the_network_have_unit_variance(sigma, sigma_data):
     level = torch.tensor([sigma], dtype=torch.float64)
     c = coefficients(level, sigma_data)
     one = torch.ones(1, dtype=torch.float64)
-    torch.testing.assert_close(c.in_**2 * (sigma**2 + sigma_data**2), one)
+    torch.testing.assert_close(c.c_in**2 * (sigma**2 + sigma_data**2), one)
     # Var((x0 - c_skip x) / c_out) = 1 for x = x0 + sigma n.
-    target = ((1 - c.skip) ** 2 * sigma_data**2 + c.skip**2 * sigma**2) / c.out**2
+    target = ((1 - c.c_skip) ** 2 * sigma_data**2 + c.c_skip**2 * sigma**2) / c.c_out**2
     torch.testing.assert_close(target, one)
-    torch.testing.assert_close(c.noise, level.log() / 4)
+    torch.testing.assert_close(c.c_noise, level.log() / 4)
 
 
 class Zero(nn.Module):

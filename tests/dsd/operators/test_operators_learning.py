@@ -19,7 +19,7 @@ from dsd.model.checkpoint import (
     read_spec,
     save_model,
 )
-from dsd.model.denoiser import Denoiser, coefficients
+from dsd.model.denoiser import MaskedDenoiser, coefficients
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
 from dsd.pretraining.trainer import TeacherTraining, denoising_step_loss, draw_denoising
 from dsd.selection.proximal import renoise
@@ -157,7 +157,7 @@ def test_what_was_not_observed_is_not_judged():
     torch.testing.assert_close(loss(lambda x, s, v: y + wrong - op.project(wrong, view)), clean)
     # A mean over what was observed: an error of 1 / 2 everywhere, at both levels' weights.
     hidden = (view & ~given).flatten(1).sum(1) / view.flatten(1).sum(1)
-    level = coefficients(sigma, 0.5).out
+    level = coefficients(sigma, 0.5).c_out
     expected = 0.25 * ((1 - hidden) / level**2 + hidden / 0.25)
     torch.testing.assert_close(loss(lambda x, s, v: y + 0.5), expected)
 
@@ -234,13 +234,13 @@ class Constant(nn.Module):
 def test_what_is_hidden_has_the_scalings_of_an_infinite_level(sigma):
     op = op_of("mask")
     view = op.views.draw(3, random(0))
-    denoiser = Denoiser(Constant(), sigma_data=0.5, views=op.views, view=view[:1])
+    denoiser = MaskedDenoiser(Constant(), sigma_data=0.5, views=op.views, view=view[:1])
     denoised = denoiser(normal(SHAPE, 0).float(), torch.full((3,), sigma), view)
     hidden = ~view.expand(-1, 2, -1, -1)
     torch.testing.assert_close(denoised[hidden], torch.full_like(denoised[hidden], 0.5))
     infinite = coefficients(torch.tensor([1e9]), 0.5)
-    torch.testing.assert_close(infinite.out, torch.tensor([0.5]))
-    torch.testing.assert_close(infinite.skip, torch.zeros(1))
+    torch.testing.assert_close(infinite.c_out, torch.tensor([0.5]))
+    torch.testing.assert_close(infinite.c_skip, torch.zeros(1))
 
 
 def random_denoiser(op, seed=1):
