@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsd.distillation.trainer import Distillation, _FakeDraw
+from dsd.distillation.trainer import Distillation, _FakeNoise
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.model.checkpoint import build_denoiser
 from dsd.model.denoiser import Denoiser
@@ -79,18 +79,18 @@ def not_while_judging(run: Distillation) -> None:
 
 def as_the_authors(run: Distillation) -> None:
     """The fake learns images without dropout and judges images with it."""
-    follow = run._follow
+    follow = run._update_fake
 
     def separately(
-        _v: list[Tensor], fakes: list[_FakeDraw], masks: DropoutMasks
+        _v: list[Tensor], fakes: list[_FakeNoise], masks: DropoutMasks
     ) -> PerSample | None:
         run.generator.eval()
-        loss = follow(run._generate_all(fakes[0].z, keep=False), fakes, masks)
+        loss = follow(run._generate_all(fakes[0].z, retain_graph=False), fakes, masks)
         run.generator.train()
         return loss
 
     run.generator.train()
-    run._follow = separately  # type: ignore[method-assign]
+    run._update_fake = separately  # type: ignore[method-assign]
 
 
 def as_now(run: Distillation) -> None:

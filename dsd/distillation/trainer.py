@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import final
 
@@ -24,7 +25,7 @@ from dsd.model.noise_levels import sample_generator_levels
 from dsd.operators.config import IdentityOperator
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
-from dsd.pretraining.trainer import DenoisingDraw, denoising_step_loss, draw_denoising
+from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.memory import recompute_activations
@@ -57,8 +58,8 @@ class DistillStep:
 
 @final
 @dataclass(frozen=True)
-class _FakeDraw(Rows):
-    """What chance decides about one step of the fake denoiser."""
+class _FakeNoise(Rows):
+    """Random inputs of one step of the fake denoiser."""
 
     z: Images
     """Latents of the images that it learns from."""
@@ -69,13 +70,13 @@ class _FakeDraw(Rows):
     eps: Observations
     """Standard normal noise of that observation."""
 
-    denoising: DenoisingDraw
+    denoising: DenoisingNoise
 
 
 @final
 @dataclass(frozen=True)
-class _GeneratorDraw(Rows):
-    """What chance decides about one step of the generator."""
+class _GeneratorNoise(Rows):
+    """Random inputs of one step of the generator."""
 
     z: Images
     sigma: Level
@@ -186,106 +187,117 @@ class Distillation:
         """Distil from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
             with float32_products(tf32=self._precision == "tf32"):
-                record = self._advance()
+                record = self._step()
             yield record
 
     def rehearse(self, team: Team) -> None:
         """Compute gradients of the next step as the first of ``team`` would; change nothing else.
 
-        They are added to those that are there, which the next step forgets. All steps of the fake
+        Gradients accumulate into ``.grad``; the next step zeroes them. All steps of the fake
         denoiser need the same memory; only one is rehearsed.
         """
         trial = copy.copy(self)
         trial._team = team
-        device = self._sigma_y.device
-        drawn, fakes = trial._draw(step_generator(self._seed, "distill", self.step, device))
-        with (
-            float32_products(tf32=self._precision == "tf32"),
-            seeded_dropout(self._seed, "distill", self.step, device) as masks,
-        ):
-            v = trial._generate_all(drawn.z, keep=len(trial._parts) == 1)
-            for fake in fakes[:1]:
-                trial._fake_gradients(v, fake, masks)
-            _, pulls = trial._compare_all(v, drawn)
-            trial._pull(v, pulls, drawn.z)
+        noise, fake_noises = trial._sample_noise(self._random())
+        with float32_products(tf32=self._precision == "tf32"), self._dropout() as masks:
+            x_g = trial._generate_all(noise.z, retain_graph=len(trial._parts) == 1)
+            for fake_noise in fake_noises[:1]:
+                trial._backward_fake(x_g, fake_noise, masks)
+            _, grad_x = trial._differentiate(x_g, noise)
+            trial._backward_generator(noise.z, x_g, grad_x)
 
-    def _advance(self) -> DistillStep:
-        config, device = self._config, self._sigma_y.device
-        batch = config.batch_size
-        seen = self.step * batch
-        self._set_learning_rates(seen)
-        self.optimizer.zero_grad(set_to_none=True)
-        drawn, fakes = self._draw(step_generator(self._seed, "distill", self.step, device))
-        with seeded_dropout(self._seed, "distill", self.step, device) as masks:
+    def _step(self) -> DistillStep:
+        """Take one step of Algorithm 1: the fake denoiser learns, then the generator moves."""
+        self._set_learning_rates()
+        noise, fake_noises = self._sample_noise(self._random())
+        with self._dropout() as masks:
             # One part keeps what its gradient needs; several are computed again for it, since
             # parts are there to save memory.
-            v = self._generate_all(drawn.z, keep=len(self._parts) == 1)
-            loss_fake = self._follow(v, fakes, masks)
-            gaps, pulls = self._compare_all(v, drawn)
-            self._pull(v, pulls, drawn.z)
-        self._team.add_up([*gradients(self.generator), gaps])
-        self.optimizer.step()
+            x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
+            loss_fake = self._update_fake(x_g, fake_noises, masks)
+            gaps, grad_x = self._differentiate(x_g, noise)
+            self._update_generator(noise.z, x_g, grad_x, gaps)
         self.step += 1
-        decay = ema_decay(
-            seen + batch,
-            batch,
-            halflife_kimg=config.ema_halflife_kimg,
-            rampup=config.ema_rampup_ratio,
-        )
-        update_ema(self.average, self.generator, decay)
-        vitals = (
-            *self._fake_vitals(loss_fake, fakes),
-            Vital("the gap between teacher and fake denoiser", gaps, sigma=drawn.sigma),
+        self._update_average()
+        checked = (
+            *self._checked_of_fake(loss_fake, fake_noises),
+            Vital("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
             *vitals_of("the generator", self.generator),
         )
-        return DistillStep(seen + batch, loss_fake, gaps, drawn.sigma, vitals)
+        return DistillStep(self._images_seen, loss_fake, gaps, noise.sigma, checked)
 
-    def _fake_vitals(self, loss: PerSample | None, fakes: list[_FakeDraw]) -> Iterator[Vital]:
+    @property
+    def _images_seen(self) -> int:
+        """Images generated for the generator's own steps so far."""
+        return self.step * self._config.batch_size
+
+    def _random(self) -> torch.Generator:
+        """Source of this step's random inputs."""
+        return step_generator(self._seed, "distill", self.step, self._sigma_y.device)
+
+    def _dropout(self) -> AbstractContextManager[DropoutMasks]:
+        """Randomness of dropout in this step."""
+        return seeded_dropout(self._seed, "distill", self.step, self._sigma_y.device)
+
+    def _checked_of_fake(
+        self, loss: PerSample | None, noises: list[_FakeNoise]
+    ) -> Iterator[Vital]:
         """What must be finite of the fake denoiser, where there is one."""
         if loss is not None:
-            yield Vital("the fake denoiser's loss", loss, sigma=fakes[-1].denoising.sigma)
+            yield Vital("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
             yield from vitals_of("the fake denoiser", self.fake)
 
-    def _set_learning_rates(self, seen: int) -> None:
+    def _set_learning_rates(self) -> None:
         config = self._config
-        total = self.num_steps * config.batch_size
-        warmup = round(config.lr_warmup_kimg * 1000)
         factor = learning_rate_factor(
-            seen, total_images=total, warmup_images=warmup, schedule=config.lr_schedule
+            self._images_seen,
+            total_images=self.num_steps * config.batch_size,
+            warmup_images=round(config.lr_warmup_kimg * 1000),
+            schedule=config.lr_schedule,
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
         set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
 
-    def _draw(self, random: torch.Generator) -> tuple[_GeneratorDraw, list[_FakeDraw]]:
-        """All that chance decides in this step, the same in every process of the team.
+    def _update_average(self) -> None:
+        config = self._config
+        decay = ema_decay(
+            self._images_seen,
+            config.batch_size,
+            halflife_kimg=config.ema_halflife_kimg,
+            rampup=config.ema_rampup_ratio,
+        )
+        update_ema(self.average, self.generator, decay)
+
+    def _sample_noise(self, random: torch.Generator) -> tuple[_GeneratorNoise, list[_FakeNoise]]:
+        """All random inputs of this step, the same in every process.
 
         The first step of the fake denoiser and that of the generator share their latents.
         """
         config = self._config
         count, device = config.batch_size, self._sigma_y.device
-        z = self._latents(random)
-        fakes: list[_FakeDraw] = []
+        z = self._sample_latents(random)
+        fakes: list[_FakeNoise] = []
         if config.divergence != "sds":
-            fakes.append(self._draw_fake(z, random))
+            fakes.append(self._sample_fake_noise(z, random))
             for _ in range(config.fake_updates_per_step - 1):
-                fakes.append(self._draw_fake(self._latents(random), random))
+                fakes.append(self._sample_fake_noise(self._sample_latents(random), random))
         sigma = sample_generator_levels(config.noise, count, random, device)
         n = torch.randn((count, *self._operator.observed_shape), generator=random, device=device)
         views = self._operator.views
         given = None if views is None else views.draw_further(count, random)
-        return _GeneratorDraw(z, sigma, n, given), fakes
+        return _GeneratorNoise(z, sigma, n, given), fakes
 
-    def _latents(self, random: torch.Generator) -> Images:
+    def _sample_latents(self, random: torch.Generator) -> Images:
         shape = (self._config.batch_size, *self.generator.shape)
         return torch.randn(shape, generator=random, device=self._sigma_y.device)
 
-    def _draw_fake(self, z: Images, random: torch.Generator) -> _FakeDraw:
+    def _sample_fake_noise(self, z: Images, random: torch.Generator) -> _FakeNoise:
         count, device = len(z), z.device
         shape, views = self._operator.observed_shape, self._operator.views
         chosen = torch.randint(len(self._sigma_y), (count,), generator=random, device=device)
         sigma_y = self._sigma_y[chosen]
         eps = torch.randn((count, *shape), generator=random, device=device)
-        denoising = draw_denoising(
+        denoising = sample_denoising_noise(
             sigma_y,
             shape,
             objective=self._objective.objective,
@@ -294,111 +306,111 @@ class Distillation:
             view=None if views is None else views.draw(count, random),
             generator=random,
         )
-        return _FakeDraw(z, sigma_y, eps, denoising)
+        return _FakeNoise(z, sigma_y, eps, denoising)
 
-    def _generate_all(self, z: Images, *, keep: bool) -> list[Tensor]:
-        """Generated images of this process' rows, in parts; ``keep`` what gradients need."""
-        with torch.set_grad_enabled(keep):
+    def _generate_all(self, z: Images, *, retain_graph: bool) -> list[Tensor]:
+        """Generated images of this process' rows, in micro-batches."""
+        with torch.set_grad_enabled(retain_graph):
             return [self._generate(z[rows]) for rows in self._parts]
 
     def _generate(self, z: Images) -> Observations:
-        """A G(z), the generated image as denoisers would see it without noise."""
+        """x_g = A G(z): the generated image as a denoiser sees it, without noise."""
         with autocast(z.device, self._precision):
             x_g: Tensor = self.generator(z)
         if self._config.clamp_output:
             x_g = project_to_range(x_g)
         return self._operator.mapped(x_g)
 
-    def _follow(
-        self, v: list[Tensor], fakes: list[_FakeDraw], masks: DropoutMasks
+    def _update_fake(
+        self, x_g: list[Tensor], noises: list[_FakeNoise], masks: DropoutMasks
     ) -> PerSample | None:
-        """All steps of the fake denoiser before one of the generator: first ``v``, then more."""
+        """Take all steps of the fake denoiser: on ``x_g`` first, then on more images."""
         loss = None
-        for number, drawn in enumerate(fakes):
+        for number, noise in enumerate(noises):
             if number > 0:
-                v = self._generate_all(drawn.z, keep=False)
-            loss = self._train_fake(v, drawn, masks)
+                x_g = self._generate_all(noise.z, retain_graph=False)
+            self.optimizer_fake.zero_grad(set_to_none=True)
+            loss = self._backward_fake(x_g, noise, masks)
+            self._team.add_up([*gradients(self.fake), loss])
+            self.optimizer_fake.step()
         return loss
 
-    def _train_fake(self, v: list[Tensor], drawn: _FakeDraw, masks: DropoutMasks) -> PerSample:
-        """One step of the fake denoiser on generated images observed like the data."""
-        self.optimizer_fake.zero_grad(set_to_none=True)
-        found = self._fake_gradients(v, drawn, masks)
-        self._team.add_up([*gradients(self.fake), found])
-        self.optimizer_fake.step()
-        return found
-
-    def _fake_gradients(self, v: list[Tensor], drawn: _FakeDraw, masks: DropoutMasks) -> PerSample:
+    def _backward_fake(
+        self, x_g: list[Tensor], noise: _FakeNoise, masks: DropoutMasks
+    ) -> PerSample:
         """Add this process' share to the gradients of the fake denoiser.
 
         Returns:
             The loss of each sample of the batch, zero for those of other processes.
         """
         batch = self._config.batch_size
-        found = torch.zeros_like(drawn.sigma_y)
+        losses = torch.zeros_like(noise.sigma_y)
         self.fake.train().requires_grad_(True)
-        for rows, images in zip(masks.parts(self._parts, batch), v, strict=True):
-            loss = self._fake_loss(images.detach(), drawn[rows])
+        for rows, images in zip(masks.parts(self._parts, batch), x_g, strict=True):
+            loss = self._fake_loss(images.detach(), noise[rows])
             (loss.sum() / batch).backward()
-            found[rows] = loss.detach()
-        return found
+            losses[rows] = loss.detach()
+        return losses
 
-    def _fake_loss(self, v: Observations, drawn: _FakeDraw) -> PerSample:
-        noisy = v + append_dims(drawn.sigma_y, v) * drawn.eps
-        y_g = self._operator.project(noisy, drawn.denoising.view)
-        with autocast(v.device, self._precision):
-            return denoising_step_loss(self.fake, y_g, drawn.denoising, self._objective.weighting)
+    def _fake_loss(self, x_g: Observations, noise: _FakeNoise) -> PerSample:
+        """The teacher's objective on generated images that are observed like the data."""
+        noisy = x_g + append_dims(noise.sigma_y, x_g) * noise.eps
+        y_g = self._operator.project(noisy, noise.denoising.view)
+        with autocast(x_g.device, self._precision):
+            return denoising_step_loss(self.fake, y_g, noise.denoising, self._objective.weighting)
 
-    def _compare_all(
-        self, v: list[Tensor], drawn: _GeneratorDraw
+    def _differentiate(
+        self, x_g: list[Tensor], noise: _GeneratorNoise
     ) -> tuple[PerSample, list[Tensor]]:
-        """Let teacher and fake judge generated images; they pass gradients to their inputs only.
+        """Differentiate the divergence with respect to the generated images.
 
         Returns:
             The gap of each sample of the batch, zero for those of other processes, and the
-            gradient of the generator's loss with respect to ``v``.
+            gradient of the generator's loss with respect to ``x_g``.
         """
         batch = self._config.batch_size
-        gaps = torch.zeros_like(drawn.sigma)
-        pulls: list[Tensor] = []
+        gaps = torch.zeros_like(noise.sigma)
+        grad_x: list[Tensor] = []
         self.fake.eval().requires_grad_(False)
-        for rows, images in zip(self._parts, v, strict=True):
+        for rows, images in zip(self._parts, x_g, strict=True):
             images = images.detach().requires_grad_()
             with autocast(images.device, self._precision):
-                denoised = self._compared(images, drawn[rows])
+                denoised = self._denoise_both(images, noise[rows])
             loss = self._loss(images, denoised).sum() / batch
-            (pull,) = torch.autograd.grad(loss, images)
-            pulls.append(pull)
+            grad_x.extend(torch.autograd.grad(loss, images))
             gaps[rows] = gap(denoised).detach()
-        return gaps, pulls
+        return gaps, grad_x
 
-    def _compared(self, v: Observations, drawn: _GeneratorDraw) -> DenoiserPair:
-        """What teacher and fake make of diffused ``v``; with ``sds`` it is itself the fake's."""
-        x_t = v + append_dims(drawn.sigma, v) * drawn.n
-        teacher = with_view(self.teacher, drawn.given)(x_t, drawn.sigma)
+    def _denoise_both(self, x_g: Observations, noise: _GeneratorNoise) -> DenoiserPair:
+        """Teacher and fake at x_t = x_g + sigma n; with ``sds`` x_g itself is the fake's."""
+        x_t = x_g + append_dims(noise.sigma, x_g) * noise.n
+        teacher = with_view(self.teacher, noise.given)(x_t, noise.sigma)
         if self._config.divergence == "sds":
-            return DenoiserPair(teacher, v)
-        return DenoiserPair(teacher, with_view(self.fake, drawn.given)(x_t, drawn.sigma))
+            return DenoiserPair(teacher, x_g)
+        return DenoiserPair(teacher, with_view(self.fake, noise.given)(x_t, noise.sigma))
 
-    def _pull(self, v: list[Tensor], pulls: list[Tensor], z: Images) -> None:
-        """Pass the gradients with respect to the generated images on to the generator's weights.
+    def _update_generator(
+        self, z: Images, x_g: list[Tensor], grad_x: list[Tensor], gaps: PerSample
+    ) -> None:
+        """Move the generator down the gradient; sum ``gaps`` over the processes by the way."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._backward_generator(z, x_g, grad_x)
+        self._team.add_up([*gradients(self.generator), gaps])
+        self.optimizer.step()
 
-        Args:
-            v: The images.
-            pulls: Their gradients.
-            z: Latents of the whole batch.
-        """
-        if len(v) == 1:
-            v[0].backward(pulls[0])
+    def _backward_generator(self, z: Images, x_g: list[Tensor], grad_x: list[Tensor]) -> None:
+        """Pass the gradients with respect to ``x_g`` on to the generator's weights."""
+        if len(x_g) == 1:
+            x_g[0].backward(grad_x[0])
             return
-        for rows, pull in zip(self._parts, pulls, strict=True):
-            self._generate(z[rows]).backward(pull)
+        for rows, gradient in zip(self._parts, grad_x, strict=True):
+            self._generate(z[rows]).backward(gradient)
 
-    def _loss(self, v: Observations, denoised: DenoiserPair) -> PerSample:
+    def _loss(self, x_g: Observations, denoised: DenoiserPair) -> PerSample:
         match self._config.divergence:
             case "sid":
-                return score_identity_loss(v, denoised, alpha=self._config.alpha)
+                return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
             case "dmd":
-                return reverse_kl_loss(v, denoised)
+                return reverse_kl_loss(x_g, denoised)
             case "sds":
-                return score_distillation_sampling_loss(v, denoised.teacher)
+                return score_distillation_sampling_loss(x_g, denoised.teacher)

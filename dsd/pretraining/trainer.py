@@ -34,14 +34,14 @@ from dsd.utils.random import BatchOrder, seeded_dropout, step_generator
 from dsd.utils.shapes import Level, PerSample, State
 
 __all__ = [
-    "ConsistencyDraw",
-    "DenoisingDraw",
+    "ConsistencyNoise",
+    "DenoisingNoise",
     "TeacherStep",
     "TeacherTraining",
     "consistency_step_loss",
     "denoising_step_loss",
-    "draw_consistency",
-    "draw_denoising",
+    "sample_consistency_noise",
+    "sample_denoising_noise",
 ]
 
 
@@ -58,8 +58,8 @@ class TeacherStep:
 
 @final
 @dataclass(frozen=True)
-class DenoisingDraw(Rows):
-    """What chance decides about a denoiser's loss on observations."""
+class DenoisingNoise(Rows):
+    """Random inputs of a denoiser's loss on observations."""
 
     sigma_y: Level
     """Noise level that the objective takes the observations to have."""
@@ -80,7 +80,7 @@ class DenoisingDraw(Rows):
     """What of it the denoiser is given."""
 
 
-def draw_denoising(
+def sample_denoising_noise(
     sigma_y: Level,
     shape: tuple[int, ...],
     *,
@@ -89,7 +89,7 @@ def draw_denoising(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
-) -> DenoisingDraw:
+) -> DenoisingNoise:
     """Draw what :func:`denoising_step_loss` needs for a batch of observations.
 
     Args:
@@ -106,13 +106,13 @@ def draw_denoising(
     sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
     n = torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
     if views is None:
-        return DenoisingDraw(sigma_y, sigma, sigma_add, n, None, None)
+        return DenoisingNoise(sigma_y, sigma, sigma_add, n, None, None)
     assert view is not None, "what was observed of each image?"
-    return DenoisingDraw(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
+    return DenoisingNoise(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
 
 
 def denoising_step_loss(
-    denoiser: AnyDenoiser, y: State, drawn: DenoisingDraw, weighting: Weighting
+    denoiser: AnyDenoiser, y: State, drawn: DenoisingNoise, weighting: Weighting
 ) -> PerSample:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
 
@@ -146,8 +146,8 @@ def denoising_step_loss(
 
 @final
 @dataclass(frozen=True)
-class ConsistencyDraw(Rows):
-    """What chance decides about a denoiser's consistency with its own reverse process."""
+class ConsistencyNoise(Rows):
+    """Random inputs of the consistency loss."""
 
     sigma: Level
     """Level from which the walk starts: the upper one of the pair, or the observation's own if
@@ -175,7 +175,7 @@ class ConsistencyDraw(Rows):
     """What the denoiser is given; None where it has no views."""
 
 
-def draw_consistency(
+def sample_consistency_noise(
     sigma_y: Level,
     shape: tuple[int, ...],
     *,
@@ -184,13 +184,13 @@ def draw_consistency(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
-) -> ConsistencyDraw:
+) -> ConsistencyNoise:
     """Draw what :func:`consistency_step_loss` needs for a batch of observations.
 
     The lower level of the pair is log-normal with the mean and deviation of ``noise``, whatever
     its ``distribution``, so it may be below ``sigma_y``, where no observation leads. The upper one
     is ``PAIR_RATIO`` times it. ``num_steps`` are those of the walk. The other arguments are those
-    of :func:`draw_denoising`.
+    of :func:`sample_denoising_noise`.
     """
     given = None
     if views is not None:
@@ -206,11 +206,11 @@ def draw_consistency(
     ]
     n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
     add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
-    return ConsistencyDraw(sigma, add, high, low, n.squeeze(1), walk, ends, given)
+    return ConsistencyNoise(sigma, add, high, low, n.squeeze(1), walk, ends, given)
 
 
 def consistency_step_loss(
-    denoiser: Callable[..., State], y: State, drawn: ConsistencyDraw
+    denoiser: Callable[..., State], y: State, drawn: ConsistencyNoise
 ) -> PerSample:
     """How far a denoiser is from its own mean a little further down its reverse process.
 
@@ -291,7 +291,7 @@ class TeacherTraining:
         """Train from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
             with float32_products(tf32=self._precision == "tf32"):
-                record = self._advance()
+                record = self._step()
             yield record
 
     @property
@@ -313,53 +313,67 @@ class TeacherTraining:
     def rehearse(self, team: Team) -> None:
         """Compute gradients of the next step as the first of ``team`` would; change nothing else.
 
-        They are added to those that are there, which the next step forgets.
+        Gradients accumulate into ``.grad``; the next step zeroes them.
         """
         trial = copy.copy(self)
         trial._team = team
-        random = step_generator(self._seed, "pretrain", self.step, self._images.device)
         with float32_products(tf32=self._precision == "tf32"):
-            trial._backpropagate(*trial._draw(random))
+            trial._backward(*trial._sample_batch(self._random()))
 
-    def _advance(self) -> TeacherStep:
-        config, device = self._config, self._images.device
-        batch = config.batch_size
-        seen = self.step * batch
+    def _step(self) -> TeacherStep:
+        """Take one step: ambient Tweedie's loss, its gradient, Adam, the average."""
+        self._set_learning_rate()
+        y, noise, consistency_noise = self._sample_batch(self._random())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(y, noise, consistency_noise)
+        self._team.add_up([*gradients(self.denoiser), loss])
+        self.optimizer.step()
+        self.step += 1
+        self._update_average()
+        checked = (
+            Vital("the teacher's loss", loss, sigma=noise.sigma),
+            *vitals_of("the teacher", self.denoiser),
+        )
+        return TeacherStep(self._images_seen, loss, noise.sigma, checked)
+
+    @property
+    def _images_seen(self) -> int:
+        """Images of all steps so far."""
+        return self.step * self._config.batch_size
+
+    def _random(self) -> torch.Generator:
+        """Source of this step's random inputs."""
+        return step_generator(self._seed, "pretrain", self.step, self._images.device)
+
+    def _set_learning_rate(self) -> None:
+        config = self._config
         factor = learning_rate_factor(
-            seen,
-            total_images=self.num_steps * batch,
+            self._images_seen,
+            total_images=self.num_steps * config.batch_size,
             warmup_images=round(config.lr_warmup_kimg * 1000),
             schedule=config.lr_schedule,
         )
         set_learning_rate(self.optimizer, factor * config.learning_rate)
-        y, drawn, further = self._draw(step_generator(self._seed, "pretrain", self.step, device))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backpropagate(y, drawn, further)
-        self._team.add_up([*gradients(self.denoiser), loss])
-        self.optimizer.step()
-        self.step += 1
+
+    def _update_average(self) -> None:
+        config = self._config
         decay = ema_decay(
-            seen + batch,
-            batch,
+            self._images_seen,
+            config.batch_size,
             halflife_kimg=config.ema_halflife_kimg,
             rampup=config.ema_rampup_ratio,
         )
         update_ema(self.average, self.denoiser, decay)
-        vitals = (
-            Vital("the teacher's loss", loss, sigma=drawn.sigma),
-            *vitals_of("the teacher", self.denoiser),
-        )
-        return TeacherStep(seen + batch, loss, drawn.sigma, vitals)
 
-    def _draw(
+    def _sample_batch(
         self, generator: torch.Generator
-    ) -> tuple[State, DenoisingDraw, ConsistencyDraw | None]:
-        """The whole batch of this step, the same in every process of the team."""
+    ) -> tuple[State, DenoisingNoise, ConsistencyNoise | None]:
+        """Observations of this step and their noise, the same in every process."""
         config = self._config
         chosen = self._order.batch(self.step, config.batch_size)
         y, sigma_y = self._images[chosen], self._sigma_y[chosen]
         view = None if self._view is None else self._view[chosen]
-        drawn = draw_denoising(
+        denoising = sample_denoising_noise(
             sigma_y,
             y.shape[1:],
             objective=config.objective,
@@ -369,9 +383,9 @@ class TeacherTraining:
             generator=generator,
         )
         if config.consistency.weight == 0:
-            return y, drawn, None
+            return y, denoising, None
         few = slice(config.consistency.batch_size)
-        further = draw_consistency(
+        consistency = sample_consistency_noise(
             sigma_y[few],
             y.shape[1:],
             noise=config.noise,
@@ -380,36 +394,36 @@ class TeacherTraining:
             view=None if view is None else view[few],
             generator=generator,
         )
-        return y, drawn, further
+        return y, denoising, consistency
 
-    def _backpropagate(
-        self, y: State, drawn: DenoisingDraw, further: ConsistencyDraw | None
+    def _backward(
+        self, y: State, noise: DenoisingNoise, consistency_noise: ConsistencyNoise | None
     ) -> PerSample:
-        """Add this process' share to the gradients.
+        """Add this process' share to the gradients, in micro-batches.
 
         Returns:
             The loss of each sample of the batch, zero for those of other processes.
         """
         config, device = self._config, self._images.device
-        found = torch.zeros_like(drawn.sigma)
+        losses = torch.zeros_like(noise.sigma)
         parts = self._team.parts(config.batch_size)
         few = self._team.parts(config.consistency.batch_size, len(parts))
         with seeded_dropout(self._seed, "pretrain", self.step, device) as masks:
             for rows, some in zip(masks.parts(parts, config.batch_size), few, strict=True):
                 with autocast(device, self._precision):
                     loss = denoising_step_loss(
-                        self.denoiser, y[rows], drawn[rows], config.weighting
+                        self.denoiser, y[rows], noise[rows], config.weighting
                     )
                     total = loss.sum() / config.batch_size
-                    if further is not None and some.stop > some.start:
+                    if consistency_noise is not None and some.stop > some.start:
                         masks.take(some, config.consistency.batch_size)
-                        total = total + self._inconsistency(y[some], further[some])
+                        total = total + self._consistency_term(y[some], consistency_noise[some])
                 total.backward()
-                found[rows] = loss.detach()
-        return found
+                losses[rows] = loss.detach()
+        return losses
 
-    def _inconsistency(self, y: State, drawn: ConsistencyDraw) -> Tensor:
-        """The weighted consistency term, as far as these observations contribute to its mean."""
+    def _consistency_term(self, y: State, noise: ConsistencyNoise) -> Tensor:
+        """The weighted consistency loss, as far as these observations contribute to its mean."""
         config = self._config.consistency
-        loss = consistency_step_loss(self.denoiser, y, drawn)
+        loss = consistency_step_loss(self.denoiser, y, noise)
         return config.weight * (loss.sum() / config.batch_size)

@@ -58,16 +58,16 @@ def random_teacher(params):
 
 def fake_step(run, x_g, random):
     """One step of a distillation's fake denoiser on these images; the loss of each."""
-    _, (drawn, *_) = run._draw(random)
+    _, (noise, *_) = run._sample_noise(random)
     with seeded_dropout(0, "test", 0, x_g.device) as masks:
-        return run._train_fake([x_g], drawn, masks)
+        return run._update_fake([x_g], [noise], masks)
 
 
 def judged(run, x_g, random):
     """The generator's gradient with respect to these images, their gaps, and what was drawn."""
-    drawn, _ = run._draw(random)
-    gaps, (pull,) = run._compare_all([x_g], drawn)
-    return pull, gaps, drawn
+    noise, _ = run._sample_noise(random)
+    gaps, (grad_x,) = run._differentiate([x_g], noise)
+    return grad_x, gaps, noise
 
 
 def run_steps(training, count):

@@ -21,7 +21,7 @@ from dsd.model.checkpoint import (
 )
 from dsd.model.denoiser import MaskedDenoiser, coefficients
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
-from dsd.pretraining.trainer import TeacherTraining, denoising_step_loss, draw_denoising
+from dsd.pretraining.trainer import TeacherTraining, denoising_step_loss, sample_denoising_noise
 from dsd.selection.proximal import renoise
 from dsd.utils.images import from_uint8, to_uint8
 
@@ -200,7 +200,7 @@ def test_a_denoiser_in_training_is_given_less_than_was_observed(kind):
     y, view = observations(op, 50, 0)
     given, denoiser = [], random_denoiser(op)
     denoiser.register_forward_pre_hook(lambda module, inputs: given.append(inputs[2]))
-    drawn = draw_denoising(
+    drawn = sample_denoising_noise(
         torch.full((50,), SIGMA_Y),
         SHAPE,
         objective="adjusted",

@@ -9,7 +9,7 @@ from stage_helpers import params_with
 
 from dsd.model.config import TeacherNoise
 from dsd.pretraining.consistency_loss import PAIR_RATIO, consistency_loss, reverse_steps
-from dsd.pretraining.trainer import consistency_step_loss, draw_consistency
+from dsd.pretraining.trainer import consistency_step_loss, sample_consistency_noise
 from dsd.theory.gaussian_mixture import GaussianMixture
 
 LAW = TeacherNoise(distribution="added", P_mean=-1.2, P_std=1.2)
@@ -99,7 +99,7 @@ def test_the_exact_denoiser_has_no_loss_at_any_pair_of_levels(law, sigma_y, sigm
     random = torch.Generator().manual_seed(0)
     x0 = mixture.sample(40_000, generator=random)
     y = x0 + sigma_y * torch.randn(x0.shape, generator=random, dtype=torch.float64)
-    drawn = draw_consistency(
+    drawn = sample_consistency_noise(
         level(sigma_y, len(y)).float(), y.shape[1:],
         noise=TeacherNoise(distribution="added", P_mean=math.log(sigma_low), P_std=1e-6),
         num_steps=params_with().pretrain.consistency.num_steps, views=None, view=None,
@@ -112,7 +112,7 @@ def test_the_exact_denoiser_has_no_loss_at_any_pair_of_levels(law, sigma_y, sigm
 
 def test_the_pair_is_as_far_apart_as_it_says_and_starts_where_observations_lead():
     sigma_y = torch.tensor([0.0, 0.4]).repeat(500)
-    drawn = draw_consistency(
+    drawn = sample_consistency_noise(
         sigma_y, (1, 2, 2), noise=LAW, num_steps=3, views=None, view=None,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
@@ -130,7 +130,7 @@ def mean_loss(denoiser, seed=5):
     sigma_y = level(0.4).float()
     ones = torch.ones_like(VARIANCES)
     y = sample(VARIANCES, COUNT, 1) + 0.4 * sample(ones, COUNT, 2)
-    drawn = draw_consistency(
+    drawn = sample_consistency_noise(
         sigma_y, y.shape[1:], noise=LAW, num_steps=2, views=None, view=None,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from dsd.model.networks.unet import _Dropout
 from dsd.model.noise_levels import sample_generator_levels, sample_teacher_levels
 from dsd.pretraining.consistency_loss import consistency_loss
 from dsd.pretraining.denoising_loss import ambient_denoising_loss
-from dsd.pretraining.trainer import denoising_step_loss, draw_denoising
+from dsd.pretraining.trainer import denoising_step_loss, sample_denoising_noise
 from dsd.training.distributed import Team
 from dsd.training.memory import recompute_activations
 from dsd.training.optim import autocast
@@ -124,7 +124,7 @@ def test_the_fake_learns_from_images_as_noisy_as_the_data(monkeypatch, objective
     fake_step(run, x_g, torch.Generator().manual_seed(0))
     ((denoiser, y, drawn, weighting),) = seen
     assert denoiser is run.fake
-    _, (fake, *_) = run._draw(torch.Generator().manual_seed(0))
+    _, (fake, *_) = run._sample_noise(torch.Generator().manual_seed(0))
     for level in run._sigma_y:
         alike = fake.sigma_y == level
         assert float(alike.double().mean()) == pytest.approx(0.5, abs=0.1)
@@ -214,9 +214,9 @@ def test_a_fake_that_is_the_teacher_finds_no_gap_whatever_its_dropout(divergence
 def test_the_fake_learns_and_judges_images_of_the_law_that_is_sampled(monkeypatch):
     """The images that the generator makes in evaluation, from the latents that were drawn."""
     run = distillation(tiny_params(distill={"fake_updates_per_step": 2, "clamp_output": False}))
-    drawn, fakes = run._draw(step_generator(0, "distill", 0, torch.device("cpu")))
+    drawn, fakes = run._sample_noise(step_generator(0, "distill", 0, torch.device("cpu")))
     sampler, seen = copy.deepcopy(run.generator).eval(), []
-    for name in ("_train_fake", "_compare_all"):
+    for name in ("_backward_fake", "_differentiate"):
         method = getattr(run, name)
         monkeypatch.setattr(
             run, name, lambda v, *more, method=method: seen.append(v[0]) or method(v, *more)
@@ -229,13 +229,13 @@ def test_the_fake_learns_and_judges_images_of_the_law_that_is_sampled(monkeypatc
 
 def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     run = distillation(tiny_params(distill={"fake_updates_per_step": 3}))
-    seen, train = [], run._train_fake
+    seen, train = [], run._backward_fake
 
     def spy(v, drawn, masks):
         seen.extend(v)
         return train(v, drawn, masks)
 
-    monkeypatch.setattr(run, "_train_fake", spy)
+    monkeypatch.setattr(run, "_backward_fake", spy)
     next(run.steps())
     assert len(seen) == len({x_g.detach().numpy().tobytes() for x_g in seen}) == 3
     assert [x_g.requires_grad for x_g in seen] == [True, False, False]
@@ -256,7 +256,7 @@ def test_a_denoisers_step_is_its_loss_at_drawn_levels(objective):
     denoiser, law = build_denoiser(params.network, SHAPE, seed=1).eval(), params.pretrain.noise
     y = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(2))
     sigma_y = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    drawn = draw_denoising(
+    drawn = sample_denoising_noise(
         sigma_y, SHAPE, objective=objective, noise=law, views=None, view=None,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
@@ -362,9 +362,9 @@ def test_the_generator_is_judged_at_levels_of_its_own_law():
     params = tiny_params(distill={"divergence": "sds"})
     run = distillation(params)
     recorded = next(run.steps()).sigma
-    drawn, _ = run._draw(step_generator(0, "distill", 0, torch.device("cpu")))
+    drawn, _ = run._sample_noise(step_generator(0, "distill", 0, torch.device("cpu")))
     assert torch.equal(recorded, drawn.sigma)
-    drawn, fakes = run._draw(torch.Generator().manual_seed(6))
+    drawn, fakes = run._sample_noise(torch.Generator().manual_seed(6))
     again = torch.Generator().manual_seed(6)
     assert fakes == []
     assert torch.equal(drawn.z, torch.randn(8, *SHAPE, generator=again))

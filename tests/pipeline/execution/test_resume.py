@@ -179,9 +179,9 @@ def nan_in(monkeypatch, stage, at, times):
         "pretrain": ("denoiser", "dsd.pretraining.trainer.TeacherTraining"),
         "distill": ("generator", "dsd.distillation.trainer.Distillation"),
     }[stage]
-    advance = f"{training}._advance"
+    advance = f"{training}._step"
     holder = getattr(sys.modules[training.rpartition(".")[0]], training.rpartition(".")[2])
-    original = holder._advance
+    original = holder._step
 
     def broken(self):
         if self.step == at and left[0] > 0:
