@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 # Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
-SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Commands and stages (pipeline/stage.sh) must be those of .venv, also where another environment is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
