@@ -45,7 +45,7 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	@# DVC unpickles its index, and would keep it where every user of the machine may write.
 	@mkdir -p -m 700 .dvc/tmp/site
 	@if LC_ALL=C grep -q '[^ -~]' <<< "$$PWD"; \
-	    then echo "DVC can note only ASCII: export DVC_SITE_CACHE_DIR=\"\$$PWD/.dvc/tmp/site\" before you use it (docs/safety.md)"; \
+	    then echo "DVC can note only ASCII: export DVC_SITE_CACHE_DIR=\"\$$PWD/.dvc/tmp/site\" before you use it (docs/guarantees.md)"; \
 	    else $(BIN)/dvc config --local core.site_cache_dir "$$PWD/.dvc/tmp/site"; fi
 	@touch $@
 

@@ -262,9 +262,9 @@ def _is_of_memory(error: Exception) -> bool:
 def _memory_message(error: Exception, command: str) -> str:
     remedies = {
         "pretrain": "set compute.activation_checkpointing to true or lower "
-        "compute.micro_batch_size (docs/memory.md)",
+        "compute.micro_batch_size (docs/running.md)",
         "distill": "set compute.activation_checkpointing to true or lower "
-        "compute.micro_batch_size and run.eval_batch_size (docs/memory.md)",
+        "compute.micro_batch_size and run.eval_batch_size (docs/running.md)",
         "evaluate": "lower run.eval_batch_size",
     }
     remedy = remedies.get(command, "lower data.max_images")

@@ -1,4 +1,4 @@
-"""Measure how fast everything is: ``python -m bench.speed``; docs/speed.md says what comes out."""
+"""Measure how fast everything is: ``python -m bench.speed``; bench/README.md explains it."""
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """Both trainings as a textbook would write them: what all that is faster must agree with.
 
-Equations are those of docs/notation.md, written out; nothing of ``dsd.training``, ``dsd.losses``
+Equations are those of docs/concepts.md, written out; nothing of ``dsd.training``, ``dsd.losses``
 or ``dsd.model.denoiser`` is used. Networks have torch's usual layout in memory, the optimiser goes
 from weight to weight, every network keeps what the gradients of its weights need, images are
 generated anew for each of their uses, and each loss is read back at once.

@@ -41,7 +41,7 @@ def _head(results: Mapping[str, Any]) -> str:
         "minutes.",
         f"{where}, {machine['cores']} cores, {results['threads']} threads; {versions}.",
         f"Load before and after: {load}. Every timing is in the JSON file beside this page; what "
-        "the columns mean is in `docs/speed.md`.",
+        "the columns mean is in `bench/README.md`.",
         "",
     ]
     return "\n".join(lines)

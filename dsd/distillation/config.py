@@ -31,8 +31,8 @@ class Distill(Section):
     noise: GeneratorNoise
 
     fake_noise: TeacherNoise
-    """Law of the noise level while the fake denoiser trains; its objective is the teacher's. Not
-    used with ``sds``."""
+    """Distribution of the noise level while the fake denoiser trains; its objective is the
+    teacher's. Not used with ``sds``."""
 
     batch_size: Count
     kimg: Positive

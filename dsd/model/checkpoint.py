@@ -98,7 +98,7 @@ def build_denoiser(
         raw = UNet(
             network, channels=channels, resolution=height, extra_channels=0 if views is None else 1
         )
-    # A tenth faster on CPUs (docs/performance.md), and what GPUs' matrix units prefer.
+    # A tenth faster on CPUs (bench/README.md), and what GPUs' matrix units prefer.
     raw = raw.to(memory_format=torch.channels_last)
     if views is None:
         return Denoiser(raw, sigma_data=network.sigma_data)

@@ -75,7 +75,7 @@ class Network(Section):
 
 
 class TeacherNoise(Section):
-    """Law of the diffusion noise level while denoisers train."""
+    """Distribution of the diffusion noise level while denoisers train."""
 
     distribution: Literal["added", "truncated", "clamped"]
     """``added``: the noise put on top of y is log-normal; ``truncated``: the total level is
@@ -122,7 +122,7 @@ class Churn(Section):
     """Highest level at which noise is added."""
 
     S_noise: Positive
-    """Standard deviation of the new noise; 1 keeps the law of an exact denoiser."""
+    """Standard deviation of the new noise; 1 keeps the distribution of an exact denoiser."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Churn":

@@ -14,7 +14,7 @@ class IdentityOperator(Section):
 
 
 class MaskOperator(Section):
-    """Random inpainting: each observation lacks pixels of its own, in all channels alike."""
+    """Random inpainting: each observation lacks other pixels, in all channels alike."""
 
     kind: Literal["mask"]
 

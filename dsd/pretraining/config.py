@@ -33,8 +33,8 @@ class Pretrain(Section):
     """Fitting the teacher denoiser to noisy images."""
 
     objective: Objective
-    """``adjusted``: ambient Tweedie, learns E[x0 | x_t]; ``standard``: EDM on y, learns the noisy
-    law."""
+    """``adjusted``: ambient Tweedie, learns E[x0 | x_t]; ``standard``: EDM on y, learns the
+    distribution of noisy images."""
 
     weighting: Weighting
     """Weight of each noise level in the loss. All agree with the objective ``standard``."""

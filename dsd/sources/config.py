@@ -36,7 +36,7 @@ class Data(Section):
     whole source or is skipped and listed."""
 
     max_images: Count | None
-    """Use only the first so many images; null uses all."""
+    """Number of images, the first ones, to use; null uses all."""
 
     shard_size: Count
     """Images in one file of the prepared layout."""

@@ -154,7 +154,7 @@ def _require_locks(repo: Repo) -> None:
         msg = (
             f"{repo.root_dir} is on a file system without locks, which DVC needs; "
             "`dvc config --local core.hardlink_lock true && rm -f .dvc/tmp/lock "
-            ".dvc/tmp/rwlock.lock` makes DVC use hard links instead (docs/deployment.md)"
+            ".dvc/tmp/rwlock.lock` makes DVC use hard links instead (docs/running.md)"
         )
         raise DvcError(msg)
 

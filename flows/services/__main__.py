@@ -1,7 +1,7 @@
 """Servers and workers of this project: ``python -m flows.services`` runs all on one machine.
 
 On several machines ``servers`` runs on one, with its data bases in PostgreSQL, and ``workers`` on
-each machine with GPUs; docs/deployment.md says how. Everything ends with Ctrl-C or SIGTERM.
+each machine with GPUs; docs/running.md says how. Everything ends with Ctrl-C or SIGTERM.
 """
 
 import argparse

@@ -37,7 +37,7 @@ def resolve_precision(compute: Compute, device: torch.device) -> Precision:
     """Arithmetic inside networks while training.
 
     ``auto`` takes bfloat16 on GPUs that have it and float32 on CPUs, where it was measured slower
-    without matrix units (docs/performance.md).
+    without matrix units (bench/README.md).
 
     Raises:
         ParamsError: TF32 is asked for where there is none.

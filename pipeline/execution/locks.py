@@ -127,7 +127,7 @@ def _say_that_there_are_no_locks(reason: str) -> None:
     """Say it once; for each error that a file system gives as the reason."""
     logging.getLogger(__name__).warning(
         "warning: this file system has no locks (%s), so that two runs at once in this workspace "
-        "are not noticed; start one at a time (docs/deployment.md)",
+        "are not noticed; start one at a time (docs/running.md)",
         reason,
     )
 

@@ -18,13 +18,13 @@ class Compute(Section):
     float32."""
 
     micro_batch_size: AutoCount
-    """Most images that a process takes through a network at once while training; a larger share of
-    a batch is taken in parts, whose gradients are added up (docs/parallel.md). ``auto``: as many
-    as fit into the memory that is free when the training begins (docs/memory.md)."""
+    """Most images in one forward pass of a process while training; a larger share of a batch is
+    split, and its gradients accumulate (docs/running.md). ``auto``: as many as fit into the memory
+    that is free when the training begins."""
 
     activation_checkpointing: bool
     """Whether to keep only the inputs of the network's blocks while training and compute the rest
-    again for the gradient: less memory (docs/memory.md), a third more arithmetic for the teacher,
+    again for the gradient: less memory (docs/running.md), a third more arithmetic for the teacher,
     on a CPU the same bits."""
 
 

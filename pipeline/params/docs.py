@@ -1,6 +1,7 @@
 """The manual of ``params.yaml``: ``python -m pipeline.params.docs`` writes ``docs/params.md``."""
 
 from pathlib import Path
+from textwrap import fill
 
 from dsd.utils.files import published
 from pipeline.params.schema import Key, all_keys, describe_value
@@ -15,6 +16,32 @@ from the `config.py` of each package; edit the docstrings there. Noise levels ar
 the file, and an unknown one is an error.
 
 `python -m pipeline check` checks the file, and a few images against it, without running anything.
+[Presets](#presets) are at the end.
+"""
+
+_PRESETS = """## Presets
+
+`python -m pipeline preset NAME` writes a set of values into `params.yaml` and prints the changes.
+Comments, order and other values stay. `dvc repro` then runs the stages that are out of date. The
+files are in [pipeline/params/presets](../pipeline/params/presets). Tests compare them with the
+equations and tables of the papers.
+
+| preset | contents | needs |
+|---|---|---|
+| `quick` | a small run; its numbers say nothing about the method | two cores, minutes |
+| `paper-method` | the authors' objectives, noise, weights, divergence, optimiser | as before |
+| `cifar10` | the paper's scale, `corrupt.sigma` 0.2 (also try 0.1 and 0.4) | a download, GPUs |
+| `fashion-mnist` | all images, 32 pixels, like `cifar10`; not in the paper | a download, GPUs |
+| `ffhq` | the paper's scale, 64 x 64, `corrupt.sigma` 0.2 | `data/ffhq-64x64`, GPUs |
+| `celeba-hq` | likewise | `data/celeba-hq-64x64`, GPUs |
+| `afhq-v2` | likewise | `data/afhq-v2-64x64`, GPUs |
+
+All but `quick` extend `paper-method`. The last three sets require that you accept their terms. Put
+the pictures (PNG or JPEG, colour, square; larger ones are averaged down) into the folder, or set
+`data.path`. The first lines of a preset list its differences from the authors' scripts.
+
+Nothing at the paper's scale has been trained here yet. The paper reports about 48 hours for the
+teacher and 4 hours of distillation on CIFAR-10.
 """
 
 
@@ -27,14 +54,15 @@ def render() -> str:
         else:
             sections[key.name.rpartition(".")[0]].append(_row(key))
     parts = ["\n".join([*_heading(name), *rows]) for name, rows in sections.items()]
-    return "\n\n".join([_HEAD.strip(), *parts]) + "\n"
+    return "\n\n".join([_HEAD.strip(), *parts, _PRESETS])
 
 
 def _heading(section: str) -> list[str]:
-    table = ["| key | may be | meaning |", "|---|---|---|"]
+    table = ["| key | value | meaning |", "|---|---|---|"]
     if not section:
         return ["## At the top", "", *table]
-    return [f"## {section}", "", _flat(all_keys()[section].text), "", *table]
+    text = fill(_flat(all_keys()[section].text), 99, break_on_hyphens=False)
+    return [f"## {section}", "", text, "", *table]
 
 
 def _row(key: Key) -> str:

@@ -98,7 +98,7 @@ def die_with_parent() -> None:
 def set_up_cpu() -> None:
     """Choose how torch uses the CPU; to be called before torch is imported.
 
-    Variables that are set already stay as they are. Figures are in docs/performance.md.
+    Variables that are set already stay as they are. Figures are in bench/README.md.
     """
     # Pages of 2 MB: each step frees and takes the memory of its activations anew.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

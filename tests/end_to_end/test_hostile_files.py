@@ -2,7 +2,7 @@
 
 Every hostile file is given to every reader. Two things watch: a canary that unpickling would
 touch, and Python's own audit events (imports that a pickle asks for, shells, processes, files
-opened to be written). ``docs/safety.md`` says what is read and where the promise ends.
+opened to be written). ``docs/guarantees.md`` says what is read and where the promise ends.
 """
 
 import contextlib

@@ -4,10 +4,14 @@ import csv
 import json
 import re
 from collections import defaultdict
+from io import StringIO
 from statistics import fmean, stdev
 
 import pytest
+from rich.console import Console
 
+from pipeline.reports.show import show_summary
+from pipeline.stage_io.paths import Paths
 from sandbox import ROOT
 
 RESULTS = ROOT / "docs/results"
@@ -59,13 +63,33 @@ def test_readme():
     runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("default/seed*.json"))]
     assert len(runs) == 3
     for row, model in zip(table(ROOT / "README.md", "network evaluations"), MODELS, strict=True):
-        _, evaluations, fashion, efficient, proximal = row
+        name, clean, proximal = row
+        shows(clean, *mean_and_sd(clean_distances(runs, model, "fashion-classifier")))
         if model != "noisy_data":
-            assert {run[model]["evaluations"] for run in runs} == {int(evaluations)}
+            evaluations = int(re.search(r"\((\d+)\)", name)[1])
+            assert {run[model]["evaluations"] for run in runs} == {evaluations}
             shows(proximal, *mean_and_sd([run[model]["proximal_frechet"] for run in runs]))
-        for cell, space in ((fashion, "fashion-classifier"), (efficient, "efficientnet-lite0")):
-            values = [run[model]["by_features"][space]["frechet"] for run in runs]
-            shows(cell, *mean_and_sd(values))
+    sentence = re.search(r"\(EfficientNet-Lite0\) agree: (.+)\.", (ROOT / "README.md").read_text())
+    means = [fmean(clean_distances(runs, model, "efficientnet-lite0")) for model in MODELS]
+    shows(sentence[1], *means)
+
+
+def clean_distances(runs, model, space):
+    return [run[model]["by_features"][space]["frechet"] for run in runs]
+
+
+def test_readme_shows_what_make_run_prints(tmp_path):
+    summary = json.loads((RESULTS / "default/seed0.json").read_text())
+    summary["protocol"]["sigma_hat"] = summary["protocol"]["sigma"]  # the file is older than it
+    paths = Paths(tmp_path)
+    paths.summary.parent.mkdir(parents=True)
+    paths.summary.write_text(json.dumps(summary))
+    console = Console(file=StringIO(), width=100, color_system=None)
+    show_summary(paths, console)
+    printed = "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+    shown = re.findall(r"```\n(Distances.+?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(shown) == 1
+    assert printed.startswith(shown[0])
 
 
 def test_method():

@@ -104,7 +104,7 @@ def test_the_preset_for_clothes_is_that_for_cifar_with_other_data(workspace):
 
 def test_the_names_are_those_that_people_are_told():
     assert preset_names() == NAMES
-    page = (ROOT / "docs" / "presets.md").read_text()
+    page = (ROOT / "docs" / "params.md").read_text()
     assert all(f"`{name}`" in page for name in NAMES)
 
 
