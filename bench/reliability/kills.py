@@ -32,11 +32,12 @@ import psutil
 import torch
 
 from bench.speed import machine
+from pipeline.stages import STAGES
 from pipeline.tracking.journal import SYSTEM
 from pipeline.tracking.provenance import commit_of, is_dirty
 from sandbox import ROOT
 from sandbox.tiny_params import TINY, set_params
-from sandbox.workspace import STAGES, clone
+from sandbox.workspace import clone
 
 RESULTS = ROOT / "docs" / "results" / "kills"
 PAGE = Path(__file__).with_suffix(".md")

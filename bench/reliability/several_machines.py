@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.stages import STAGES
 from sandbox.ports import free_port
 from sandbox.tiny_project import Project
-from sandbox.workspace import STAGES, Workspace, clone, outcomes
+from sandbox.workspace import Workspace, clone, outcomes
 
 SIGMAS = ["0.3", "0.4", "0.6", "0.7"]
 TROUBLE = re.compile(r"Traceback|database is locked|\bERROR\b|\bCRITICAL\b")

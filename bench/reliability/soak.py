@@ -30,11 +30,12 @@ from typing import Any
 import psutil
 from scipy.stats import theilslopes
 
+from pipeline.stages import STAGES
 from sandbox import ROOT
 from sandbox.ports import free_port
 from sandbox.tiny_params import set_params
 from sandbox.tiny_project import PATTERNS, Project, until
-from sandbox.workspace import STAGES, clone
+from sandbox.workspace import clone
 
 RESULTS = ROOT / "docs" / "results" / "soak"
 TURN_ENDED = "turn ended with "

@@ -88,7 +88,9 @@ def test_a_step_of_the_teacher_is_the_textbooks():
     before = flat(ours.denoiser.parameters())
     steps = ours.steps()
     for number in range(STEPS):
-        y, drawn, _ = ours._sample_batch(step_generator(0, "pretrain", number, torch.device("cpu")))
+        y, drawn, _ = ours._sample_batch(
+            step_generator(0, "pretrain", number, torch.device("cpu"))
+        )
         found = next(steps)
         expected = plain.step(y, drawn.sigma_y, drawn.sigma, drawn.n)
         assert found.loss.mean().item() == pytest.approx(expected, rel=LOSS)
@@ -128,7 +130,9 @@ def test_a_step_of_distillation_is_the_textbooks():
     teacher = flat(ours.teacher.parameters())
     steps = ours.steps()
     for number in range(STEPS):
-        drawn, (fake,) = ours._sample_noise(step_generator(0, "distill", number, torch.device("cpu")))
+        drawn, (fake,) = ours._sample_noise(
+            step_generator(0, "distill", number, torch.device("cpu"))
+        )
         noise = fake.denoising
         found = next(steps)
         assert torch.equal(drawn.z, fake.z)  # which ours uses once, the textbook twice

@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.stages import STAGES
 from sandbox.pages import check
 from sandbox.ports import free_port
 from sandbox.quick_project import executed, experiments, looks, quick_project
-from sandbox.workspace import PROJECT, STAGES, Workspace, end, wait_until
+from sandbox.workspace import PROJECT, Workspace, end, wait_until
 
 
 @pytest.fixture(scope="module")
