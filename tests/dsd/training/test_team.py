@@ -1,9 +1,9 @@
 """Several processes, or one that takes a batch in parts, learn what one does with the whole."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from dsd.model.networks.unet import UNet
 from dsd.training.distributed import Rows, Team
 from dsd.utils.random import current_masks, seeded_dropout
+from sandbox import ROOT
 
 CPU = torch.device("cpu")
-WORKER = Path(__file__).with_name("team_worker.py")
+WORKER = ROOT / "tests" / "helpers" / "team_worker.py"
 SIZES = (1, 2, 4)
 BOUNDS = {"float64": 1e-13, "float32": 1e-5}
 """For weights after three steps of 1e-3 and 2.5e-4; 6e-16 and 2e-6 were measured."""
@@ -131,7 +132,8 @@ def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teams")
     for size in SIZES:
         command = [sys.executable, WORKER, folder, str(size)]
-        team = [subprocess.Popen([*command, str(rank)]) for rank in range(size)]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        team = [subprocess.Popen([*command, str(rank)], env=env) for rank in range(size)]
         assert [process.wait(300) for process in team] == [0] * size
     return {
         (size, rank): load_file(folder / f"{size}-{rank}.safetensors")

@@ -38,6 +38,10 @@ EIGHT, MANY = 8, 300
 PICTURES = ("generator", "teacher_full")
 
 
+HERE = Path(__file__).parent
+HELPERS = ROOT / "tests" / "helpers"
+
+
 @pytest.fixture
 def paths(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -59,7 +63,7 @@ def apart(function, *arguments):
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HELPERS, HERE)))},
         capture_output=True,
         text=True,
         timeout=300,
