@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, optim
 
 from dsd.distillation.config import Distill
-from dsd.distillation.losses import (
-    DenoiserPair,
-    gap,
-    reverse_kl_loss,
-    score_distillation_sampling_loss,
-    score_identity_loss,
-)
+from dsd.distillation.losses import DenoiserPair, divergence_of, gap
 from dsd.distillation.projection import project_to_range
 from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
 from dsd.model.generator import OneStepGenerator
@@ -27,6 +21,7 @@ from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingDraw, denoising_step_loss, draw_denoising
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.loss_meter import step_line
 from dsd.training.memory import recompute_activations
 from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
@@ -53,6 +48,10 @@ class DistillStep:
     sigma: Level
     vitals: tuple[Vital, ...]
     """What must be finite."""
+
+    def __repr__(self) -> str:
+        losses = {"gap": self.gap, "loss_fake": self.loss_fake}
+        return step_line("DistillStep", self.images_seen, self.sigma, **losses)
 
 
 @final
@@ -95,8 +94,8 @@ class Distillation:
 
     Args:
         teacher: The frozen teacher.
-        sigma_y: Noise level of each training observation; a generated image is re-corrupted with
-            one of them at random.
+        sigma_y: Noise level of each training observation, or one for all; a generated image is
+            re-corrupted with one of them at random.
         shape: Channels, height and width of a generated image.
         config: The ``distill`` section.
         objective: The ``pretrain`` section, whose objective and weighting the fake shares.
@@ -126,7 +125,7 @@ class Distillation:
     def __init__(
         self,
         teacher: AnyDenoiser,
-        sigma_y: Tensor,
+        sigma_y: Tensor | float,
         shape: tuple[int, int, int],
         config: Distill,
         objective: Pretrain,
@@ -148,13 +147,15 @@ class Distillation:
         self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
         self.step = 0
-        self._sigma_y = sigma_y
+        device = next(teacher.parameters()).device
+        self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._team = team or Team()
         self._config = config
         self._objective = objective
         self._seed = seed
         self._precision: Precision = precision
+        self._loss = divergence_of(config.divergence, alpha=config.alpha)
 
     @property
     def num_steps(self) -> int:
@@ -393,12 +394,3 @@ class Distillation:
             return
         for rows, pull in zip(self._parts, pulls, strict=True):
             self._generate(z[rows]).backward(pull)
-
-    def _loss(self, v: Observations, denoised: DenoiserPair) -> PerSample:
-        match self._config.divergence:
-            case "sid":
-                return score_identity_loss(v, denoised, alpha=self._config.alpha)
-            case "dmd":
-                return reverse_kl_loss(v, denoised)
-            case "sds":
-                return score_distillation_sampling_loss(v, denoised.teacher)
