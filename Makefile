@@ -6,6 +6,7 @@ SHELL := bash
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := .venv/installed
 # Files of tests side by side: many tests wait for servers and processes. Each process takes about 2 GB.
 SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
@@ -38,10 +39,13 @@ $(BIN)/python:
 
 # The order-only prerequisite keeps a changed interpreter link from reinstalling everything.
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
-	@echo "Installing the packages of requirements.lock (minutes the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock \
-	    | sed -n -E '/^ *(Downloading|Using cached|Installing|Successfully)/p' | cut -c 1-110
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@echo "Installing the packages of requirements.lock (a minute with uv the first time, several with pip)"
+	@# uv does not read pip's settings: where it cannot be had, or fails, pip takes over and says why.
+	@{ $(PIP) install --quiet --constraint requirements.lock uv \
+	        && $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock; } 2> /dev/null \
+	    || $(PIP) install --requirement <(grep -v '^uv==' requirements.lock) \
+	        | sed -n -E '/^ *(Downloading|Using cached|Installing|Successfully)/p' | cut -c 1-110
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@# DVC unpickles its index, and would keep it where every user of the machine may write.
 	@mkdir -p -m 700 .dvc/tmp/site
 	@if LC_ALL=C grep -q '[^ -~]' <<< "$$PWD"; \

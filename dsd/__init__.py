@@ -23,6 +23,7 @@ _HOMES = {
     "consistency_loss": "dsd.pretraining.consistency_loss",
     "corrupt": "dsd.corruption.writer",
     "frechet_distance": "dsd.metrics.frechet",
+    "frechet_distance_of_folders": "dsd.frechet",
     "load_denoiser": "dsd.model.checkpoint",
     "load_extractor": "dsd.features.extractor",
     "load_generator": "dsd.model.checkpoint",

@@ -8,6 +8,7 @@ from dsd.distillation.losses import (
 from dsd.distillation.losses import score_identity_loss as score_identity_loss
 from dsd.distillation.trainer import Distillation as Distillation
 from dsd.features.extractor import load_extractor as load_extractor
+from dsd.frechet import frechet_distance_of_folders as frechet_distance_of_folders
 from dsd.metrics.frechet import frechet_distance as frechet_distance
 from dsd.model.checkpoint import load_denoiser as load_denoiser
 from dsd.model.checkpoint import load_generator as load_generator

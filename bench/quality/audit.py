@@ -95,10 +95,15 @@ def main() -> int:
     """Print what was found; 1 if anything was."""
     advisories = read_advisories()
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["features"],
+        *project["dependency-groups"]["pipeline"],
+    ]
     found = [
         *audit(advisories, locked(lock), "requirements.lock"),
-        *audit(advisories, allowed_from(project["dependencies"]), "pyproject.toml"),
+        *audit(advisories, allowed_from(wanted), "pyproject.toml"),
     ]
     for line in found:
         print(f"error: {line}", file=sys.stderr)

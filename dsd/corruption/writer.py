@@ -34,17 +34,21 @@ from dsd.storage.shards import (
     write_meta,
     write_shard,
 )
-from dsd.utils.errors import ParamsError
+from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.philox import noise_of
 
 __all__ = ["Noise", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
+
+
+_FARTHEST = 10.0
+"""Largest number of a clean image that may be meant in data units, which span [-1, 1]."""
 
 
 def corrupt(
     x0: Float32[np.ndarray, " n *d"],
     indices: Int64[np.ndarray, " n"],
     *,
-    sigma: Float32[np.ndarray, " n"],
+    sigma: float | Float32[np.ndarray, " n"],
     seed: int,
 ) -> Float32[np.ndarray, " n *d"]:
     """Noisy observations of clean images, in data units.
@@ -52,12 +56,29 @@ def corrupt(
     Args:
         x0: Clean images.
         indices: Their numbers in the whole set.
-        sigma: Noise level of each, in data units.
+        sigma: Noise level of each, or one for all, in data units.
         seed: Root of the noise.
+
+    Raises:
+        DataError: The images are not in data units.
     """
+    _require_data_units(x0)
+    sigma = np.broadcast_to(np.asarray(sigma, np.float32), len(x0))
     y = _scaled_noise(sigma, indices, x0.shape[1:], seed)
     y += x0
     return y
+
+
+def _require_data_units(x0: np.ndarray) -> None:
+    remedy = "Bring them to data units, [-1, 1]: 8-bit images by x0 / np.float32(127.5) - 1"
+    if not isinstance(x0, np.ndarray) or x0.dtype.kind != "f":
+        kind = getattr(x0, "dtype", type(x0).__name__)
+        msg = f"corrupt: images are {kind}, not a NumPy array of floating-point numbers. {remedy}"
+        raise DataError(msg)
+    farthest = float(np.abs(x0).max(initial=0))
+    if not farthest <= _FARTHEST:
+        msg = f"corrupt: images hold numbers as large as {farthest:g}. {remedy}"
+        raise DataError(msg)
 
 
 def _scaled_noise(

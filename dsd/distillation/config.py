@@ -1,21 +1,50 @@
 """The distillation: the section ``distill``."""
 
+import difflib
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from dsd.model.config import GeneratorNoise, TeacherNoise
 from dsd.selection.config import Selection
 from dsd.training.config import _check_warmup
 from dsd.utils.config import Count, Fraction, NonNegative, Positive, Section
+from dsd.utils.functions import FUNCTION_PATTERN, is_function_name
+
+DIVERGENCES = ("sid", "dmd", "sds")
+"""Divergences that come with dsd."""
+
+
+def _known_divergence(value: str) -> str:
+    if value not in DIVERGENCES and not is_function_name(value):
+        close = difflib.get_close_matches(value, DIVERGENCES, n=1)
+        msg = (
+            f'"{value}" must be one of {", ".join(DIVERGENCES)}, or a function '
+            f"package.module:function{f'; did you mean {close[0]}?' if close else ''}"
+        )
+        raise ValueError(msg)
+    return value
+
+
+DivergenceName = Annotated[
+    str,
+    AfterValidator(_known_divergence),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^({'|'.join(DIVERGENCES)}|{FUNCTION_PATTERN})$"}
+    ),
+]
 
 
 class Distill(Section):
     """Distilling the teacher into a one-step generator."""
 
-    divergence: Literal["sid", "dmd", "sds"]
+    divergence: DivergenceName
     """``sid``: Fisher divergence with SiD's gradient; ``dmd``: reverse Kullback-Leibler
-    divergence; ``sds``: the teacher alone, without a fake denoiser, which seeks modes."""
+    divergence; ``sds``: the teacher alone, without a fake denoiser, which seeks modes.
+    ``package.module:function`` is a loss of your own: it is called as ``reverse_kl_loss`` of
+    ``dsd.distillation.losses`` is, with the generated images and a ``DenoiserPair``, and returns
+    one differentiable loss for each image. DVC does not see the module: add its file to the
+    ``deps`` of the stage ``distill``."""
 
     alpha: Annotated[float, Field(ge=0, le=2)]
     """SiD's alpha: 0.5 is half the gradient of the Fisher divergence; SiD's authors use 1 and 1.2.

@@ -10,15 +10,21 @@ Deviates:
     times more.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from dsd.utils.errors import ParamsError
+from dsd.utils.functions import import_function
 from dsd.utils.shapes import Level, PerSample, State
 
 __all__ = [
     "DenoiserPair",
+    "Divergence",
+    "divergence_of",
     "gap",
     "reverse_kl_loss",
     "score_distillation_sampling_loss",
@@ -34,6 +40,51 @@ class DenoiserPair(NamedTuple):
 
     teacher: State
     fake: State
+
+
+Divergence: TypeAlias = Callable[[State, DenoiserPair], PerSample]
+"""Loss of each generated image, such as :func:`reverse_kl_loss`."""
+
+
+def divergence_of(name: str, *, alpha: float) -> Divergence:
+    """Return the generator's loss called ``name``.
+
+    Args:
+        name: ``sid``, ``dmd``, ``sds``, or ``package.module:function``. Such a function is called
+            as :func:`reverse_kl_loss` is, and its gradient moves the generator.
+        alpha: Of ``sid``.
+
+    Raises:
+        ParamsError: Nothing can be imported under that name. Or, when it is called, it returns
+            anything but one loss for each image.
+    """
+    match name:
+        case "sid":
+            return partial(score_identity_loss, alpha=alpha)
+        case "dmd":
+            return reverse_kl_loss
+        case "sds":
+            return lambda x_g, pair: score_distillation_sampling_loss(x_g, pair.teacher)
+        case _:
+            return _own_divergence(name)
+
+
+def _own_divergence(name: str) -> Divergence:
+    """Return the user's loss at ``package.module:function``, with its output checked."""
+    function = import_function(name, "divergence", of="(x_g, denoised)")
+
+    def loss_of(x_g: State, denoised: DenoiserPair) -> PerSample:
+        loss: Tensor = function(x_g, denoised)
+        if getattr(loss, "shape", None) != (len(x_g),) or not loss.requires_grad:
+            shape = [*loss.shape] if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            msg = (
+                f"divergence {name} returned {shape} for {len(x_g)} images. It must return one "
+                "loss for each image, differentiable with respect to the images"
+            )
+            raise ParamsError(msg)
+        return loss
+
+    return loss_of
 
 
 def gap(denoised: DenoiserPair) -> PerSample:

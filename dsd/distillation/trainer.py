@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, optim
 
 from dsd.distillation.config import Distill
-from dsd.distillation.losses import (
-    DenoiserPair,
-    gap,
-    reverse_kl_loss,
-    score_distillation_sampling_loss,
-    score_identity_loss,
-)
+from dsd.distillation.losses import DenoiserPair, divergence_of, gap
 from dsd.distillation.projection import project_to_range
 from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
 from dsd.model.generator import OneStepGenerator
@@ -28,6 +22,7 @@ from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.loss_meter import step_line
 from dsd.training.memory import recompute_activations
 from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
@@ -54,6 +49,10 @@ class DistillStep:
     sigma: Level
     vitals: tuple[Vital, ...]
     """What must be finite."""
+
+    def __repr__(self) -> str:
+        losses = {"gap": self.gap, "loss_fake": self.loss_fake}
+        return step_line("DistillStep", self.images_seen, self.sigma, **losses)
 
 
 @final
@@ -96,8 +95,8 @@ class Distillation:
 
     Args:
         teacher: The frozen teacher.
-        sigma_y: Noise level of each training observation; a generated image is re-corrupted with
-            one of them at random.
+        sigma_y: Noise level of each training observation, or one for all; a generated image is
+            re-corrupted with one of them at random.
         shape: Channels, height and width of a generated image.
         config: The ``distill`` section.
         objective: The ``pretrain`` section, whose objective and weighting the fake shares.
@@ -127,7 +126,7 @@ class Distillation:
     def __init__(
         self,
         teacher: AnyDenoiser,
-        sigma_y: Tensor,
+        sigma_y: Tensor | float,
         shape: tuple[int, int, int],
         config: Distill,
         objective: Pretrain,
@@ -149,13 +148,15 @@ class Distillation:
         self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
         self.step = 0
-        self._sigma_y = sigma_y
+        device = next(teacher.parameters()).device
+        self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._team = team or Team()
         self._config = config
         self._objective = objective
         self._seed = seed
         self._precision: Precision = precision
+        self._loss = divergence_of(config.divergence, alpha=config.alpha)
 
     @property
     def num_steps(self) -> int:
@@ -405,12 +406,3 @@ class Distillation:
             return
         for rows, gradient in zip(self._parts, grad_x, strict=True):
             self._generate(z[rows]).backward(gradient)
-
-    def _loss(self, x_g: Observations, denoised: DenoiserPair) -> PerSample:
-        match self._config.divergence:
-            case "sid":
-                return score_identity_loss(x_g, denoised, alpha=self._config.alpha)
-            case "dmd":
-                return reverse_kl_loss(x_g, denoised)
-            case "sds":
-                return score_distillation_sampling_loss(x_g, denoised.teacher)

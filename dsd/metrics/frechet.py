@@ -135,7 +135,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     Raises:
         DataError: Lengths of features or protocols differ, so they come from different extractors.
+        TypeError: One of both is something else than moments.
     """
+    for one in (a, b):
+        if not isinstance(one, Moments):
+            msg = (
+                f"frechet_distance: a {type(one).__name__} is given, not Moments. Make these of "
+                "features with dsd.metrics.frechet.moments, or call frechet_distance_of_folders"
+            )
+            raise TypeError(msg)
     require_same_space(len(a.mean), len(b.mean), (a.protocol, b.protocol))
     means = (a.mean - b.mean).square().sum()
     distance = means + a.cov.trace() + b.cov.trace() - 2 * _overlap(a, b)

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dsd.operators.operator import Images, View, Views
-from dsd.utils.shapes import Level, State
+from dsd.utils.images import require_data_units
+from dsd.utils.shapes import AnyLevel, Level, State, as_levels
 
 __all__ = [
     "AnyDenoiser",
@@ -68,15 +69,24 @@ class Denoiser(nn.Module):
         self.network = network
         self.sigma_data = sigma_data
 
-    def forward(self, x: State, sigma: Level) -> State:
-        """Denoise ``x``; scalings are computed in float32 whatever the network's arithmetic."""
-        x, c = x.float(), coefficients(sigma.float(), self.sigma_data)
+    def forward(self, x: State, sigma: AnyLevel) -> State:
+        """Denoise ``x``; scalings are computed in float32 whatever the network's arithmetic.
+
+        Args:
+            x: States.
+            sigma: Level of each state, or one for all.
+
+        Raises:
+            DataError: The states are no floating-point numbers.
+            ValueError: There is another number of levels than of states.
+        """
+        x, c = _with_scalings(x, sigma, self.sigma_data)
         F_x = self.network(append_dims(c.c_in, x) * x, c.c_noise).float()
         return torch.addcmul(append_dims(c.c_skip, x) * x, append_dims(c.c_out, x), F_x)
 
-    def encode(self, x: State, sigma: Level) -> list[Tensor]:
+    def encode(self, x: State, sigma: AnyLevel) -> list[Tensor]:
         """Activations of the network down to its bottleneck, each [b, c, y, x]."""
-        x, c = x.float(), coefficients(sigma.float(), self.sigma_data)
+        x, c = _with_scalings(x, sigma, self.sigma_data)
         return _encode(self.network, append_dims(c.c_in, x) * x, c.c_noise)
 
 
@@ -110,19 +120,21 @@ class MaskedDenoiser(nn.Module):
         self.views = views
         self.register_buffer("view", view)
 
-    def forward(self, x: Images, sigma: Level, view: View | None = None) -> Images:
+    def forward(self, x: Images, sigma: AnyLevel, view: View | None = None) -> Images:
         """Denoise what ``view`` shows of ``x``; None takes the denoiser's own view."""
         view = self._own_view(x) if view is None else view
-        x, c = self.views.project(x.float(), view), coefficients(sigma.float(), self.sigma_data)
+        x, c = _with_scalings(x, sigma, self.sigma_data)
+        x = self.views.project(x, view)
         F_x = self.network(_with_channel(x, c, view), c.c_noise).float()
         seen = self.views.project(F_x, view)
         hidden: Tensor = self.sigma_data * (F_x - seen)
         return append_dims(c.c_skip, x) * x + append_dims(c.c_out, x) * seen + hidden
 
-    def encode(self, x: Images, sigma: Level) -> list[Tensor]:
+    def encode(self, x: Images, sigma: AnyLevel) -> list[Tensor]:
         """Activations for the denoiser's own view of ``x``; see :meth:`Denoiser.encode`."""
         view = self._own_view(x)
-        x, c = self.views.project(x.float(), view), coefficients(sigma.float(), self.sigma_data)
+        x, c = _with_scalings(x, sigma, self.sigma_data)
+        x = self.views.project(x, view)
         return _encode(self.network, _with_channel(x, c, view), c.c_noise)
 
     def _own_view(self, x: Images) -> View:
@@ -135,6 +147,12 @@ AnyDenoiser: TypeAlias = Denoiser | MaskedDenoiser
 def with_view(denoiser: Callable[..., State], view: View | None) -> Callable[..., State]:
     """D(x; sigma) of a denoiser that is given ``view``; None for one without views."""
     return denoiser if view is None else lambda x, sigma: denoiser(x, sigma, view)
+
+
+def _with_scalings(x: State, sigma: AnyLevel, sigma_data: float) -> tuple[State, Coefficients]:
+    """States in float32, and the scalings at their levels."""
+    require_data_units(x)
+    return x.float(), coefficients(as_levels(sigma, x).float(), sigma_data)
 
 
 def _with_channel(x: Images, c: Coefficients, view: View) -> Float[Tensor, " b _ h w"]:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dsd.model.config import Sampler
@@ -61,7 +62,7 @@ def sample_teacher(
     latents: State,
     *,
     config: Sampler,
-    sigma_y: float,
+    sigma_y: float | Float[Tensor, ""],
     seed: int | None = None,
     first: int = 0,
 ) -> TeacherSamples:
@@ -83,6 +84,7 @@ def sample_teacher(
         ParamsError: ``sigma_y`` lies above the grid.
         ValueError: There is churn (``S_churn`` above 0) but no seed.
     """
+    sigma_y = float(sigma_y)
     if sigma_y > config.sigma_max:
         msg = f"the sampler starts at sigma_max {config.sigma_max:g}, below the noise of the data"
         raise ParamsError(f"{msg}, {sigma_y:g}: raise sigma_max above it")

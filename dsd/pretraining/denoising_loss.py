@@ -22,7 +22,8 @@ from torch import Tensor
 from dsd.model.denoiser import append_dims, coefficients
 from dsd.operators.operator import Images, View, Views, observed_counts
 from dsd.pretraining.config import Weighting
-from dsd.utils.shapes import Level, PerSample, State
+from dsd.utils.images import require_data_units
+from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = ["ambient_denoising_loss", "projected_denoising_loss"]
 
@@ -34,9 +35,9 @@ def ambient_denoising_loss(
     denoiser: Callable[[State, Level], State],
     y: State,
     *,
-    sigma_y: Level,
-    sigma: Level,
-    sigma_add: Level,
+    sigma_y: AnyLevel,
+    sigma: AnyLevel,
+    sigma_add: AnyLevel,
     n: State,
     weighting: Weighting,
     sigma_data: float,
@@ -46,7 +47,7 @@ def ambient_denoising_loss(
     Args:
         denoiser: D(x; sigma), an estimate of E[x0 | x].
         y: Observations; never differentiated through.
-        sigma_y: Noise level of each observation, ``>= 0``.
+        sigma_y: Noise level of each observation, ``>= 0``, or one for all; likewise below.
         sigma: Total level of each diffused state, ``>= sigma_y``.
         sigma_add: ``sqrt(sigma**2 - sigma_y**2)``.
         n: Standard normal noise.
@@ -59,6 +60,9 @@ def ambient_denoising_loss(
     Returns:
         One loss for each sample, finite also at ``sigma == sigma_y``, where it has no gradient.
 
+    Raises:
+        DataError: The observations are no floating-point numbers.
+
     Deviates:
         EDM's and the authors' code sum over pixels; the mean does not depend on their number. Adam
         divides by the gradients' size, so step sizes mean the same, but its eps weighs more beside
@@ -68,6 +72,9 @@ def ambient_denoising_loss(
         DSD (arXiv:2503.07578) with ``edm``; Daras et al. 2025 (arXiv:2506.10038) for
         ``ambient-omni``, which there keeps away from ``a = 0`` by not drawing such levels.
     """
+    require_data_units(y)
+    sigma_y, sigma = as_levels(sigma_y, y), as_levels(sigma, y)
+    sigma_add = as_levels(sigma_add, y)
     x_t = y + append_dims(sigma_add, y) * n
     denoised = denoiser(x_t, sigma)
     a = (sigma_add / sigma) ** 2

@@ -25,13 +25,15 @@ from dsd.pretraining.consistency_loss import (
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.loss_meter import step_line
 from dsd.training.memory import recompute_activations
 from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.utils.config import Precision
+from dsd.utils.images import require_data_units
 from dsd.utils.precision import float32_products
 from dsd.utils.random import BatchOrder, seeded_dropout, step_generator
-from dsd.utils.shapes import Level, PerSample, State
+from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = [
     "ConsistencyNoise",
@@ -54,6 +56,9 @@ class TeacherStep:
     sigma: Level
     vitals: tuple[Vital, ...]
     """What must be finite."""
+
+    def __repr__(self) -> str:
+        return step_line("TeacherStep", self.images_seen, self.sigma, loss=self.loss)
 
 
 @final
@@ -245,20 +250,23 @@ class TeacherTraining:
     Args:
         denoiser: The denoiser to train, in place, on the device of ``images``.
         images: Noisy observations, float32 [n, C, H, W] in data units.
-        sigma_y: Noise level of each image.
+        sigma_y: Noise level of each image, or one for all.
         config: The ``pretrain`` section.
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
         view: What was observed of each image, on their device; None where all was.
         team: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
+
+    Raises:
+        DataError: The images are no floating-point numbers.
     """
 
     def __init__(
         self,
         denoiser: AnyDenoiser,
         images: Tensor,
-        sigma_y: Tensor,
+        sigma_y: AnyLevel,
         config: Pretrain,
         *,
         seed: int,
@@ -267,6 +275,7 @@ class TeacherTraining:
         team: Team | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
+        require_data_units(images)
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
         recompute_activations(denoiser, activation_checkpointing)
@@ -274,7 +283,7 @@ class TeacherTraining:
         self.step = 0
         self._images = images
         self._order = BatchOrder(seed, len(images), images.device)
-        self._sigma_y = sigma_y
+        self._sigma_y = as_levels(sigma_y, images)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
         self._team = team or Team()

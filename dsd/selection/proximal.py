@@ -26,13 +26,13 @@ from dsd.operators.operator import Operator
 from dsd.utils.errors import DataError
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import Level, Pixels, State
+from dsd.utils.shapes import AnyLevel, Level, Pixels, State, as_levels
 
 __all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
 
 def renoise(
-    images: Pixels, sigma: Level, *, seed: int, operator: Operator | None = None
+    images: Pixels, sigma: AnyLevel, *, seed: int, operator: Operator | None = None
 ) -> UInt8[Tensor, " b c v u"]:
     """Saved images as observations: with noise of level ``sigma``, clamped and quantised again.
 
@@ -42,14 +42,17 @@ def renoise(
 
     Args:
         images: Images.
-        sigma: Level for each image.
+        sigma: Level for each image, or one for all.
         seed: Of the noise.
         operator: What is lost besides; None if nothing is.
+
+    Raises:
+        DataError: The images are not 8-bit.
     """
     x = from_uint8(images)
     v = x if operator is None else operator.mapped(x)
     eps = torch.stack([_noise(seed, i, v.shape[1:]) for i in range(len(v))]).to(v.device)
-    y = v + sigma.to(v)[:, None, None, None] * eps
+    y = v + as_levels(sigma, v).to(v)[:, None, None, None] * eps
     if operator is not None and operator.views is not None:
         views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
         y = operator.project(y, views.to(y.device))

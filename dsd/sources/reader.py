@@ -268,6 +268,11 @@ def _torchvision(path: Path, name: str) -> Source:
         raise DataError(msg)
     try:
         dataset = _load_torchvision(path, name)
+    except ModuleNotFoundError as error:
+        msg = (
+            f"{name}: the package {error.name} is missing. Install it: pip install 'dsd[features]'"
+        )
+        raise DataError(msg) from error
     # torchvision lets through whatever its download tools raise.
     except Exception as error:
         reason = one_line(" ".join(str(error).split()))

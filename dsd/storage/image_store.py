@@ -155,13 +155,13 @@ class ImageStore:
         self._mapped = mapped
 
     @classmethod
-    def open(cls, folder: Path) -> "ImageStore":
+    def open(cls, folder: Path | str) -> "ImageStore":
         """Check and map the store in ``folder``.
 
         Raises:
             DataError: A file is missing, damaged or of another schema version.
         """
-        return cls(folder, MappedStore.open(folder))
+        return cls(Path(folder), MappedStore.open(Path(folder)))
 
     def __len__(self) -> int:
         return self.meta.count

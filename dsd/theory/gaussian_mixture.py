@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dsd.utils.shapes import Level, PerSample, State
+from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = ["GaussianMixture"]
 
@@ -68,29 +68,33 @@ class GaussianMixture:
         noise = sigma_y**2 * torch.eye(self.means.shape[1], dtype=torch.float64)
         return GaussianMixture(self.weights, self.means, self.covariances + noise)
 
-    def log_prob(self, x: State, sigma: Level) -> PerSample:
+    def log_prob(self, x: State, sigma: AnyLevel) -> PerSample:
         """Log density of the mixture under noise.
 
         Args:
             x: Diffused states.
-            sigma: Noise level of each state, ``> 0``; 0 only where no covariance is singular.
+            sigma: Noise level of each state, ``> 0``, or one for all; 0 only where no covariance
+                is singular.
         """
-        return self._log_joint(self._local(x), sigma).logsumexp(1).to(x.dtype)
+        local = self._local(x)
+        return self._log_joint(local, as_levels(sigma, local)).logsumexp(1).to(x.dtype)
 
-    def score(self, x: State, sigma: Level) -> State:
+    def score(self, x: State, sigma: AnyLevel) -> State:
         """Gradient of :meth:`log_prob` with respect to ``x``, in inverse data units."""
         local = self._local(x)
+        sigma = as_levels(sigma, local)
         slopes = -local / self._total(sigma)
         return self._average(slopes, self._responsibilities(local, sigma)).to(x.dtype).view_as(x)
 
-    def denoiser(self, x: State, sigma: Level) -> State:
+    def denoiser(self, x: State, sigma: AnyLevel) -> State:
         """E[x0 | x], differentiable in ``x``.
 
         Args:
             x: Diffused states.
-            sigma: Noise level of each state, ``> 0``.
+            sigma: Noise level of each state, ``> 0``, or one for all.
         """
         local = self._local(x)
+        sigma = as_levels(sigma, local)
         responsibilities = self._responsibilities(local, sigma)
         shrunk = local * self._variances / self._total(sigma)
         denoised = responsibilities @ self.means + self._average(shrunk, responsibilities)

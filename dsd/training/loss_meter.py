@@ -7,7 +7,7 @@ from torch import nn
 
 from dsd.utils.shapes import Level, PerSample
 
-__all__ = ["LevelMeter", "Reading"]
+__all__ = ["LevelMeter", "Reading", "step_line"]
 
 _EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Borders of the noise levels' bins, in data units."""
@@ -65,3 +65,17 @@ class LevelMeter(nn.Module):
 
 def _bin_names() -> list[str]:
     return [f"<={edge:g}" for edge in _EDGES] + [f">{_EDGES[-1]:g}"]
+
+
+def step_line(name: str, images_seen: int, sigma: Level, **losses: PerSample | None) -> str:
+    """Return one line on a step of a training: means of its losses, and the range of its levels.
+
+    Args:
+        name: Of the step.
+        images_seen: After the step.
+        sigma: Level of each sample.
+        **losses: Loss of each sample; None where there is none.
+    """
+    means = [f"{key}={float(x.mean()):.4g}" for key, x in losses.items() if x is not None]
+    levels = f"sigma={float(sigma.min()):.3g}..{float(sigma.max()):.3g}"
+    return f"{name}({', '.join([f'images_seen={images_seen}', *means, levels])})"

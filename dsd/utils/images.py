@@ -3,18 +3,26 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid, save_image
 
-from dsd.utils.errors import NonFiniteError
+from dsd.utils.errors import DataError, NonFiniteError
 from dsd.utils.files import published
 from dsd.utils.shapes import Pixels
 
-__all__ = ["enlarged", "from_uint8", "magnitude", "save_grid", "save_rows", "to_uint8"]
+__all__ = [
+    "enlarged",
+    "from_uint8",
+    "magnitude",
+    "require_data_units",
+    "require_pixels",
+    "save_grid",
+    "save_rows",
+    "to_uint8",
+]
 
 _SHOWN_SIZE = 64
 """Pixels of an enlarged image, about."""
@@ -23,16 +31,50 @@ _GAP = 2
 _LABEL_WIDTH = 150
 
 
+def require_pixels(images: Tensor) -> None:
+    """Refuse images that are not 8-bit.
+
+    Raises:
+        DataError: Their type is another one.
+    """
+    if images.dtype != torch.uint8:
+        msg = (
+            f"images: their type is {_type(images)}, not uint8. "
+            "Convert images in data units with dsd.utils.images.to_uint8"
+        )
+        raise DataError(msg)
+
+
+def require_data_units(images: Tensor) -> None:
+    """Refuse images that are not floating-point numbers, such as 8-bit images.
+
+    Raises:
+        DataError: Their type is another one.
+    """
+    if not images.is_floating_point():
+        msg = (
+            f"images: their type is {_type(images)}, not floating-point numbers in data units, "
+            "[-1, 1]. Convert 8-bit images with dsd.utils.images.from_uint8"
+        )
+        raise DataError(msg)
+
+
+def _type(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")
+
+
 def to_uint8(x: Float[Tensor, " b c h w"]) -> Pixels:
     """Images as they are saved: clamped to [-1, 1] and quantised.
 
     Raises:
+        DataError: The images are no floating-point numbers.
         NonFiniteError: A pixel is NaN or infinite. As a saved image it would look like any other.
 
     Reference:
         The convention of Karras et al. 2022 (arXiv:2206.00364), which FID values of this field
         assume.
     """
+    require_data_units(x)
     # One number to wait for; it is not finite if any pixel is not, or if the sum is too large.
     if not x.sum(dtype=torch.float32).isfinite():
         _refuse_non_finite(x)
@@ -52,7 +94,12 @@ def _refuse_non_finite(x: Float[Tensor, " b c h w"]) -> None:
 
 
 def from_uint8(pixels: Pixels) -> Float[Tensor, " b c h w"]:
-    """Saved images in data units, [-1, 1]."""
+    """Saved images in data units, [-1, 1].
+
+    Raises:
+        DataError: The images are not 8-bit.
+    """
+    require_pixels(pixels)
     return pixels.to(torch.float32) / 127.5 - 1
 
 
@@ -70,17 +117,36 @@ def enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
     return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)
 
 
-def _shown(pixels: Pixels, zoom: int) -> Float[Tensor, " b _ v u"]:
-    """Images for a picture, in [0, 1], enlarged; of complex ones the brightness."""
+def _shown(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b _ v u"]:
+    """Images for a picture, enlarged; of complex ones the brightness."""
     visible = magnitude(pixels).round().to(torch.uint8) if pixels.shape[1] == 2 else pixels
-    return enlarged(visible, zoom).float() / 255
+    return enlarged(visible, zoom)
+
+
+def _grid(pixels: Pixels, *, columns: int, gap: int) -> Image.Image:
+    """Images side by side, row by row, with borders of the grey level ``gap``.
+
+    A single image has no border.
+    """
+    tiles = pixels.expand(-1, max(3, pixels.shape[1]), -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, channels = tiles.shape
+    if count == 1:
+        return Image.fromarray(tiles[0])
+    columns = min(columns, count)
+    down, right = height + _GAP, width + _GAP
+    shape = (-(-count // columns) * down + _GAP, columns * right + _GAP, channels)
+    grid = np.full(shape, gap, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * down + _GAP, number % columns * right + _GAP
+        grid[top : top + height, left : left + width] = tile
+    return Image.fromarray(grid)
 
 
 def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> None:
     """Publish images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
-    grid = make_grid(_shown(pixels, zoom), nrow=columns, padding=2, pad_value=0.5)
+    grid = _grid(_shown(pixels, zoom), columns=columns, gap=128)
     with published(path) as file:
-        save_image(grid, file, format="png")
+        grid.save(file, format="png")
 
 
 def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
@@ -93,10 +159,10 @@ def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
     width = largest * max(1, _SHOWN_SIZE // largest)
     lines = [_shown(pixels, width // pixels.shape[-1]) for pixels in rows.values()]
     columns = max(map(len, lines))
-    filled = [torch.cat([x, x.new_ones(columns - len(x), *x.shape[1:])]) for x in lines]
-    grid = make_grid(torch.cat(filled), nrow=columns, padding=_GAP, pad_value=1.0)
-    strip = Image.new("RGB", (grid.shape[2] + _LABEL_WIDTH, grid.shape[1]), "white")
-    strip.paste(to_pil_image(grid), (_LABEL_WIDTH, 0))
+    filled = [torch.cat([x, x.new_full((columns - len(x), *x.shape[1:]), 255)]) for x in lines]
+    grid = _grid(torch.cat(filled), columns=columns, gap=255)
+    strip = Image.new("RGB", (grid.width + _LABEL_WIDTH, grid.height), "white")
+    strip.paste(grid, (_LABEL_WIDTH, 0))
     draw, height = ImageDraw.Draw(strip), lines[0].shape[-2] + _GAP
     font = ImageFont.load_default(size=15)
     for number, label in enumerate(rows):

@@ -7,16 +7,20 @@ beartype).
 
 from typing import TypeAlias
 
-from jaxtyping import Float, UInt8
+import torch
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-__all__ = ["Features", "Level", "PerSample", "Pixels", "State"]
+__all__ = ["AnyLevel", "Features", "Level", "PerSample", "Pixels", "State", "as_levels"]
 
 State: TypeAlias = Float[Tensor, " b *d"]
 """Data, observations or diffused states: any shape behind the batch, in data units."""
 
 Level: TypeAlias = Float[Tensor, " b"]
 """A noise level for each sample, in data units."""
+
+AnyLevel: TypeAlias = float | int | Float[Tensor, ""] | Level
+"""One noise level for all samples, or one for each."""
 
 PerSample: TypeAlias = Float[Tensor, " b"]
 """One value, a loss for example, for each sample."""
@@ -26,3 +30,28 @@ Pixels: TypeAlias = UInt8[Tensor, " b c h w"]
 
 Features: TypeAlias = Float[Tensor, " b d"]
 """Feature vectors of images."""
+
+
+def as_levels(sigma: AnyLevel, samples: Shaped[Tensor, " b *d"]) -> Level:
+    """Return a noise level for each sample; levels that are that already stay as they are.
+
+    Args:
+        sigma: One level, or one for each sample.
+        samples: The levels are on their device, and one number is of their type.
+
+    Raises:
+        ValueError: A number is negative or NaN, or there are too few or too many levels.
+    """
+    count = len(samples)
+    if not isinstance(sigma, Tensor):
+        if not sigma >= 0:
+            msg = f"sigma: {sigma} is no noise level. Give a number >= 0"
+            raise ValueError(msg)
+        dtype = samples.dtype if samples.is_floating_point() else torch.float32
+        return torch.full((count,), sigma, dtype=dtype, device=samples.device)
+    if sigma.ndim == 0:
+        return sigma.expand(count)
+    if sigma.shape != (count,):
+        msg = f"sigma: levels of shape {[*sigma.shape]} for {count} samples. Give one, or {count}"
+        raise ValueError(msg)
+    return sigma

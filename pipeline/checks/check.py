@@ -14,6 +14,7 @@ from typing import final
 import numpy as np
 from pydantic import TypeAdapter
 
+from dsd.distillation.config import DIVERGENCES
 from dsd.features.config import FEATURE_SPACES, INCEPTION_SPACES
 from dsd.sources.config import Data
 from dsd.sources.phase import to_complex
@@ -158,6 +159,7 @@ def check_before(stage: str, params: Params, paths: Paths) -> list[str]:
         return []
     require(params, images)
     _try_extractors(params, images, download=stage not in {"prepare", "corrupt"})
+    _try_divergence(params)
     if stage == "pretrain":
         _require_distinct(paths)
     return [text for reader, text in remarks(params, images) if reader == stage]
@@ -223,6 +225,24 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
         for shape in {images.shape, observed_shape(params, images.shape)}:
             random = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
             extract(extractor, torch.from_numpy(random), batch_size=2)
+
+
+def _try_divergence(params: Params) -> None:
+    """Import a divergence of the user's own, and let it compare two images.
+
+    Raises:
+        ParamsError: It cannot be imported, or does not return a loss for each image.
+    """
+    name = params.distill.divergence
+    if name in DIVERGENCES:
+        return
+    import torch
+
+    from dsd.distillation.losses import DenoiserPair, divergence_of
+
+    x_g, teacher, fake = torch.randn(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    loss = divergence_of(name, alpha=params.distill.alpha)
+    loss(x_g.requires_grad_(), DenoiserPair(teacher, fake))
 
 
 def _read_statistics(params: Params) -> None:
@@ -305,6 +325,7 @@ def show_check(params: Params, paths: Paths) -> None:
         images = Prepared(found.count, found.prepared)
         require(params, images)
         _try_extractors(params, images, download=False)
+        _try_divergence(params)
         for _, text in remarks(params, images):
             print(f"note: {text}")
     if _to_download(params):

@@ -19,7 +19,6 @@ __all__ = ["register_generator"]
 
 _REQUIREMENTS = (
     "torch",
-    "torchvision",
     "numpy",
     "pillow",
     "pyarrow",

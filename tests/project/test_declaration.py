@@ -250,7 +250,9 @@ def test_the_lock_file_has_names_and_versions_only_and_satisfies_the_project():
     assert not [line for line in pins if not pattern.fullmatch(line)]
     versions = {canonicalize_name(r.name): str(r.specifier)[2:] for r in map(Requirement, pins)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    groups = project["dependency-groups"]
+    extra = project["project"]["optional-dependencies"]["features"]
+    wanted = [*project["project"]["dependencies"], *extra, *groups["pipeline"], *groups["dev"]]
     for requirement in map(Requirement, wanted):
         pinned = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement} but {pinned} is locked"

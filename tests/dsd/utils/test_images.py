@@ -3,9 +3,11 @@
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid, save_image
 
 from dsd.utils.errors import NonFiniteError
-from dsd.utils.images import from_uint8, magnitude, save_grid, save_rows, to_uint8
+from dsd.utils.images import enlarged, from_uint8, magnitude, save_grid, save_rows, to_uint8
 
 
 def test_every_grey_level_survives_the_way_there_and_back():
@@ -66,6 +68,34 @@ def test_grids_show_colours_as_they_are(tmp_path):
     save_grid(red, tmp_path / "grid.png", columns=3, zoom=2)
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.getpixel((5, 5)) == (255, 0, 0)
+
+
+def numbers(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("count", "columns"), [(1, 4), (3, 4), (8, 4), (10, 3)])
+def test_a_grid_has_the_pixels_of_torchvisions(tmp_path, channels, count, columns):
+    pixels = numbers(count, channels, 6, 6)
+    save_grid(pixels, tmp_path / "ours.png", columns=columns)
+    grid = make_grid(pixels.float() / 255, nrow=columns, padding=2, pad_value=0.5)
+    save_image(grid, tmp_path / "theirs.png")
+    with Image.open(tmp_path / "ours.png") as ours, Image.open(tmp_path / "theirs.png") as theirs:
+        assert ours.mode == theirs.mode == "RGB"
+        assert ours.size == theirs.size
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_rows_have_the_pixels_of_torchvisions_grid(tmp_path):
+    rows = {"one": numbers(4, 3, 32, 32), "two": numbers(4, 3, 32, 32).flip(0)}
+    save_rows(rows, tmp_path / "rows.png")
+    large = enlarged(torch.cat([*rows.values()]), 2).float() / 255
+    theirs = to_pil_image(make_grid(large, nrow=4, padding=2, pad_value=1.0))
+    with Image.open(tmp_path / "rows.png") as picture:
+        right = picture.crop((150, 0, *picture.size))
+        assert right.tobytes() == theirs.tobytes()
 
 
 def test_the_brightness_of_complex_images_does_not_depend_on_their_phase():

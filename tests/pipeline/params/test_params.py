@@ -83,7 +83,7 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         (
             "distill.divergence",
             "divergence: sd",
-            "must be one of sid, dmd, sds; did you mean sid?",
+            'distill.divergence: "sd" must be one of sid, dmd, sds, or a function package.module:',
         ),
         ("data.name", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
         (
