@@ -1,25 +1,27 @@
 """Steps of the reference implementations, by their own networks and losses from a checkout.
 
-EDM (github.com/NVlabs/edm) and SiD (github.com/mingyuanzhou/SiD) both call their packages
-``training``, ``torch_utils`` and ``dnnlib``, so a process can use one of them. None of their code
-is here; what their training loops do in one step is done in the same order, for one process, so
-without DistributedDataParallel. Images are drawn from memory and not by their data loaders, they
-are not augmented, and float32 stays without TF32, as in their loops.
+EDM is github.com/NVlabs/edm, SiD is github.com/mingyuanzhou/SiD. None of their code is here. What
+their training loops do in one step is done in the same order, for one process without
+DistributedDataParallel. Images come from memory, are not augmented, and float32 stays without
+TF32, as in their loops.
 """
 
 import copy
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn, optim
 
-from bench.speed.settings import Setting
+if TYPE_CHECKING:
+    from bench.speed.trainings import Setting
 
 __all__ = ["EdmTeacher", "RawNetwork", "SidDistillation", "reference_module", "reference_network"]
 
+_Shape: TypeAlias = tuple[int, int, int]
+_PACKAGES = ("training", "torch_utils", "dnnlib", "generate")
 _FEW_IMAGES = 2048
 _EMA_HALFLIFE, _EMA_RAMPUP = 500_000, 0.05
 _RAMPUP_IMAGES = 10_000_000
@@ -28,18 +30,18 @@ _SCALE_G = 100
 
 
 def reference_module(checkout: Path, name: str) -> Any:  # noqa: ANN401 - their code is untyped
-    """A module of a checkout, which becomes the only source of its packages in this process."""
-    if str(checkout) not in sys.path:
+    """A module of a checkout; both references give their packages the same names."""
+    if sys.path[0] != str(checkout):
         sys.path.insert(0, str(checkout))
+        for other in [*sys.modules]:
+            if other.partition(".")[0] in _PACKAGES:
+                del sys.modules[other]
     return importlib.import_module(name)
 
 
-def reference_network(checkout: Path, setting: Setting, device: torch.device) -> nn.Module:
+def reference_network(checkout: Path, setting: "Setting", device: torch.device) -> nn.Module:
     """The reference's preconditioned DDPM++ of this size: what its command ``ddpmpp`` builds."""
     network = setting.network
-    if network.patch_size != 1:
-        msg = f"{setting.name} folds pixels into channels, which the reference's network cannot"
-        raise ValueError(msg)
     made: nn.Module = reference_module(checkout, "training.networks").EDMPrecond(
         img_resolution=setting.shape[1],
         img_channels=setting.shape[0],
@@ -60,11 +62,7 @@ def reference_network(checkout: Path, setting: Setting, device: torch.device) ->
 
 @final
 class RawNetwork(nn.Module):
-    """The reference's raw network, called as ours are: ``F(x, c_noise)``.
-
-    Args:
-        preconditioned: What :func:`reference_network` gives.
-    """
+    """The raw network of :func:`reference_network`, called as ours are: ``F(x, c_noise)``."""
 
     def __init__(self, preconditioned: nn.Module) -> None:
         super().__init__()
@@ -101,7 +99,7 @@ def _follow(average: nn.Module, network: nn.Module, seen: int, batch: int) -> No
 class _Images:
     """Batches of 8-bit images, in memory."""
 
-    def __init__(self, shape: tuple[int, int, int], batch: int, device: torch.device) -> None:
+    def __init__(self, shape: _Shape, batch: int, device: torch.device) -> None:
         random = torch.Generator().manual_seed(0)
         self._images = torch.randint(
             256, (_FEW_IMAGES, *shape), dtype=torch.uint8, generator=random
@@ -115,25 +113,21 @@ class _Images:
 
 @final
 class EdmTeacher:
-    """EDM's training step.
+    """EDM's training step, with a checkout of its repository."""
 
-    Args:
-        checkout: Of its repository.
-        setting: Network, images and batch.
-        device: Where it computes.
-    """
-
-    def __init__(self, checkout: Path, setting: Setting, device: torch.device) -> None:
+    def __init__(
+        self, checkout: Path, network: nn.Module, batch: int, shape: _Shape, device: torch.device
+    ) -> None:
         _like_their_loops()
         self._stats = reference_module(checkout, "torch_utils.training_stats")
         self.loss = reference_module(checkout, "training.loss").EDMLoss()
-        self.network = reference_network(checkout, setting, device).train().requires_grad_(True)
+        self.network = network.train().requires_grad_(True)
         self._average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._optimizer = optim.Adam(
             self.network.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8
         )
-        self._batch, self._seen = setting.batch_size, 0
-        self._images = _Images(setting.shape, self._batch, device)
+        self._batch, self._seen = batch, 0
+        self._images = _Images(shape, batch, device)
 
     def advance(self) -> None:
         """Make a step."""
@@ -150,19 +144,15 @@ class EdmTeacher:
 
 @final
 class SidDistillation:
-    """SiD's training step: the fake score network, then the generator, with its own defaults.
+    """SiD's training step: the fake score network, then the generator, with its own defaults."""
 
-    Args:
-        checkout: Of its repository.
-        setting: Network, images and batch.
-        device: Where it computes.
-    """
-
-    def __init__(self, checkout: Path, setting: Setting, device: torch.device) -> None:
+    def __init__(
+        self, checkout: Path, network: nn.Module, batch: int, shape: _Shape, device: torch.device
+    ) -> None:
         _like_their_loops()
         self._stats = reference_module(checkout, "torch_utils.training_stats")
         self._loss = reference_module(checkout, "training.sid_loss").SID_EDMLoss()
-        self.teacher = reference_network(checkout, setting, device).eval().requires_grad_(False)
+        self.teacher = network.eval().requires_grad_(False)
         self._fake = copy.deepcopy(self.teacher).eval()
         self._generator = copy.deepcopy(self.teacher).eval()
         self._average = copy.deepcopy(self.teacher)
@@ -170,8 +160,8 @@ class SidDistillation:
             optim.Adam(network.parameters(), lr=1e-5, betas=(0.0, 0.999), eps=1e-8)
             for network in (self._fake, self._generator)
         )
-        self._batch, self._seen, self._device = setting.batch_size_distill, 0, device
-        self._images = _Images(setting.shape, self._batch, device)
+        self._batch, self._seen, self._device = batch, 0, device
+        self._images = _Images(shape, batch, device)
 
     def advance(self) -> None:
         """Make both halves of a step."""
