@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +16,38 @@ set_up_cpu()  # before torch loads, as for the stages
 import torch  # noqa: E402
 
 from bench.machine import description  # noqa: E402
-from bench.speed import others  # noqa: E402
+from bench.speed import others, trainings  # noqa: E402
 from bench.speed.timing import Comparison, measure, table  # noqa: E402
-from bench.speed.trainings import (  # noqa: E402
-    Setting,
-    compare_distillations,
-    compare_teachers,
-    parameters,
-    settings,
-)
 from pipeline.tracking.provenance import commit_of, is_dirty  # noqa: E402
 from sandbox import ROOT  # noqa: E402
 
 __all__ = ["PARTS", "main"]
 
-PARTS = ("teacher", "distill", "sampling", "features", "frechet", "data", "startup")
+PARTS = ("teacher", "distill", "sampling", "frechet", "data", "startup")
 
 
 def comparisons(given: argparse.Namespace, device: torch.device) -> Iterator[Comparison]:
     """All comparisons of the parts that were asked for; each is built when it is its turn."""
-    quick = given.quick
-    sizes = [_tiny()] if quick else settings(device.type)
+    quick, edm, sid = given.quick, given.edm, given.sid
+    sizes = [_tiny()] if quick else trainings.settings(device.type)
+    made: dict[str, Callable[[], Iterable[Comparison]]] = {
+        "teacher": lambda: (trainings.compare_teachers(size, device, edm) for size in sizes),
+        "distill": lambda: (trainings.compare_distillations(size, device, sid) for size in sizes),
+        "sampling": lambda: chain.from_iterable(
+            others.compare_samplers(size, device, edm) for size in sizes
+        ),
+        "frechet": lambda: others.distances((32,) if quick else (1280, 2048)),
+        "data": lambda: others.data_stages(sizes[0], device, 300 if quick else 16_000),
+        "startup": others.startup,
+    }
     for part in given.parts:
-        match part:
-            case "teacher":
-                yield from (compare_teachers(size, device, given.edm) for size in sizes)
-            case "distill":
-                yield from (compare_distillations(size, device, given.sid) for size in sizes)
-            case "sampling":
-                for size in sizes:
-                    yield from others.compare_samplers(size, device, given.edm)
-            case "features":
-                yield from others.features(device, 8 if quick else 500)
-            case "frechet":
-                yield from others.distances((32,) if quick else (1280, 2048))
-            case "data":
-                yield from others.data_stages(sizes[0], device, 300 if quick else 16_000)
-            case _:
-                yield from others.startup()
+        yield from made[part]()
 
 
-def _tiny() -> Setting:
+def _tiny() -> trainings.Setting:
     changes = {"model_channels": 8, "channel_mult": [1], "attention_resolutions": []}
-    network = parameters().network.model_copy(update=changes)
-    return Setting("tiny", (1, 16, 16), network, 4, 2, 2)
+    network = trainings.parameters().network.model_copy(update=changes)
+    return trainings.Setting("tiny", (1, 16, 16), network, 4, 2, 2)
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,7 +55,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--edm", type=Path, metavar="DIR", help="a checkout of NVlabs/edm")
     parser.add_argument("--sid", type=Path, metavar="DIR", help="a checkout of mingyuanzhou/SiD")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="least time for each way")
     parser.add_argument("--quick", action="store_true", help="a tiny network, to see it work")
     parser.add_argument("--out", type=Path, metavar="FILE", help="every timing, as JSON")
@@ -75,8 +65,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         folder = getattr(given, option)
         if folder is not None and not (folder / file).is_file():
             parser.error(f"--{option}: {folder} has no {file}; clone the repository, name it")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU; check the driver with `nvidia-smi`")
     return given
 
 

@@ -16,7 +16,6 @@ from bench.accuracy.frechet import clean_fid
 from bench.speed.references import reference_module, reference_network
 from bench.speed.timing import Comparison, Way
 from bench.speed.trainings import Setting, missing, our_denoiser, parameters, teacher_training
-from dsd.features.extractor import extract, load_extractor
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.samplers import sample_teacher
@@ -30,7 +29,7 @@ from pipeline.stages import corrupt, prepare
 from sandbox import ROOT
 from sandbox.workspace import clone
 
-__all__ = ["compare_samplers", "data_stages", "distances", "features", "startup"]
+__all__ = ["compare_samplers", "data_stages", "distances", "startup"]
 
 _SIGMA_INIT = 2.5
 
@@ -65,16 +64,6 @@ def _inference(do: Callable[[], object]) -> Callable[[], object]:
     return torch.inference_mode()(do)
 
 
-def features(device: torch.device, images: int) -> Iterator[Comparison]:
-    """Features of images in each space that needs no download."""
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (images, 1, 16, 16), dtype=torch.uint8, generator=random)
-    for space in ("fashion-classifier", "efficientnet-lite0"):
-        extractor = load_extractor(space, device=device)
-        way = Way(space, partial(extract, extractor, pixels, batch_size=500), images)
-        yield Comparison("Features of images", "images/s", [way])
-
-
 def distances(dims: tuple[int, ...]) -> Iterator[Comparison]:
     """A Frechet distance against clean-fid's, and mean and covariance."""
     for dim in dims:
@@ -87,54 +76,42 @@ def distances(dims: tuple[int, ...]) -> Iterator[Comparison]:
             # A copy without the factor that moments keep once it was needed.
             return frechet_distance(replace(fresh), other)
 
-        ways = [
-            Way("ours", ours),
-            Way("clean-fid", partial(clean_fid, generated, reference)),
-        ]
+        ways = [Way("ours", ours), Way("clean-fid", partial(clean_fid, generated, reference))]
         yield Comparison(f"Frechet distance, {dim} features", "s", ways, computes=False)
-        way = Way("ours", partial(moments, sets[0]), len(sets[0]))
-        title = f"Mean and covariance, {dim} features"
-        yield Comparison(title, "images/s", [way], computes=False)
+        ways = [Way("ours", partial(moments, sets[0]))]
+        yield Comparison(f"Mean and covariance, {dim} features", "s", ways, computes=False)
 
 
 def data_stages(setting: Setting, device: torch.device, images: int) -> Iterator[Comparison]:
     """The first two stages, loading, and what a step of the teacher waits for."""
     params = parameters()
     source = {"path": str(ROOT / params.data.path), "max_images": images}
-    changes = {
-        "data": params.data.model_copy(update=source),
-        "corrupt": params.corrupt.model_copy(update={"num_heldout": images // 10}),
-    }
+    held = params.corrupt.model_copy(update={"num_heldout": images // 10})
+    changes = {"data": params.data.model_copy(update=source), "corrupt": held}
     log = FollowerLog(StopSignal())
     with TemporaryDirectory() as folder:
         paths = Paths(Path(folder))
-        run = {
-            stage: partial(run_stage, stage, params.model_copy(update=changes), paths, log)
-            for stage in (prepare, corrupt)
-        }
-        for do in run.values():
+        few = params.model_copy(update=changes)
+        run = [partial(run_stage, stage, few, paths, log) for stage in (prepare, corrupt)]
+        for do in run:
             do()
         noisy = paths.artifact("corrupt") / "train"
 
         def load() -> torch.Tensor:
             return ImageStore.open(noisy).all().to(device)
 
-        ways = [
-            Way("prepare", run[prepare], images),
-            Way("corrupt", run[corrupt], images),
-            Way("load", load, images),
-        ]
+        ways = [Way("prepare", run[0], images), Way("corrupt", run[1], images)]
+        ways.append(Way("load", load, images))
         yield Comparison("Images on their way", "images/s", ways, computes=False)
     training = teacher_training(our_denoiser(setting, device), setting)
     drawn, numbers = teacher_training(our_denoiser(setting, device), setting), count()
 
     def draw() -> None:
-        drawn._draw(step_generator(0, "pretrain", next(numbers), device))
+        drawn.step = next(numbers)
+        drawn._draw(step_generator(0, "pretrain", drawn.step, device))
 
-    ways = [
-        Way("a whole step of the teacher", partial(next, training.steps())),
-        Way("drawing images, levels and noise", draw),
-    ]
+    step = partial(next, training.steps())
+    ways = [Way("a whole step of the teacher", step), Way("drawing its images and noise", draw)]
     yield Comparison(f"Waiting for images: {setting}", "s", ways)
 
 
@@ -146,16 +123,11 @@ def startup() -> Iterator[Comparison]:
         do = partial(subprocess.run, line, cwd=ROOT, check=True, capture_output=True)
         return Way(f"python {' '.join(arguments)}", do)
 
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "DVC_"))]:
-        del os.environ[name]
     for who in ("AUTHOR", "COMMITTER"):
         os.environ |= {f"GIT_{who}_NAME": "bench", f"GIT_{who}_EMAIL": "bench@example.org"}
     with TemporaryDirectory() as folder:
         workspace = clone(Path(folder))
         workspace.repro()
-        ways = [
-            command("-c", "import dsd"),
-            command("-m", "pipeline", "--help"),
-            Way("dvc repro, nothing to do", partial(workspace.run, "dvc", "repro")),
-        ]
+        ways = [command("-c", "import dsd"), command("-m", "pipeline", "--help")]
+        ways.append(Way("dvc repro, nothing to do", partial(workspace.run, "dvc", "repro")))
         yield Comparison("Processes with nothing to do", "s", ways, computes=False)

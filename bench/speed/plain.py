@@ -80,28 +80,22 @@ class PlainTeacher:
     """Training of a teacher with the adjusted objective and EDM's weight."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        sigma_y: Tensor,
-        config: Pretrain,
-        sigma_data: float,
+        self, network: nn.Module, images: Tensor, sigma_y: Tensor, config: Pretrain, data: float
     ) -> None:
         self.network = network.train()
         self.average = copy.deepcopy(network)
         self.optimizer = _adam(network, config.learning_rate, [0.9, 0.999])
         self._images, self._sigma_y, self._batch = images, sigma_y, config.batch_size
         self._ema = (1000 * config.ema_halflife_kimg, config.ema_rampup_ratio)
-        self._sigma_data = sigma_data
+        self._sigma_data = data
         self._random = torch.Generator(images.device).manual_seed(0)
         self._seen = 0
 
     def advance(self) -> float:
         """Draw images, levels and noise, and make a step with them; its loss."""
         device = self._images.device
-        chosen = torch.randint(
-            len(self._images), (self._batch,), generator=self._random, device=device
-        )
+        count, size = len(self._images), (self._batch,)
+        chosen = torch.randint(count, size, generator=self._random, device=device)
         y, sigma_y = self._images[chosen], self._sigma_y[chosen]
         sigma = clamped_levels(sigma_y, self._random)
         n = torch.randn(y.shape, generator=self._random, device=device)
@@ -123,12 +117,7 @@ class PlainDistillation:
     """Distillation by SiD's loss, with one step of the fake denoiser for each of the generator."""
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        shape: tuple[int, int, int],
-        sigma_y: float,
-        config: Distill,
-        sigma_data: float,
+        self, teacher: nn.Module, shape: Sequence[int], level: float, config: Distill, data: float
     ) -> None:
         self.teacher = teacher.eval()
         self.fake = copy.deepcopy(teacher).train()
@@ -137,9 +126,9 @@ class PlainDistillation:
         self.optimizer = _adam(self.generator, config.learning_rate, config.betas)
         self.optimizer_fake = _adam(self.fake, config.learning_rate_fake, config.betas)
         self._shape = (config.batch_size, *shape)
-        self._sigma_y, self._alpha, self._sigma_init = sigma_y, config.alpha, config.sigma_init
+        self._sigma_y, self._alpha, self._sigma_init = level, config.alpha, config.sigma_init
         self._ema = (1000 * config.ema_halflife_kimg, config.ema_rampup_ratio)
-        self._sigma_data = sigma_data
+        self._sigma_data = data
         self._device = next(teacher.parameters()).device
         self._random = torch.Generator(self._device).manual_seed(0)
         self._seen = 0
@@ -178,10 +167,8 @@ class PlainDistillation:
         self.optimizer.zero_grad()
         x_g = self._generate(z)
         x_t = x_g + sigma.reshape(-1, 1, 1, 1) * n
-        teacher, fake = (
-            _denoise(network, x_t, sigma, self._sigma_data)
-            for network in (self.teacher, self.fake)
-        )
+        both = self.teacher, self.fake
+        teacher, fake = (_denoise(network, x_t, sigma, self._sigma_data) for network in both)
         loss = _score_identity_loss(x_g, teacher, fake, self._alpha).mean()
         loss.backward()
         self.optimizer.step()

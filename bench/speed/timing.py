@@ -14,15 +14,12 @@ _ROUNDS, _SHOWN = 3, 6
 
 
 class Way(NamedTuple):
-    """One way to do something."""
+    """One way to do something to ``items`` at a time, a share of which has a gradient."""
 
     name: str
     do: Callable[[], object]
     items: float = 1.0
-    """Images, megabytes, ... in one go."""
-
     of_use: float = 1.0
-    """Share of the images whose noise level gives a gradient."""
 
 
 class Comparison(NamedTuple):
@@ -30,23 +27,18 @@ class Comparison(NamedTuple):
 
     title: str
     unit: str
-    """``s`` for seconds, else what is done in a second, such as ``images/s``."""
+    """``s``, or ``images/s``."""
 
     ways: Sequence[Way]
     missing: Mapping[str, str] = {}
     """Ways that cannot take part, and why."""
 
     computes: bool = True
-    """Whether PyTorch's operations are worth counting and profiling."""
+    """Whether PyTorch's operations are counted and profiled."""
 
 
 def measure(comparison: Comparison, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Time all ways in turn, then count operations and memory and profile the first way.
-
-    Args:
-        comparison: What to do.
-        device: Where it is done.
-        seconds: Least time for each way.
+    """Time each way in turn for at least ``seconds``, count operations, and profile the first way.
 
     Returns:
         All that was measured, as JSON can hold it.
@@ -66,13 +58,9 @@ def measure(comparison: Comparison, device: torch.device, seconds: float) -> dic
         (merged,) = Measurement.merge(measurements)
         row = {"name": way.name, "items": way.items, "of_use": way.of_use, "times": merged.times}
         rows.append(row | (_counted(way, device) if comparison.computes else {}))
-    return {
-        "title": comparison.title,
-        "unit": comparison.unit,
-        "rows": rows,
-        "missing": dict(comparison.missing),
-        "operators": _operators(comparison.ways[0], device) if comparison.computes else {},
-    }
+    longest = _operators(comparison.ways[0], device) if comparison.computes else {}
+    told = {"title": comparison.title, "unit": comparison.unit, "missing": {**comparison.missing}}
+    return {**told, "rows": rows, "operators": longest}
 
 
 def _counted(way: Way, device: torch.device) -> dict[str, float]:

@@ -46,9 +46,8 @@ class Setting(NamedTuple):
     """Images that the teacher samples together."""
 
     def __str__(self) -> str:
-        """Its name and the size of its images."""
-        channels, height, width = self.shape
-        return f"{self.name}, {width}x{height}x{channels}"
+        """Its name and the shape of its images."""
+        return f"{self.name}, {'x'.join(map(str, self.shape))}"
 
 
 @cache
@@ -81,46 +80,26 @@ def settings(device: str) -> list[Setting]:
 
 def _edm(model_channels: int, channel_mult: list[int], num_blocks: int) -> Network:
     """What EDM's training command gives for its architecture ``ddpmpp``, at this size."""
-    return Network(
-        patch_size=1,
-        model_channels=model_channels,
-        channel_mult=channel_mult,
-        num_blocks=num_blocks,
-        attention_resolutions=[16],
-        dropout=0.13,
-        sigma_data=0.5,
-    )
+    size = {"model_channels": model_channels, "channel_mult": channel_mult}
+    fixed = {"patch_size": 1, "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5}
+    return Network.model_validate({**size, **fixed, "num_blocks": num_blocks})
 
 
 def pretrain_config(batch_size: int) -> Pretrain:
     """The paper's objective, for an endless training, with levels that waste nothing."""
     config = parameters().pretrain
-    changes = {
-        "objective": "adjusted",
-        "weighting": "edm",
-        "noise": _LEVELS,
-        "batch_size": batch_size,
-        "kimg": 1e9,
-        "consistency": config.consistency.model_copy(update={"weight": 0.0}),
-    }
-    return config.model_copy(update=changes)
+    changes = {"objective": "adjusted", "weighting": "edm", "noise": _LEVELS, "kimg": 1e9}
+    without = config.consistency.model_copy(update={"weight": 0.0})
+    return config.model_copy(update={**changes, "consistency": without, "batch_size": batch_size})
 
 
 def distill_config(batch_size: int) -> Distill:
     """SiD with the paper's numbers, for an endless distillation."""
-    changes = {
-        "divergence": "sid",
-        "alpha": 1.2,
-        "sigma_init": 2.5,
-        "clamp_output": False,
-        "noise": GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8),
-        "fake_noise": _LEVELS,
-        "fake_updates_per_step": 1,
-        "betas": [0.0, 0.999],
-        "batch_size": batch_size,
-        "kimg": 1e9,
-    }
-    return parameters().distill.model_copy(update=changes)
+    noise = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8)
+    paper: dict[str, object] = {"divergence": "sid", "alpha": 1.2, "sigma_init": 2.5}
+    paper |= {"noise": noise, "fake_noise": _LEVELS, "clamp_output": False, "betas": [0.0, 0.999]}
+    size = {"batch_size": batch_size, "kimg": 1e9, "fake_updates_per_step": 1}
+    return parameters().distill.model_copy(update={**paper, **size})
 
 
 def our_denoiser(setting: Setting, device: torch.device) -> Denoiser:
@@ -167,8 +146,8 @@ def compare_teachers(setting: Setting, device: torch.device, edm: Path | None) -
     def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
         return teacher_training(denoiser, setting, precision).steps()
 
-    rivals = _Rivals("EDM", EdmTeacher, edm, plain.advance, setting.batch_size, of_use)
-    return _compare(f"Training a teacher: {setting}", ours, rivals, setting, device)
+    rival, title = ("EDM", EdmTeacher, edm), f"Training a teacher: {setting}"
+    return _compare(title, ours, plain.advance, rival, config.batch_size, of_use, setting, device)
 
 
 def compare_distillations(setting: Setting, device: torch.device, sid: Path | None) -> Comparison:
@@ -182,37 +161,29 @@ def compare_distillations(setting: Setting, device: torch.device, sid: Path | No
     def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
         return Distillation(denoiser.eval(), *given, seed=0, precision=precision).steps()
 
-    rivals = _Rivals("SiD", SidDistillation, sid, plain.advance, setting.batch_size_distill)
-    return _compare(f"Distilling: {setting}", ours, rivals, setting, device)
-
-
-class _Rivals(NamedTuple):
-    """The plain training, and that of a reference."""
-
-    reference: str
-    theirs: Callable[..., EdmTeacher | SidDistillation]
-    checkout: Path | None
-    plain: Callable[[], object]
-    batch: int
-    of_use: float = 1.0
+    rival, title = ("SiD", SidDistillation, sid), f"Distilling: {setting}"
+    return _compare(title, ours, plain.advance, rival, config.batch_size, 1.0, setting, device)
 
 
 def _compare(
     title: str,
     ours: Callable[..., Iterator[object]],
-    rivals: _Rivals,
+    plain: Callable[[], object],
+    rival: tuple[str, Callable[..., EdmTeacher | SidDistillation], Path | None],
+    batch: int,
+    of_use: float,
     setting: Setting,
     device: torch.device,
 ) -> Comparison:
-    name, theirs, checkout, plain, batch, of_use = rivals
+    name, theirs, checkout = rival
     step = partial(next, ours(our_denoiser(setting, device)))
     ways = [Way("ours", step, batch), Way("plain", plain, batch, of_use)]
     why = missing(name, checkout, setting)
     if checkout is not None and why is None:
         network = partial(reference_network, checkout, setting, device)
-        rival = theirs(checkout, network(), batch, setting.shape, device)
+        made = theirs(checkout, network(), batch, setting.shape, device)
         mixed = Denoiser(RawNetwork(network()), sigma_data=setting.network.sigma_data)
-        ways.append(Way(name, rival.advance, batch, of_use))
+        ways.append(Way(name, made.advance, batch, of_use))
         ways.append(Way(f"our step, {name}'s network", partial(next, ours(mixed)), batch))
     for short in ("tf32", "bfloat16") if device.type == "cuda" else ():
         step = partial(next, ours(our_denoiser(setting, device), short))
