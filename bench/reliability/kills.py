@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from bench.speed import machine
+from bench import machine
 from pipeline.stages import STAGES
 from pipeline.tracking.journal import SYSTEM
 from pipeline.tracking.provenance import commit_of, is_dirty

@@ -9,7 +9,6 @@ most), how long its end took, and how many numbers the store had then and after 
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,13 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import (
-    AbstractContextManager,
-    closing,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,16 +32,10 @@ from pipeline.tracking import tracker as tracking
 from mlflow import MlflowClient  # isort: skip
 
 from sandbox import ROOT
+from sandbox.ports import free_port
 
 Server: TypeAlias = Callable[[], AbstractContextManager["subprocess.Popen[bytes]"]]
 CALLS, PAUSE_S, SLOW_S = 1000, 0.02, 2.0
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -1,147 +1,91 @@
-"""Measure how fast everything is: ``python -m bench.speed``; bench/README.md explains it."""
+"""Measure how fast everything is: ``python -m bench.speed [--parts PART ...]``."""
 
 import argparse
 import json
-import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
+from pipeline.runtime.signals import set_up_cpu
 
-from bench.speed import machine
-from bench.speed.contests import GROUPS, Checkouts, contests, limits
-from bench.speed.race import Worker, race
-from bench.speed.settings import Setting, settings
-from bench.speed.table import page
-from pipeline.params.reader import load_params
-from pipeline.tracking.provenance import commit_of, is_dirty
+set_up_cpu()  # before torch loads, as for the stages
 
-__all__ = ["main", "measure"]
+import torch  # noqa: E402
 
-from sandbox import ROOT
+from bench.machine import description  # noqa: E402
+from bench.speed import others, trainings  # noqa: E402
+from bench.speed.timing import Comparison, measure, table  # noqa: E402
+from pipeline.tracking.provenance import commit_of, is_dirty  # noqa: E402
+from sandbox import ROOT  # noqa: E402
 
-RESULTS = Path("docs/results/speed")
-SCRATCH = Path(".dsd/bench/speed")
-"""Results of a part, which must not replace a whole one."""
+__all__ = ["PARTS", "main"]
 
-_TURN_SECONDS = 0.7
+PARTS = ("teacher", "distill", "sampling", "frechet", "data", "startup")
 
 
-def measure(
-    groups: Sequence[str],
-    sizes: Sequence[Setting],
-    checkouts: Checkouts,
-    device: torch.device,
-    *,
-    pairs: int,
-    seconds: float,
-    command: str,
-) -> dict[str, Any]:
-    """Measure some groups of comparisons, and the machine's peaks.
-
-    Args:
-        groups: Names among ``contests.GROUPS``.
-        sizes: Of networks, images and batches.
-        checkouts: The reference implementations.
-        device: Where networks compute.
-        pairs: Turns that each way to do something has at most.
-        seconds: Of one turn, about.
-        command: By which this was asked for.
-
-    Returns:
-        All timings and where they come from, as JSON can say it.
-    """
-    begun, load = datetime.now(UTC), os.getloadavg()[0]
-    found = []
-    with Worker(limits(device.type), device) as limit:
-        threads = limit.begin()["threads"]
-        for contest in contests(groups, device.type, sizes, checkouts):
-            print(contest.name, file=sys.stderr, flush=True)
-            found.append(race(contest, device, limit, pairs=pairs, seconds=seconds))
-    return {
-        "command": command,
-        "date": begun.isoformat(timespec="seconds"),
-        "minutes": (datetime.now(UTC) - begun).total_seconds() / 60,
-        "commit": commit_of(ROOT),
-        "dirty": is_dirty(ROOT),
-        "machine": machine.description(device),
-        "threads": threads,
-        "load": [load, os.getloadavg()[0]],
-        "pairs": pairs,
-        "contests": found,
+def comparisons(given: argparse.Namespace, device: torch.device) -> Iterator[Comparison]:
+    """All comparisons of the parts that were asked for; each is built when it is its turn."""
+    quick, edm, sid = given.quick, given.edm, given.sid
+    sizes = [_tiny()] if quick else trainings.settings(device.type)
+    made: dict[str, Callable[[], Iterable[Comparison]]] = {
+        "teacher": lambda: (trainings.compare_teachers(size, device, edm) for size in sizes),
+        "distill": lambda: (trainings.compare_distillations(size, device, sid) for size in sizes),
+        "sampling": lambda: chain.from_iterable(
+            others.compare_samplers(size, device, edm) for size in sizes
+        ),
+        "frechet": lambda: others.distances((32,) if quick else (1280, 2048)),
+        "data": lambda: others.data_stages(sizes[0], device, 300 if quick else 16_000),
+        "startup": others.startup,
     }
+    for part in given.parts:
+        yield from made[part]()
 
 
-def write(results: dict[str, Any], folder: Path, name: str) -> None:
-    """Write ``NAME.json``, and ``NAME.md`` made from it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1) + "\n"
-    (folder / f"{name}.json").write_text(text)
-    (folder / f"{name}.md").write_text(page(json.loads(text)))
+def _tiny() -> trainings.Setting:
+    changes = {"model_channels": 8, "channel_mult": [1], "attention_resolutions": []}
+    network = trainings.parameters().network.model_copy(update=changes)
+    return trainings.Setting("tiny", (1, 16, 16), network, 4, 2, 2)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--edm", type=Path, metavar="DIR", help="a checkout of NVlabs/edm")
     parser.add_argument("--sid", type=Path, metavar="DIR", help="a checkout of mingyuanzhou/SiD")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--pairs", type=int, default=15, metavar="N", help="turns of each at most")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"some of {','.join(GROUPS)}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
-    given = parser.parse_args()
-    given.only = given.only.split(",")
-    for group in given.only:
-        if group not in GROUPS:
-            parser.error(f"--only: there is no {group!r}; there are {', '.join(GROUPS)}")
-    if given.pairs < 1:
-        parser.error(f"--pairs is {given.pairs}: give at least 1")
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    parser.add_argument("--device", choices=devices, default="cpu")
+    parser.add_argument("--seconds", type=float, default=10.0, help="least time for each way")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, to see it work")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="every timing, as JSON")
+    given = parser.parse_args(arguments)
     for option, file in (("edm", "training/loss.py"), ("sid", "training/sid_loss.py")):
         folder = getattr(given, option)
         if folder is not None and not (folder / file).is_file():
             parser.error(f"--{option}: {folder} has no {file}; clone the repository, name it")
-    if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU; check the driver with `nvidia-smi`")
     return given
 
 
-def _command(given: argparse.Namespace) -> str:
-    """What was asked for, without the folders, which are nobody's business."""
-    words = ["python", "-m", "bench.speed"]
-    words += [f"--{name} DIR" for name in ("edm", "sid") if getattr(given, name) is not None]
-    words += [f"--device {given.device}", f"--pairs {given.pairs}"]
-    if set(given.only) != set(GROUPS):
-        words.append(f"--only {shlex.quote(','.join(given.only))}")
-    return " ".join(words)
-
-
-def main() -> None:
-    """Measure, write, and print the tables."""
-    given = _arguments()
-    whole = set(given.only) == set(GROUPS)
-    folder = given.out or ROOT / (RESULTS if whole else SCRATCH)
-    results = measure(
-        given.only,
-        settings(load_params(ROOT), given.device),
-        Checkouts(given.edm, given.sid),
-        torch.device(given.device),
-        pairs=given.pairs,
-        seconds=_TURN_SECONDS,
-        command=_command(given),
-    )
-    write(results, folder, given.device)
-    print((folder / f"{given.device}.md").read_text())
-    failed = [
-        f"{contest['name']}, {entry['label']}: {entry['missing']}"
-        for contest in results["contests"]
-        for entry in contest["contestants"]
-        if (entry["missing"] or "").startswith("failed")
-    ]
-    if failed:
-        sys.exit("\n".join(["error: not all could be measured", *failed]))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print each table when it is there."""
+    given = _arguments(arguments)
+    device, results = torch.device(given.device), list[dict[str, Any]]()
+    document = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit_of(ROOT),
+        "dirty": is_dirty(ROOT),
+        "machine": description(device),
+        "threads": torch.get_num_threads(),
+        "comparisons": results,
+    }
+    for comparison in comparisons(given, device):
+        print(comparison.title, file=sys.stderr, flush=True)
+        results.append(measure(comparison, device, 0.03 if given.quick else given.seconds))
+        print(table(results[-1]), flush=True)
+    if given.out is not None:
+        given.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

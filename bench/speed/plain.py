@@ -1,16 +1,20 @@
 """Both trainings as a textbook would write them: what all that is faster must agree with.
 
-Equations are those of docs/concepts.md, written out; nothing of ``dsd.training``, ``dsd.losses``
-or ``dsd.model.denoiser`` is used. Networks have torch's usual layout in memory, the optimiser goes
-from weight to weight, every network keeps what the gradients of its weights need, images are
-generated anew for each of their uses, and each loss is read back at once.
+Equations are those of docs/concepts.md, written out. Of ``dsd`` only the raw network and the
+configuration are used. Networks have torch's usual layout in memory, the optimiser goes from
+weight to weight, every network keeps what its gradients need, images are generated again
+for each of their uses, and each loss is read back.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn, optim
+
+from dsd.distillation.config import Distill
+from dsd.pretraining.config import Pretrain
 
 __all__ = ["PlainDistillation", "PlainTeacher", "clamped_levels"]
 
@@ -54,9 +58,10 @@ def _score_identity_loss(x_g: Tensor, teacher: Tensor, fake: Tensor, alpha: floa
     return (difference * ((teacher - x_g) - alpha * difference) / omega).sum(dim=(1, 2, 3))
 
 
-def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> optim.Adam:
+def _adam(network: nn.Module, learning_rate: float, betas: Sequence[float]) -> optim.Adam:
+    first, second = betas
     return optim.Adam(
-        network.parameters(), lr=learning_rate, betas=betas, foreach=False, fused=False
+        network.parameters(), learning_rate, (first, second), foreach=False, fused=False
     )
 
 
@@ -72,63 +77,32 @@ def _follow(
 
 @final
 class PlainTeacher:
-    """Training of a teacher with the adjusted objective and EDM's weight.
-
-    Args:
-        network: Raw network F(x, c_noise), trained in place.
-        images: Observations [n, C, H, W].
-        sigma_y: Their noise levels [n].
-        batch_size: Images of a step.
-        learning_rate: Of Adam, the same at all steps.
-        halflife: Of the average of weights, in images.
-        rampup: The half-life is at most this fraction of the images seen.
-        sigma_data: Of the preconditioning.
-    """
+    """Training of a teacher with the adjusted objective and EDM's weight."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        sigma_y: Tensor,
-        *,
-        batch_size: int,
-        learning_rate: float,
-        halflife: float,
-        rampup: float,
-        sigma_data: float,
+        self, network: nn.Module, images: Tensor, sigma_y: Tensor, config: Pretrain, data: float
     ) -> None:
         self.network = network.train()
         self.average = copy.deepcopy(network)
-        self.optimizer = _adam(network, learning_rate, (0.9, 0.999))
-        self._images, self._sigma_y, self._batch = images, sigma_y, batch_size
-        self._ema = (halflife, rampup)
-        self._sigma_data = sigma_data
+        self.optimizer = _adam(network, config.learning_rate, [0.9, 0.999])
+        self._images, self._sigma_y, self._batch = images, sigma_y, config.batch_size
+        self._ema = (1000 * config.ema_halflife_kimg, config.ema_rampup_ratio)
+        self._sigma_data = data
         self._random = torch.Generator(images.device).manual_seed(0)
         self._seen = 0
 
     def advance(self) -> float:
         """Draw images, levels and noise, and make a step with them; its loss."""
         device = self._images.device
-        chosen = torch.randint(
-            len(self._images), (self._batch,), generator=self._random, device=device
-        )
+        count, size = len(self._images), (self._batch,)
+        chosen = torch.randint(count, size, generator=self._random, device=device)
         y, sigma_y = self._images[chosen], self._sigma_y[chosen]
         sigma = clamped_levels(sigma_y, self._random)
         n = torch.randn(y.shape, generator=self._random, device=device)
         return self.step(y, sigma_y, sigma, n)
 
     def step(self, y: Tensor, sigma_y: Tensor, sigma: Tensor, n: Tensor) -> float:
-        """Make a step with what was drawn.
-
-        Args:
-            y: Observations [b, C, H, W].
-            sigma_y: Their noise levels [b].
-            sigma: Total levels [b], none below ``sigma_y``.
-            n: Standard normal noise, shaped as ``y``.
-
-        Returns:
-            The mean loss.
-        """
+        """Make a step with observations, their levels, total levels and normal noise; its loss."""
         self.optimizer.zero_grad()
         loss = _denoising_loss(self.network, y, sigma_y, sigma, n, self._sigma_data).mean()
         loss.backward()
@@ -140,49 +114,21 @@ class PlainTeacher:
 
 @final
 class PlainDistillation:
-    """Distillation by SiD's loss, with one step of the fake denoiser for each of the generator.
-
-    Args:
-        teacher: Raw network of the teacher, with which fake denoiser and generator begin.
-        shape: Channels, height and width of an image.
-        sigma_y: Noise level of all observations.
-        batch_size: Images of a step.
-        learning_rate: Of the generator's Adam.
-        learning_rate_fake: Of the fake denoiser's.
-        betas: Of both.
-        alpha: SiD's.
-        sigma_init: Level at which the generator evaluates its network.
-        halflife: Of the average of the generator's weights, in images.
-        rampup: The half-life is at most this fraction of the images seen.
-        sigma_data: Of the preconditioning.
-    """
+    """Distillation by SiD's loss, with one step of the fake denoiser for each of the generator."""
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        shape: tuple[int, int, int],
-        *,
-        sigma_y: float,
-        batch_size: int,
-        learning_rate: float,
-        learning_rate_fake: float,
-        betas: tuple[float, float],
-        alpha: float,
-        sigma_init: float,
-        halflife: float,
-        rampup: float,
-        sigma_data: float,
+        self, teacher: nn.Module, shape: Sequence[int], level: float, config: Distill, data: float
     ) -> None:
         self.teacher = teacher.eval()
         self.fake = copy.deepcopy(teacher).train()
         self.generator = copy.deepcopy(teacher).train()
         self.average = copy.deepcopy(teacher)
-        self.optimizer = _adam(self.generator, learning_rate, betas)
-        self.optimizer_fake = _adam(self.fake, learning_rate_fake, betas)
-        self._shape = (batch_size, *shape)
-        self._sigma_y, self._alpha, self._sigma_init = sigma_y, alpha, sigma_init
-        self._ema = (halflife, rampup)
-        self._sigma_data = sigma_data
+        self.optimizer = _adam(self.generator, config.learning_rate, config.betas)
+        self.optimizer_fake = _adam(self.fake, config.learning_rate_fake, config.betas)
+        self._shape = (config.batch_size, *shape)
+        self._sigma_y, self._alpha, self._sigma_init = level, config.alpha, config.sigma_init
+        self._ema = (1000 * config.ema_halflife_kimg, config.ema_rampup_ratio)
+        self._sigma_data = data
         self._device = next(teacher.parameters()).device
         self._random = torch.Generator(self._device).manual_seed(0)
         self._seen = 0
@@ -207,18 +153,7 @@ class PlainDistillation:
     def step_fake(
         self, z: Tensor, sigma_y: Tensor, eps: Tensor, sigma: Tensor, n: Tensor
     ) -> float:
-        """Train the fake denoiser on generated images that are made as noisy as the data.
-
-        Args:
-            z: Latents [b, C, H, W].
-            sigma_y: Noise levels of the observations [b].
-            eps: Their standard normal noise, shaped as ``z``.
-            sigma: Total levels [b], none below ``sigma_y``.
-            n: Standard normal noise, shaped as ``z``.
-
-        Returns:
-            The mean loss.
-        """
+        """Train the fake denoiser on images made from ``z``, with noise ``sigma_y * eps``."""
         y_g = self._generate(z).detach() + sigma_y.reshape(-1, 1, 1, 1) * eps
         self.optimizer_fake.zero_grad()
         loss = _denoising_loss(self.fake, y_g, sigma_y, sigma, n, self._sigma_data).mean()
@@ -227,24 +162,13 @@ class PlainDistillation:
         return loss.item()
 
     def step_generator(self, z: Tensor, sigma: Tensor, n: Tensor) -> float:
-        """Move the generator against the difference of teacher and fake denoiser.
-
-        Args:
-            z: Latents [b, C, H, W].
-            sigma: Levels at which both are compared [b].
-            n: Standard normal noise, shaped as ``z``.
-
-        Returns:
-            The mean loss.
-        """
+        """Move the generator against the difference of teacher and fake at levels ``sigma``."""
         self.teacher.zero_grad()
         self.optimizer.zero_grad()
         x_g = self._generate(z)
         x_t = x_g + sigma.reshape(-1, 1, 1, 1) * n
-        teacher, fake = (
-            _denoise(network, x_t, sigma, self._sigma_data)
-            for network in (self.teacher, self.fake)
-        )
+        both = self.teacher, self.fake
+        teacher, fake = (_denoise(network, x_t, sigma, self._sigma_data) for network in both)
         loss = _score_identity_loss(x_g, teacher, fake, self._alpha).mean()
         loss.backward()
         self.optimizer.step()

@@ -1,24 +1,21 @@
 """Steps of both trainings: ours, plain ones, and the references'."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.speed.plain import PlainDistillation, PlainTeacher, clamped_levels
 from bench.speed.references import EdmTeacher, RawNetwork, SidDistillation, reference_network
-from bench.speed.settings import Setting
-from bench.speed.work import Work
+from bench.speed.timing import Comparison, Way
 from dsd.distillation.config import Distill
 from dsd.distillation.trainer import Distillation
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.config import GeneratorNoise, TeacherNoise
+from dsd.model.config import GeneratorNoise, Network, TeacherNoise
 from dsd.model.denoiser import Denoiser
-from dsd.model.noise_levels import sample_teacher_levels
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.utils.config import Precision
@@ -26,95 +23,83 @@ from pipeline.params.model import Params
 from pipeline.params.reader import load_params
 from sandbox import ROOT
 
-__all__ = [
-    "SIGMA_Y",
-    "distill_config",
-    "distill_ours",
-    "distill_ours_on_reference",
-    "distill_plain",
-    "distill_reference",
-    "new_training",
-    "our_denoiser",
-    "pretrain_config",
-    "setting_of",
-    "teacher_ours",
-    "teacher_ours_on_reference",
-    "teacher_plain",
-    "teacher_reference",
-]
+__all__ = ["SIGMA_Y", "Setting", "compare_distillations", "compare_teachers", "settings"]
 
 SIGMA_Y = 0.2
 """Noise level of the observations, the paper's on CIFAR-10."""
 
 _IMAGES = 2048
-_LEVELS = 2**16
-"""Levels that are drawn to see which share of them is of use."""
+_LEVELS = TeacherNoise(distribution="truncated", P_mean=-1.2, P_std=1.2)
 
-_ENDLESS_KIMG = 1e9
-_LEVEL_LAW = TeacherNoise(distribution="truncated", P_mean=-1.2, P_std=1.2)
+
+class Setting(NamedTuple):
+    """A network, its images and its batches."""
+
+    name: str
+    shape: tuple[int, int, int]
+    network: Network
+    batch_size: int
+    """Images of a step of the teacher's training, or generated together in one step."""
+
+    batch_size_distill: int
+    sample: int
+    """Images that the teacher samples together."""
+
+    def __str__(self) -> str:
+        """Its name and the shape of its images."""
+        return f"{self.name}, {'x'.join(map(str, self.shape))}"
 
 
 @cache
-def _params() -> Params:
+def parameters() -> Params:
+    """The committed parameters."""
     return load_params(ROOT)
 
 
+def settings(device: str) -> list[Setting]:
+    """The default network, two small ones in EDM's manner, and the paper's DDPM++.
+
+    A step on two cores takes at most some seconds; on a GPU batches are as large as fills it.
+    """
+    grey, colour, default = (1, 16, 16), (3, 32, 32), parameters().network
+    small, middle, paper = _edm(32, [1, 2], 1), _edm(64, [1, 2, 2], 2), _edm(128, [2, 2, 2], 4)
+    if device == "cuda":
+        return [
+            Setting("default", grey, default, 8192, 8192, 8192),
+            Setting("small", grey, small, 4096, 4096, 4096),
+            Setting("middle", colour, middle, 1024, 512, 512),
+            Setting("paper", colour, paper, 512, 256, 256),
+        ]
+    return [
+        Setting("default", grey, default, 128, 128, 100),
+        Setting("small", grey, small, 128, 64, 20),
+        Setting("middle", colour, middle, 16, 8, 2),
+        Setting("paper", colour, paper, 2, 1, 1),
+    ]
+
+
+def _edm(model_channels: int, channel_mult: list[int], num_blocks: int) -> Network:
+    """What EDM's training command gives for its architecture ``ddpmpp``, at this size."""
+    size = {"model_channels": model_channels, "channel_mult": channel_mult}
+    fixed = {"patch_size": 1, "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5}
+    return Network.model_validate({**size, **fixed, "num_blocks": num_blocks})
+
+
 def pretrain_config(batch_size: int) -> Pretrain:
-    """The paper's objective, for an endless training; levels that waste nothing."""
-    paper = {"objective": "adjusted", "weighting": "edm", "noise": _LEVEL_LAW}
-    size = {"batch_size": batch_size, "kimg": _ENDLESS_KIMG}
-    without = _params().pretrain.consistency.model_copy(update={"weight": 0.0})
-    return _params().pretrain.model_copy(update={**paper, **size, "consistency": without})
+    """The paper's objective, for an endless training, with levels that waste nothing."""
+    config = parameters().pretrain
+    changes = {"objective": "adjusted", "weighting": "edm", "noise": _LEVELS, "kimg": 1e9}
+    without = config.consistency.model_copy(update={"weight": 0.0})
+    return config.model_copy(update={**changes, "consistency": without, "batch_size": batch_size})
 
 
 def distill_config(batch_size: int) -> Distill:
     """SiD with the paper's numbers, for an endless distillation."""
-    levels = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8)
-    paper = {
-        **{"divergence": "sid", "alpha": 1.2, "sigma_init": 2.5, "clamp_output": False},
-        **{
-            "noise": levels,
-            "fake_noise": _LEVEL_LAW,
-            "fake_updates_per_step": 1,
-            "betas": [0.0, 0.999],
-        },
-    }
-    size = {"batch_size": batch_size, "kimg": _ENDLESS_KIMG}
-    return _params().distill.model_copy(update={**paper, **size})
-
-
-def setting_of(options: Mapping[str, Any]) -> Setting:
-    """The size that the options name."""
-    return Setting.model_validate_json(json.dumps(options["setting"]))
-
-
-def _observations(
-    setting: Setting, device: torch.device, count: int = _IMAGES
-) -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(0)
-    images = 0.5 * torch.randn(count, *setting.shape, generator=random)
-    return images.to(device), torch.full((count,), SIGMA_Y, device=device)
-
-
-def _share_of_use(sigma: Tensor) -> dict[str, float]:
-    """The share of levels at which an observation gets any noise, and so a gradient."""
-    return {"of_use": float((sigma > SIGMA_Y).double().mean())}
-
-
-def _our_share() -> dict[str, float]:
-    random = torch.Generator().manual_seed(0)
-    levels = torch.full((_LEVELS,), SIGMA_Y)
-    sigma, added = sample_teacher_levels(_LEVEL_LAW, levels, random)
-    return _share_of_use(torch.where(added > 0, sigma, levels))
-
-
-def _clamped_share() -> dict[str, float]:
-    random = torch.Generator().manual_seed(0)
-    return _share_of_use(clamped_levels(torch.full((_LEVELS,), SIGMA_Y), random))
-
-
-def _size(network: nn.Module) -> dict[str, float]:
-    return {"parameters": float(sum(weight.numel() for weight in network.parameters()))}
+    noise = GeneratorNoise(sigma_min=0.002, sigma_max=80.0, rho=7.0, t_max=0.8)
+    paper: dict[str, object] = {"divergence": "sid", "alpha": 1.2, "sigma_init": 2.5}
+    paper |= {"noise": noise, "fake_noise": _LEVELS, "clamp_output": False, "betas": [0.0, 0.999]}
+    size = {"batch_size": batch_size, "kimg": 1e9, "fake_updates_per_step": 1}
+    return parameters().distill.model_copy(update={**paper, **size})
 
 
 def our_denoiser(setting: Setting, device: torch.device) -> Denoiser:
@@ -122,134 +107,85 @@ def our_denoiser(setting: Setting, device: torch.device) -> Denoiser:
     return build_denoiser(setting.network, setting.shape, seed=0).to(device)
 
 
+def missing(reference: str, checkout: Path | None, setting: Setting) -> str | None:
+    """Why a reference cannot take part, if so."""
+    if setting.network.patch_size > 1:
+        return "it does not fold pixels into channels"
+    return f"no --{reference.lower()}" if checkout is None else None
+
+
+def teacher_training(
+    denoiser: Denoiser, setting: Setting, precision: Precision = "float32"
+) -> TeacherTraining:
+    """Our training, at its first step."""
+    observations = _observations(setting, next(denoiser.parameters()).device)
+    config = pretrain_config(setting.batch_size)
+    return TeacherTraining(denoiser, *observations, config, seed=0, precision=precision)
+
+
+def _observations(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    images = 0.5 * torch.randn(_IMAGES, *setting.shape, generator=random)
+    return images.to(device), torch.full((_IMAGES,), SIGMA_Y, device=device)
+
+
 def _plain_network(setting: Setting, device: torch.device) -> nn.Module:
     """Our network with weights in torch's usual layout."""
     return our_denoiser(setting, device).network.to(memory_format=torch.contiguous_format)
 
 
-def _reference_denoiser(
-    options: Mapping[str, Any], setting: Setting, device: torch.device
-) -> Denoiser:
-    made = reference_network(Path(options["checkout"]), setting, device)
-    return Denoiser(RawNetwork(made), sigma_data=setting.network.sigma_data)
-
-
-def new_training(device: torch.device, options: Mapping[str, Any]) -> TeacherTraining:
-    """Our training of our network, at its first step."""
-    setting = setting_of(options)
-    return _training(our_denoiser(setting, device), setting, options)
-
-
-def _training(denoiser: Denoiser, setting: Setting, options: Mapping[str, Any]) -> TeacherTraining:
-    precision: Precision = options.get("precision", "float32")
-    count = options.get("observations", _IMAGES)
-    return TeacherTraining(
-        denoiser,
-        *_observations(setting, next(denoiser.parameters()).device, count),
-        pretrain_config(setting.batch_size),
-        seed=0,
-        precision=precision,
-    )
-
-
-def _train(denoiser: Denoiser, setting: Setting, options: Mapping[str, Any]) -> Work:
-    training = _training(denoiser, setting, options)
-    facts = _our_share() | _size(denoiser)
-    return Work(partial(next, training.steps()), setting.batch_size, counted=True, facts=facts)
-
-
-def teacher_ours(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """Our training of our network."""
-    setting = setting_of(options)
-    return _train(our_denoiser(setting, device), setting, options)
-
-
-def teacher_ours_on_reference(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """Our training of EDM's network."""
-    setting = setting_of(options)
-    return _train(_reference_denoiser(options, setting, device), setting, options)
-
-
-def teacher_plain(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """The plain training of our network."""
-    setting = setting_of(options)
+def compare_teachers(setting: Setting, device: torch.device, edm: Path | None) -> Comparison:
+    """A step of the teacher: ours, the plain one, EDM's, and ours on EDM's network."""
     config = pretrain_config(setting.batch_size)
-    training = PlainTeacher(
-        _plain_network(setting, device),
-        *_observations(setting, device),
-        batch_size=setting.batch_size,
-        learning_rate=config.learning_rate,
-        halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup_ratio,
-        sigma_data=setting.network.sigma_data,
-    )
-    facts = _clamped_share() | _size(training.network)
-    return Work(training.advance, setting.batch_size, counted=True, facts=facts)
+    network, observations = _plain_network(setting, device), _observations(setting, device)
+    plain = PlainTeacher(network, *observations, config, setting.network.sigma_data)
+    # Levels that are clamped to that of the data give no gradient.
+    levels = clamped_levels(torch.full((2**16,), SIGMA_Y), torch.Generator().manual_seed(0))
+    of_use = (levels > SIGMA_Y).double().mean().item()
+
+    def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
+        return teacher_training(denoiser, setting, precision).steps()
+
+    rival, title = ("EDM", EdmTeacher, edm), f"Training a teacher: {setting}"
+    return _compare(title, ours, plain.advance, rival, config.batch_size, of_use, setting, device)
 
 
-def teacher_reference(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """EDM's training of its network, whose levels DSD's reference code clamps."""
-    setting = setting_of(options)
-    training = EdmTeacher(Path(options["checkout"]), setting, device)
-    law = training.loss
-    drawn = (law.P_mean + law.P_std * torch.randn(_LEVELS)).exp().clamp(min=SIGMA_Y)
-    facts = _share_of_use(drawn) | _size(training.network)
-    return Work(training.advance, setting.batch_size, counted=True, facts=facts)
-
-
-def _distil(teacher: Denoiser, setting: Setting, options: Mapping[str, Any]) -> Work:
-    device = next(teacher.parameters()).device
-    precision: Precision = options.get("precision", "float32")
-    distillation = Distillation(
-        teacher.eval(),
-        torch.full((_IMAGES,), SIGMA_Y, device=device),
-        setting.shape,
-        distill_config(setting.batch_size_distill),
-        pretrain_config(setting.batch_size),
-        seed=0,
-        precision=precision,
-    )
-    do = partial(next, distillation.steps())
-    return Work(do, setting.batch_size_distill, counted=True, facts=_size(teacher))
-
-
-def distill_ours(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """Our distillation with our networks."""
-    setting = setting_of(options)
-    return _distil(our_denoiser(setting, device), setting, options)
-
-
-def distill_ours_on_reference(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """Our distillation with SiD's networks."""
-    setting = setting_of(options)
-    return _distil(_reference_denoiser(options, setting, device), setting, options)
-
-
-def distill_plain(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """The plain distillation with our networks."""
-    setting = setting_of(options)
+def compare_distillations(setting: Setting, device: torch.device, sid: Path | None) -> Comparison:
+    """A step of the fake denoiser and one of the generator: ours, plain, SiD's, ours on SiD's."""
     config = distill_config(setting.batch_size_distill)
-    distillation = PlainDistillation(
-        _plain_network(setting, device),
-        setting.shape,
-        sigma_y=SIGMA_Y,
-        batch_size=setting.batch_size_distill,
-        learning_rate=config.learning_rate,
-        learning_rate_fake=config.learning_rate_fake,
-        betas=(config.betas[0], config.betas[1]),
-        alpha=config.alpha,
-        sigma_init=config.sigma_init,
-        halflife=1000 * config.ema_halflife_kimg,
-        rampup=config.ema_rampup_ratio,
-        sigma_data=setting.network.sigma_data,
-    )
-    facts = _size(distillation.teacher)
-    return Work(distillation.advance, setting.batch_size_distill, counted=True, facts=facts)
+    objective = pretrain_config(setting.batch_size)
+    network, sigma_data = _plain_network(setting, device), setting.network.sigma_data
+    plain = PlainDistillation(network, setting.shape, SIGMA_Y, config, sigma_data)
+    given = torch.full((_IMAGES,), SIGMA_Y, device=device), setting.shape, config, objective
+
+    def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
+        return Distillation(denoiser.eval(), *given, seed=0, precision=precision).steps()
+
+    rival, title = ("SiD", SidDistillation, sid), f"Distilling: {setting}"
+    return _compare(title, ours, plain.advance, rival, config.batch_size, 1.0, setting, device)
 
 
-def distill_reference(device: torch.device, options: Mapping[str, Any]) -> Work:
-    """SiD's distillation with its networks."""
-    setting = setting_of(options)
-    distillation = SidDistillation(Path(options["checkout"]), setting, device)
-    facts = _size(distillation.teacher)
-    return Work(distillation.advance, setting.batch_size_distill, counted=True, facts=facts)
+def _compare(
+    title: str,
+    ours: Callable[..., Iterator[object]],
+    plain: Callable[[], object],
+    rival: tuple[str, Callable[..., EdmTeacher | SidDistillation], Path | None],
+    batch: int,
+    of_use: float,
+    setting: Setting,
+    device: torch.device,
+) -> Comparison:
+    name, theirs, checkout = rival
+    step = partial(next, ours(our_denoiser(setting, device)))
+    ways = [Way("ours", step, batch), Way("plain", plain, batch, of_use)]
+    why = missing(name, checkout, setting)
+    if checkout is not None and why is None:
+        network = partial(reference_network, checkout, setting, device)
+        made = theirs(checkout, network(), batch, setting.shape, device)
+        mixed = Denoiser(RawNetwork(network()), sigma_data=setting.network.sigma_data)
+        ways.append(Way(name, made.advance, batch, of_use))
+        ways.append(Way(f"our step, {name}'s network", partial(next, ours(mixed)), batch))
+    for short in ("tf32", "bfloat16") if device.type == "cuda" else ():
+        step = partial(next, ours(our_denoiser(setting, device), short))
+        ways.append(Way(f"ours, {short}", step, batch))
+    return Comparison(title, "images/s", ways, {} if why is None else {name: why})

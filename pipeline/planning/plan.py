@@ -1,253 +1,250 @@
-"""``python -m pipeline plan``: what each stage will take here, before anything starts."""
+"""``python -m pipeline plan``: time, memory and disk of each stage, from a few real steps.
 
-import os
-import shutil
+The first four stages run on a few images in a temporary folder, the trainings for some steps. Then
+samplers and extractors take a batch. The rates are multiplied by the counts in the parameters.
+"""
+
+import math
+import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
-import psutil
-from rich.console import Console
+import torch
+from PIL import Image
+from rich import print as show
 from rich.table import Table
 
+from dsd.features.cache import MAX_BYTES
+from dsd.features.extractor import extract
+from dsd.model.checkpoint import build_denoiser, load_denoiser, save_model
+from dsd.model.generator import OneStepGenerator, make_latents
+from dsd.model.samplers import sample_teacher
+from dsd.operators.operator import Operator
+from dsd.storage.image_store import ImageStore
+from dsd.utils.errors import Interrupted
+from dsd.utils.images import to_uint8
+from pipeline.checks.check import TORCHVISION_SETS, look
+from pipeline.checks.needs import Prepared, require
+from pipeline.execution.device import resolve_device
+from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
-from pipeline.planning.forecast import Measured, Memory, StagePlan, forecast
-from pipeline.runtime import launch
-from pipeline.runtime.parent_death import end_with_parent
+from pipeline.runtime.launch import FollowerLog
+from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
+from pipeline.stages.features import open_features
 
-# The probes import torch, and are imported by the processes in which they run.
-if TYPE_CHECKING:
-    from pipeline.planning.probes import DataRates, EvaluationRates, Training
+__all__ = ["Rates", "StageCost", "costs", "measure", "show_plan"]
 
-__all__ = ["disk_needed", "duration", "probe", "remedies", "show_plan", "size"]
+_IMAGES, _FEW, _STEPS, _SECONDS = 1024, 32, 6, 3.0
+"""Images of the trial and of a step on a CPU; steps; seconds for a batch of the sampler."""
 
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_CAVEAT = (
+    "Estimates, off by a third or more: this machine as busy as it is, one process, from the "
+    "beginning, without start-up, pictures, downloads, estimates of noise, distances, DVC, MLflow."
+)
 
-_PROBE_SECONDS = 27.0
-"""For all probes; what is started and printed besides makes it half a minute."""
 
-_LEAST_SECONDS = 18.0
-"""For the trainings and evaluation, even where a busy machine or a slow disk took more before."""
+class Rates(NamedTuple):
+    """What was measured, by name: of an image, step, state or network; peaks of memory so far."""
 
-_SHARES = {"pretrain": 0.25, "distill": 0.25, "evaluate": 0.5}
-"""Of the time that is left when the data are there."""
+    images: int
+    seconds: dict[str, float]
+    bytes: dict[str, float]
+    memory: dict[str, float]
+
+
+class StageCost(NamedTuple):
+    """What a stage takes: seconds, and bytes of memory and, at most, on disk."""
+
+    stage: str
+    seconds: float
+    memory: float
+    disk: float
+
+
+def show_plan(params: Params, paths: Paths) -> None:
+    """Measure, and print what each stage takes; raises as :func:`measure`."""
+    found = costs(params, measure(params, paths))
+    _, times, peaks, sizes = zip(*found, strict=True)
+    table = Table("stage", "hours", "memory, MB", "disk, MB", caption=_CAVEAT)
+    for cost in (*found, StageCost("total", sum(times), max(peaks), sum(sizes))):
+        hours, amounts = timedelta(seconds=round(cost.seconds)), (cost.memory, cost.disk)
+        table.add_row(cost.stage, str(hours), *(f"{amount / 1e6:,.1f}" for amount in amounts))
+    show(table)
+
+
+def costs(params: Params, rates: Rates) -> list[StageCost]:
+    """What all five stages take, in order."""
+    images, seconds, size, memory = rates
+    pretrain, distill, evaluate = params.pretrain, params.distill, params.evaluate
+    noisy = images - params.corrupt.num_heldout
+    references = noisy + images * (params.data.content == "clean")
+    features = references * sum(size[space] for space in evaluate.features)
+    stages = [
+        StageCost(name, images * seconds[name], memory[name], images * size[name])
+        for name in ("prepare", "corrupt")
+    ]
+    teaching = 1000 * pretrain.kimg / pretrain.batch_size * seconds["pretrain"]
+    # Of a state there are the last one, the one before it and, for a moment, the next one.
+    teacher = size["network"] + 3 * size["state of pretrain"]
+    measured = 1 + math.ceil(distill.kimg / distill.selection.every_kimg)
+    chosen_from = measured * distill.selection.num_samples
+    distilling = 1000 * distill.kimg / distill.batch_size * seconds["distill"]
+    distilling += chosen_from * (seconds["generator"] + seconds[distill.selection.features])
+    models = 1 + min(measured, distill.selection.save_top_k + 1)
+    distilled = models * size["network"] + chosen_from * size["generator"]
+    distilled += 3 * size["state of distill"]
+    evaluating = evaluate.num_samples * (seconds["generator"] + seconds["teacher"])
+    for space in evaluate.features:
+        # Of four models there are images with and without noise.
+        evaluating += (references + 8 * evaluate.num_samples) * seconds[space]
+    data = stages[1].disk  # which trainings and ``evaluate`` hold
+    return [
+        *stages,
+        StageCost("pretrain", teaching, memory["pretrain"] + data, teacher),
+        StageCost("distill", distilling, memory["distill"], distilled),
+        StageCost("evaluate", evaluating, memory["evaluate"] + data, min(MAX_BYTES, features)),
+    ]
+
+
+def measure(params: Params, paths: Paths) -> Rates:
+    """Take all measurements; raises ParamsError and DataError where the stages would."""
+    found, device = look(params.data, paths.root), resolve_device(params.compute)
+    if found.prepared is not None:
+        require(params, Prepared(found.count, found.prepared))
+    rates, count = Rates(found.count, {}, {}, {}), min(found.count, _IMAGES)
+    with TemporaryDirectory(prefix="dsd-plan-") as folder:
+        work = Paths(Path(folder))
+        few = _few_images(params, paths, work, count)
+        for name in ("prepare", "corrupt"):
+            rates.seconds[name] = _seconds(partial(_run, name, few, work)) / count
+            rates.bytes[name] = _size(work.artifact(name)) / count
+            rates.memory[name] = _peak(torch.device("cpu"))
+        _train("pretrain", few, work, device, rates)
+        _save_teacher(few, work)
+        rates.bytes["network"] = _size(work.artifact("pretrain"))
+        _train("distill", few, work, device, rates)
+        _evaluate(few, work, device, rates)
+        rates.memory["evaluate"] = _peak(device)
+    return rates
+
+
+def _few_images(params: Params, paths: Paths, work: Paths, count: int) -> Params:
+    """The parameters with few images, and with random ones instead of a download."""
+    source: dict[str, Any] = {"path": str(paths.root / params.data.path), "max_images": count}
+    if params.data.name is not None:
+        _, (channels, height, width) = TORCHVISION_SETS[params.data.name]
+        (target := work.root / "random").mkdir()
+        source |= {"source": "folder", "name": None, "path": str(target)}
+        picture = Image.effect_noise((width, height), 64).convert("L" if channels == 1 else "RGB")
+        for number in range(count):
+            picture.save(target / f"{number:04}.png")
+    # Too few to estimate their noise, whose level changes no rate.
+    level = {key: 0.5 for key in ("sigma", "sigma_hat") if getattr(params.corrupt, key) == "auto"}
+    noise = {"num_heldout": count // 4, "trust_sigma": True, **level}
+    chosen = {"num_samples": min(params.distill.selection.num_samples, count)}
+    selection = params.distill.selection.model_copy(update=chosen)
+    changes = {"data": source, "corrupt": noise, "distill": {"selection": selection}}
+    changes["run"] = {"checkpoint_minutes": math.inf}
+    changed = {key: getattr(params, key).model_copy(update=new) for key, new in changes.items()}
+    return params.model_copy(update=changed)
 
 
 @final
-class Probe(NamedTuple):
-    """Rates, and what to know about them."""
+class _Clock(FollowerLog):
+    """The log of a stage on trial, which notes when it makes steps and stops it after some."""
 
-    measured: Measured
-    notes: list[str]
+    def __init__(self) -> None:
+        super().__init__(StopSignal())
+        self.stepped: list[float] = []
 
+    def update(self, images: int, **shown: float) -> None:
+        self.stepped.append(_now())
 
-def show_plan(params: Params, paths: Paths, console: Console | None = None) -> None:
-    """Measure for half a minute and print what each stage will take.
-
-    It takes longer where once is too long: each thing is measured at least once.
-
-    Raises:
-        DataError: The images of ``params.data`` are not there or not usable.
-        ParamsError: A parameter does not go with the images, or there is no such device.
-    """
-    console = Console() if console is None else console
-    started = time.monotonic()
-    found = probe(params, paths)
-    plans = forecast(params, found.measured)
-    console.print(_table(plans))
-    lines = [
-        *remedies(plans, paths),
-        f"Measured in {time.monotonic() - started:.0f} s: {'; '.join(found.notes)}.",
-        *_processes(params),
-        "All stages from the beginning; DVC skips those that are up to date. Times hold for the "
-        "machine as busy as now.",
-    ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def stop_signal(self) -> int | None:
+        return signal.SIGINT if len(self.stepped) >= _STEPS else None
 
 
-def probe(params: Params, paths: Paths) -> Probe:
-    """Measure all stages, one after the other, each in a process of its own.
-
-    Raises:
-        DataError: As for :func:`show_plan`.
-        ParamsError: As for :func:`show_plan`.
-    """
-    end = time.monotonic() + _PROBE_SECONDS
-    with TemporaryDirectory(prefix="dsd-plan-") as temporary:
-        folder = Path(temporary)
-        data: DataRates = _apart("data", params, paths, folder)
-        left = max(_LEAST_SECONDS, end - time.monotonic())
-        shares = {name: share * left for name, share in _SHARES.items()}
-        teacher: Training = _apart("pretrain", params, folder, shares["pretrain"])
-        distillation: Training = _apart("distill", params, folder, shares["distill"])
-        rest: EvaluationRates = _apart("evaluate", params, folder, shares["evaluate"])
-    measured = Measured(
-        start_up=data.start_up,
-        images=data.images,
-        prepare=data.prepare,
-        corrupt=data.corrupt,
-        weights=teacher.weights,
-        trained=teacher.trained,
-        pretrain=teacher.steps,
-        distill=distillation.steps,
-        forward=rest.forward,
-        sampler=rest.sampler,
-        observe=rest.observe,
-        spaces=rest.spaces,
-        cache_limit=rest.cache_limit,
-        memory_data=data.memory,
-        memory_evaluate=rest.memory,
-    )
-    notes = [f"pretrain {teacher.timed}", f"distill {distillation.timed}"]
-    notes += [f"without {name}, because {why}" for name, why in rest.missing.items()]
-    return Probe(measured, notes + _left_out(params))
+def _run(name: str, params: Params, work: Paths) -> _Clock:
+    with suppress(Interrupted):
+        run_stage(import_module(f"pipeline.stages.{name}"), params, work, clock := _Clock())
+    return clock
 
 
-def _apart(name: str, *arguments: object) -> Any:  # noqa: ANN401 - each probe has its own type
-    with ProcessPoolExecutor(1, _context(), initializer=_be_a_probe) as pool:
-        return pool.submit(_measure, name, *arguments).result()
+def _train(name: str, params: Params, work: Paths, device: torch.device, rates: Rates) -> None:
+    """Make steps with a whole batch or, on a CPU, with a part of it, which stands for all."""
+    config, before = getattr(params, name), _peak(device)
+    whole: int = config.batch_size
+    size = min(whole, _FEW) if device.type == "cpu" else whole
+    # As short as makes a stage report each step.
+    short: dict[str, Any] = {"batch_size": size, "kimg": size / 20}
+    if name == "pretrain":
+        part = max(1, config.consistency.batch_size * size // whole)
+        short["consistency"] = config.consistency.model_copy(update={"batch_size": part})
+    clock = _run(name, params.model_copy(update={name: config.model_copy(update=short)}), work)
+    rates.memory[name] = before + (_peak(device) - before) * whole / size
+    first, *_, last = clock.stepped
+    rates.seconds[name] = (last - first) / (_STEPS - 1) * whole / size
+    rates.bytes[f"state of {name}"] = max(_size(run) for run in work.state(name).iterdir())
 
 
-def _context() -> BaseContext:
-    """Where processes can begin with all that probes import, which takes seconds, they do."""
-    if not sys.platform.startswith("linux"):
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.planning.probes"])
-    return context
+def _save_teacher(params: Params, work: Paths) -> None:
+    """Save a teacher with fresh weights where ``pretrain`` would have written its own."""
+    operator = Operator.of_store(ImageStore.open(work.artifact("corrupt") / "train").meta.info)
+    net = build_denoiser(params.network, operator.observed_shape, seed=0, views=operator.views)
+    save = partial(save_model, network=params.network, operator=operator.choice, sigma_init=None)
+    save(work.artifact("pretrain"), net, shape=operator.shape)
 
 
-def _be_a_probe() -> None:
-    """End at once with Ctrl-C, and with the process that asked."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    end_with_parent(os.getppid())
+def _evaluate(params: Params, work: Paths, device: torch.device, rates: Rates) -> None:
+    """Sample from generator and teacher, and extract features."""
+    noisy = ImageStore.open(work.artifact("corrupt") / "train")
+    shape, sampler = Operator.of_store(noisy.meta.info).shape, params.evaluate.sampler
+    teacher = load_denoiser(work.artifact("pretrain"), device)
+    generator = OneStepGenerator(teacher, sigma_init=params.distill.sigma_init, shape=shape)
+    rates.bytes["generator"] = math.prod(shape)
+    z = make_latents(params.run.eval_batch_size, shape, seed=0).to(device)
+    with torch.inference_mode():
+        rates.seconds["generator"] = each = _seconds(partial(generator, z)) / len(z)
+        size = max(1, min(len(z), int(_SECONDS / each / sampler.num_steps / 2)))
+        z = make_latents(size, noisy.shape, seed=0).to(device)
+        sampling = partial(sample_teacher, teacher, z, config=sampler, sigma_y=0.5, seed=0)
+        rates.seconds["teacher"] = _seconds(sampling) / size
+    images = to_uint8(noisy.all()[: params.run.eval_batch_size])
+    for name in {*params.evaluate.features, params.distill.selection.features}:
+        extractor = open_features(name, params, work, noisy.sigma, device)
+        extracting = partial(extract, extractor, images, batch_size=len(images))
+        rates.bytes[name] = 4 * extracting().shape[1]
+        rates.seconds[name] = _seconds(extracting) / len(images)
 
 
-def _measure(name: str, *arguments: object) -> object:
-    return getattr(import_module("pipeline.planning.probes"), name)(*arguments)
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def _left_out(params: Params) -> list[str]:
-    notes = ["without DVC's and MLflow's own time"]
-    if params.data.source == "torchvision":
-        notes.append(f"without a download, on stand-ins of {params.data.name}'s size")
-    if "auto" in (params.corrupt.sigma, params.corrupt.sigma_hat):
-        notes.append("without the estimate of the noise level")
-    return notes
+def _seconds(work: Callable[[], object]) -> float:
+    started = _now()
+    work()
+    return _now() - started
 
 
-def _processes(params: Params) -> list[str]:
-    counts = {stage: launch.num_processes(stage, params) for stage in ("pretrain", "distill")}
-    shared = [f"{stage} in {count}" for stage, count in counts.items() if count > 1]
-    if not shared:
-        return []
-    return [f"Times are those of one process; {', '.join(shared)} will be shorter (not measured)."]
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def remedies(plans: Sequence[StagePlan], paths: Paths) -> list[str]:
-    """What to do where this machine has less than is needed; nothing where it has enough."""
-    lines = []
-    needed, free = disk_needed(plans), shutil.disk_usage(paths.root).free
-    if needed > free:
-        lines.append(
-            f"DISK: {size(needed)} needed, but only {size(free)} are free in {paths.root}: free "
-            "some, or lower data.max_images, distill.selection.save_top_k or num_samples"
-        )
-    largest = max(plans, key=lambda plan: plan.memory.host)
-    free = psutil.virtual_memory().available
-    if largest.memory.host > free:
-        lines.append(
-            f"MEMORY: {largest.stage} needs {size(largest.memory.host)}, but only {size(free)} "
-            f"are free: {_less_memory(largest.stage)}"
-        )
-    return lines + _gpu_remedies(plans)
-
-
-def _gpu_remedies(plans: Sequence[StagePlan]) -> list[str]:
-    largest = max(plans, key=lambda plan: plan.memory.gpu)
-    if not largest.memory.gpu:
-        return []
-    import torch
-
-    free = torch.cuda.mem_get_info()[0]
-    if largest.memory.gpu <= free:
-        return []
-    return [
-        f"GPU: {largest.stage} needs {size(largest.memory.gpu)}, but only {size(free)} are free: "
-        f"{_less_memory(largest.stage)}"
-    ]
-
-
-def _less_memory(stage: str) -> str:
-    if stage == "evaluate":
-        return "lower run.eval_batch_size or data.max_images"
-    return (
-        "set compute.activation_checkpointing to true, or lower compute.micro_batch_size or "
-        "data.max_images"
-    )
-
-
-def disk_needed(plans: Sequence[StagePlan]) -> float:
-    """Bytes on disk while the stages run one after the other, and what they keep."""
-    kept, most = 0.0, 0.0
-    for plan in plans:
-        kept += plan.kept
-        most = max(most, kept + plan.running)
-    return most
-
-
-def _table(plans: Sequence[StagePlan]) -> Table:
-    table = Table(title="What each stage will take")
-    on_gpu = any(plan.memory.gpu for plan in plans)
-    table.add_column("stage", no_wrap=True)
-    columns = ("time", "memory", *(["GPU memory"] * on_gpu), "disk, kept", "while it runs")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for plan in plans:
-        table.add_row(*_cells(plan, on_gpu=on_gpu))
-    table.add_section()
-    table.add_row(*_cells(_total(plans), on_gpu=on_gpu), style="bold")
-    return table
-
-
-def _total(plans: Sequence[StagePlan]) -> StagePlan:
-    low, high = sum(plan.low for plan in plans), sum(plan.high for plan in plans)
-    memory = Memory(*(max(part) for part in zip(*(plan.memory for plan in plans), strict=True)))
-    kept, running = sum(plan.kept for plan in plans), max(plan.running for plan in plans)
-    return StagePlan("total", low, high, memory, kept, running)
-
-
-def _cells(plan: StagePlan, *, on_gpu: bool) -> list[str]:
-    memory = [size(plan.memory.host), *([size(plan.memory.gpu)] * on_gpu)]
-    times = f"{duration(plan.low)} to {duration(plan.high)}"
-    return [plan.stage, times, *memory, size(plan.kept), size(plan.running)]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``3:05 min``, ``2:30 h``, ``11 days``."""
-    if seconds < _HOUR:
-        whole = round(seconds)
-        return f"{whole // _MINUTE}:{whole % _MINUTE:02d} min"
-    if seconds < 2 * _DAY:
-        minutes = round(seconds / _MINUTE)
-        return f"{minutes // 60}:{minutes % 60:02d} h"
-    return f"{seconds / _DAY:,.0f} days"
-
-
-def size(amount: float) -> str:
-    """Bytes as people say them, in powers of 1000 as tools for disks do."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if round(amount) < 1000:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -68,7 +68,6 @@ class WorkerError(DsdError):
         self.exit_code = exit_code
 
 
-@final
 class FollowerLog:
     """The log of a process that only computes: silent, but it hears signals.
 
