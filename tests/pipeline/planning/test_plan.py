@@ -13,7 +13,7 @@ from pipeline.params.reader import load_params
 from pipeline.planning.plan import costs, measure
 from pipeline.stage_io.paths import Paths
 from sandbox.tiny_params import TINY, set_params
-from sandbox.workspace import STAGES
+from pipeline.stages import STAGES
 
 
 @pytest.fixture(scope="module")
