@@ -185,8 +185,8 @@ def page(before: str, results: Sequence[Result], commit: str) -> str:
     lines = [
         "# Mutants",
         "",
-        "Written by `python -m bench.quality.mutants`: one wrong line at a time, and whether a test",
-        "fails. Each file has the commit at which all of its mutants last ran.",
+        "Written by `python -m bench.quality.mutants`: one wrong line at a time, and whether a",
+        "test fails. Each file has the commit at which all of its mutants last ran.",
         "",
         f"**{killed:,} of {planted:,} killed** ({killed / planted:.1%}), in {seconds:,} seconds.",
         "",
