@@ -33,8 +33,13 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 import beartype.claw  # noqa: F401
 import hypothesis.internal.conjecture.engine  # noqa: F401
 import jaxtyping  # noqa: F401
+import pandas  # noqa: F401
+import psutil  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 import pydantic  # noqa: F401
 import pytest
+import ruamel.yaml  # noqa: F401
+import safetensors.torch  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch.testing  # noqa: F401
 import torchvision  # noqa: F401

@@ -272,6 +272,20 @@ def test_the_study_of_the_choice(tiny_run, summary, data):
         assert selection[name] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
+def test_the_chosen_generator_is_measured_again_with_other_latents_and_noise(
+    tiny_run, summary, models, data
+):
+    levels = tiny_run.store("corrupt/heldout").sigma.numpy()
+    images = observed(models[0]["generator"][:50], levels, NOISE)
+    made, heldout = (features_of("rough", x) for x in (images, data.heldout))
+    again = summary["selection"]["again"]
+    distance = again["heldout_proximal_frechet"]
+    assert distance == pytest.approx(frechet(made, heldout), rel=2e-3)
+    error, _ = jackknifed(made, heldout)
+    found = again["heldout_proximal_frechet_standard_error"]
+    assert found == pytest.approx(error, rel=0.25)
+
+
 def cells(path, labels, columns):
     """The images of each labelled row of a picture, once the labels are found to be there."""
     picture = Image.open(path).convert("L")
