@@ -134,6 +134,9 @@ def _pytest(tree: Path, tests: list[str], log: Path) -> None:
         os.dup2(stream.fileno(), 2)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
+    # Tests find the tree by this package, which was imported from the original one.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
+        del sys.modules[name]
     # Workers that a test spawns would import this script with all that it imports.
     del sys.modules["__main__"].__file__
     # A mutant may be as long and as young as the original, which is all that Python compares.
