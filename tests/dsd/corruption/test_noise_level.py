@@ -299,7 +299,7 @@ def test_scaling_each_image_by_itself_is_noticed(size, count):
 
 
 def test_the_spread_of_the_levels_is_measured():
-    """Relative to the calmer half, whose mean is 1 - 0.3 * sqrt(2 / pi) of all images' variance."""
+    """Relative to the calmer half, whose mean variance is 1 - 0.3 * sqrt(2 / pi) of the mean."""
     found = []
     for seed in range(3):
         normal = np.random.default_rng(100 + seed).standard_normal((1000, 1, 1, 1))
