@@ -5,6 +5,7 @@ import torch
 from stage_helpers import params_with
 
 from dsd.utils.errors import ParamsError
+from pipeline.execution import device
 from pipeline.execution.device import _left_by_groups, free_memory, resolve_device
 
 CPU = torch.device("cpu")
@@ -50,3 +51,9 @@ def test_control_groups_limit_what_is_free(tmp_path):
     assert _left_by_groups(root, "/elsewhere") == []
     group(root, 500, 900, 100)
     assert _left_by_groups(root, "/job/step") == [700, 0]
+
+
+def test_the_least_limit_is_what_a_process_may_take(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(device, "_left_by_groups", lambda *_: [5000, 3000])
+    assert free_memory(CPU) == 3000
