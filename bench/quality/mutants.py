@@ -188,15 +188,15 @@ def page(before: str, results: Sequence[Result], commit: str) -> str:
             f"| `{file}` | {r.mutant.why} | {r.verdict.lower()} |" for r in own if not r.killed
         ]
     files = [file for file in _listed() if file in counts]
-    numbers = [[int(cell) for cell in counts[file][0].split("|")[2:5]] for file in files]
-    planted, killed, seconds = (sum(column) for column in zip(*numbers, strict=True))
+    numbers = [[int(cell) for cell in counts[file][0].split("|")[2:4]] for file in files]
+    planted, killed = (sum(column) for column in zip(*numbers, strict=True))
     lines = [
         "# Mutants",
         "",
         "Written by `python -m bench.quality.mutants`: one wrong line at a time, and whether a",
         "test fails. Each file has the commit at which all of its mutants last ran.",
         "",
-        f"**{killed:,} of {planted:,} killed** ({killed / planted:.1%}), in {seconds:,} seconds.",
+        f"**{killed:,} of {planted:,} killed** ({killed / planted:.1%}).",
         "",
         "| module | mutants | killed | seconds | commit |",
         "|---|---|---|---|---|",
