@@ -3,8 +3,8 @@
 Each mutant of ``bench/quality/mutants.toml`` is one wrong line: a flipped sign, a dropped detach,
 a wrong level. It is planted in a copy of this tree, where the tests that concern its file run
 until one fails. With TEXTs only those mutants run whose file, code or explanation contains one of
-them. ``docs/results/mutants.md`` gets the rows of each file all of whose mutants have run, with
-the commit at which they did; rows of other files stay.
+them. ``docs/results/mutants.md`` counts the mutants of each file all of whose mutants have run,
+with the commit at which they did, and names those that survived; rows of other files stay.
 
 Golden numbers are no test here: the code under test made them, and they are renewed on purpose.
 
@@ -33,8 +33,13 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 import beartype.claw  # noqa: F401
 import hypothesis.internal.conjecture.engine  # noqa: F401
 import jaxtyping  # noqa: F401
+import pandas  # noqa: F401
+import psutil  # noqa: F401
+import pyarrow.parquet  # noqa: F401
 import pydantic  # noqa: F401
 import pytest
+import ruamel.yaml  # noqa: F401
+import safetensors.torch  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch.testing  # noqa: F401
 import torchvision  # noqa: F401
@@ -129,6 +134,9 @@ def _pytest(tree: Path, tests: list[str], log: Path) -> None:
         os.dup2(stream.fileno(), 2)
     os.chdir(tree)
     sys.path.insert(0, str(tree))
+    # Tests find the tree by this package, which was imported from the original one.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
+        del sys.modules[name]
     # Workers that a test spawns would import this script with all that it imports.
     del sys.modules["__main__"].__file__
     # A mutant may be as long and as young as the original, which is all that Python compares.
@@ -164,55 +172,61 @@ def _verdict(code: int, output: str) -> str:
 
 
 def page(before: str, results: Sequence[Result], commit: str) -> str:
-    """The report as Markdown, a table of modules, then every mutant, with rows replaced.
+    """The report as Markdown, a table of modules and one of survivors, with rows replaced.
 
     Args:
-        before: The report so far.
+        before: The report so far; its rows of files that have no mutants any more are left out.
         results: All mutants of some files.
         commit: At which they ran.
     """
-    rows: dict[str, tuple[str, list[str]]] = {}
-    for line in before.splitlines():
-        if line.startswith("| `"):
-            file = line.split("`")[1]
-            if file in rows:
-                rows[file][1].append(line)
-            else:
-                rows[file] = line, []
-    for file in dict.fromkeys(r.mutant.file for r in results):
+    counts, survivors = _rows(before, columns=5), _rows(before, columns=3)
+    for file in {r.mutant.file: None for r in results}:
         own = [r for r in results if r.mutant.file == file]
         killed, seconds = sum(r.killed for r in own), sum(r.seconds for r in own)
-        rows[file] = (
-            f"| `{file}` | {len(own)} | {killed} | {seconds:.0f} | {commit} |",
-            [f"| `{file}` | {r.mutant.why} | {_cell(r.verdict)} |" for r in own],
-        )
-    numbers = [[int(cell) for cell in row.split("|")[2:4]] for row, _ in rows.values()]
+        counts[file] = [f"| `{file}` | {len(own)} | {killed} | {seconds:.0f} | {commit} |"]
+        survivors[file] = [
+            f"| `{file}` | {r.mutant.why} | {r.verdict.lower()} |" for r in own if not r.killed
+        ]
+    files = [file for file in _listed() if file in counts]
+    numbers = [[int(cell) for cell in counts[file][0].split("|")[2:4]] for file in files]
     planted, killed = (sum(column) for column in zip(*numbers, strict=True))
     lines = [
         "# Mutants",
         "",
-        "Written by `python -m bench.quality.mutants`: one wrong line at a time, and which test",
-        "fails. Each file has the commit at which all of its mutants last ran.",
+        "Written by `python -m bench.quality.mutants`: one wrong line at a time, and whether a",
+        "test fails. Each file has the commit at which all of its mutants last ran.",
         "",
-        f"**{killed} of {planted} killed.**",
+        f"**{killed:,} of {planted:,} killed** ({killed / planted:.1%}).",
         "",
         "| module | mutants | killed | seconds | commit |",
         "|---|---|---|---|---|",
-        *[row for row, _ in rows.values()],
+        *[counts[file][0] for file in files],
         "",
-        "| module | mistake | first test that fails |",
-        "|---|---|---|",
     ]
-    return "\n".join([*lines, *[line for _, own in rows.values() for line in own], ""])
+    lived = [row for file in files for row in survivors.get(file, [])]
+    if lived:
+        lines += ["| module | mistake that lives | verdict |", "|---|---|---|", *lived, ""]
+    return "\n".join(lines)
 
 
-def _cell(verdict: str) -> str:
-    return verdict.partition("[")[0].replace("::", " ").replace(".py", "")
+def _rows(report: str, *, columns: int) -> dict[str, list[str]]:
+    """Rows by file of the report's table with this many columns."""
+    rows: dict[str, list[str]] = {}
+    for line in report.splitlines():
+        if line.startswith("| `") and line.count("|") == columns + 1:
+            rows.setdefault(line.split("`")[1], []).append(line)
+    return rows
+
+
+def _listed() -> Counter[str]:
+    """How many mutants each file has."""
+    return Counter(mutant.file for mutant in declared())
 
 
 def main(texts: Sequence[str]) -> int:
     """Run the chosen mutants and report."""
-    mutants = chosen(texts)
+    mutants, commit, results = chosen(texts), _commit(), []
+    of_file, ran = _listed(), Counter(mutant.file for mutant in mutants)
     with TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder)
         copy_tree(tree)
@@ -220,21 +234,19 @@ def main(texts: Sequence[str]) -> int:
         if code != pytest.ExitCode.OK:
             print(f"{output}\nthe tests fail without any mutant")
             return 1
-        results = []
-        for mutant in mutants:
-            result = judge(tree, mutant)
-            results.append(result)
-            print(f"{result.verdict:60.60} {mutant.file}: {mutant.why}", flush=True)
+        for file in ran:
+            own = []
+            for mutant in (m for m in mutants if m.file == file):
+                result = judge(tree, mutant)
+                own.append(result)
+                line = f"{result.verdict:60.60} {result.seconds:5.0f} s {file}: {mutant.why}"
+                print(line, flush=True)
+            results += own
+            if len(own) == of_file[file]:
+                before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+                PAGE.write_text(page(before, own, commit), encoding="utf-8")
     killed = sum(result.killed for result in results)
     print(f"killed {killed} of {len(results)}")
-    of_file = Counter(mutant.file for mutant in declared())
-    ran = Counter(mutant.file for mutant in mutants)
-    whole = [
-        result for result in results if ran[result.mutant.file] == of_file[result.mutant.file]
-    ]
-    if whole:
-        before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-        PAGE.write_text(page(before, whole, _commit()), encoding="utf-8")
     return 0 if killed == len(results) else 1
 
 

@@ -114,6 +114,15 @@ def test_the_split_is_a_fair_draw():
     assert abs(counts - 500).max() < 5 * math.sqrt(2000 * 0.25 * 0.75)
 
 
+def test_the_observations_of_a_store_have_the_noise_of_its_seed(tmp_path):
+    clean = clean_store(tmp_path / "clean")
+    x0, numbers = ImageStore.open(clean).all().numpy(), np.arange(11)
+    for seed in (5, 6):
+        observe(clean, tmp_path / "noisy", numbers, seed=seed)
+        expected = corrupt(x0, numbers, sigma=np.full(11, 0.3, np.float32), seed=seed)
+        np.testing.assert_array_equal(ImageStore.open(tmp_path / "noisy").all(), expected)
+
+
 @settings(max_examples=15)
 @given(shard_size=st.integers(1, 12), data=st.data())
 def test_any_shard_size_gives_the_same_observations(tmp_path_factory, shard_size, data):

@@ -298,6 +298,17 @@ def test_scaling_each_image_by_itself_is_noticed(size, count):
     assert rates == {1.0: 0, 1.1: 0, 1.8: 5}
 
 
+def test_the_spread_of_the_levels_is_measured():
+    """Relative to the calmer half, whose mean variance is 1 - 0.3 * sqrt(2 / pi) of the mean."""
+    found = []
+    for seed in range(3):
+        normal = np.random.default_rng(100 + seed).standard_normal((1000, 1, 1, 1))
+        level = 0.2 * np.sqrt(1 + 0.3 * normal.clip(-3, 3))
+        images = level * white(np.zeros((1000, 1, 24, 24)), 1.0, seed)
+        found.append(value_of(estimate(images), "equal scale"))
+    assert np.mean(found) == pytest.approx(0.3 / (1 - 0.3 * np.sqrt(2 / np.pi)), rel=0.2)
+
+
 def test_texture_is_not_taken_for_another_level(clothes):
     # At full contrast and little noise, a third of the clothes have no flat place.
     assert not any(

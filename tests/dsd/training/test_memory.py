@@ -20,7 +20,6 @@ from dsd.training.memory import Line, largest_part, peak_bytes, recompute_activa
 from dsd.utils.errors import ParamsError
 from dsd.utils.random import seeded_dropout
 from pipeline.execution import distributed as pipeline_team
-from pipeline.execution.device import _left_by_groups, free_memory
 from pipeline.execution.distributed import fit_into_memory
 
 CPU = torch.device("cpu")
@@ -312,31 +311,6 @@ def test_what_does_not_fit_is_told_with_numbers_and_remedies(free, checkpointing
     assert "0.00 GB may be taken" in message
     assert ("compute.activation_checkpointing" in message) != checkpointing
     assert "network.model_channels" in message
-
-
-def test_processes_on_one_cpu_share_its_memory(monkeypatch):
-    alone = free_memory(CPU)
-    assert alone > 1e8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory(CPU) == pytest.approx(alone / 4, rel=0.2)
-
-
-def group(folder, limit, used, cached):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\nactive_file 7\n")
-
-
-def test_control_groups_limit_what_is_free(tmp_path):
-    root = tmp_path / "cgroup"
-    group(root / "job" / "step", "max", 50, 0)
-    group(root / "job", 1000, 400, 100)
-    group(tmp_path, 1, 1, 0)  # no group at all
-    assert _left_by_groups(root, "/job/step") == [700]
-    assert _left_by_groups(root, "/elsewhere") == []
-    group(root, 500, 900, 100)
-    assert _left_by_groups(root, "/job/step") == [700, 0]
 
 
 def test_a_large_network_says_how_many_images_have_the_consistency_term():

@@ -80,6 +80,16 @@ def test_the_teachers_gradient_is_that_of_the_mean_loss_of_its_batch():
     assert seen[:30] != seen[30:60]
 
 
+def test_each_step_of_the_teacher_has_other_levels_and_noise_and_the_same_when_repeated():
+    seen = [
+        [event for event in steps(teacher_training(tiny_params()), 3) if isinstance(event, Call)]
+        for _ in range(2)
+    ]
+    for first, second in zip(*seen, strict=True):
+        torch.testing.assert_close(first.x, second.x)
+    assert len({float(level) for call in seen[0] for level in call.sigma}) == 24
+
+
 @pytest.mark.parametrize("divergence", ["sid", "dmd", "sds"])
 def test_the_distillations_gradients_are_those_of_its_mean_losses(divergence):
     """Of generator and fake, each of its own loss, of this step and of nothing else.

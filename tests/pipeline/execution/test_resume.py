@@ -155,6 +155,7 @@ def test_other_numbers_after_a_kill_choose_among_generators_that_are_there(
     run(distill, every_step, copied, log)
     assert "resumed after 56 images" in log.lines
     chosen = copied.artifact("distill")
+    assert (chosen / "generator" / "weights.safetensors").exists()
     assert files_of(chosen / "generator") == files_of(chosen / "checkpoints" / "000000000")
 
 

@@ -10,6 +10,8 @@ import pytest
 from stage_helpers import ROOT, Recorder, files_of
 from tiny_stages import SELECTION, run, tiny
 
+from pipeline.stage_io.outputs import replaced_outputs
+from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
 
 OUTPUTS = {
@@ -42,6 +44,17 @@ def under_dvc(paths, link):
     linked = paths.root / "data/distill/generator/weights.safetensors"
     assert linked.is_symlink() if link == "symlink" else linked.stat().st_nlink > 1
     return paths.root / ".dvc" / "cache"
+
+
+def test_evaluate_has_a_folder_of_reports_alone(tmp_path):
+    paths = Paths(tmp_path)
+    with replaced_outputs(paths, "evaluate") as fresh:
+        (fresh.report("evaluate") / "table.csv").write_text("1")
+    assert [*tmp_path.rglob("*")] == [
+        tmp_path / "reports",
+        tmp_path / "reports/evaluate",
+        tmp_path / "reports/evaluate/table.csv",
+    ]
 
 
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
@@ -89,8 +102,11 @@ def test_a_disk_that_is_full_while_outputs_are_copied_costs_no_training(
     assert files_of(copied.artifact(name)) != before
 
 
-def test_outputs_that_cannot_be_replaced_are_refused_before_the_training(copied, monkeypatch):
-    foreign = copied.artifact("pretrain")
+@pytest.mark.parametrize("folder", ["data/pretrain", "reports/pretrain"])
+def test_outputs_that_cannot_be_replaced_are_refused_before_the_training(
+    folder, copied, monkeypatch
+):
+    foreign = copied.root / folder
     monkeypatch.setattr(os, "access", lambda place, mode: place != foreign)
     log = Recorder()
     with pytest.raises(PermissionError) as refused:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from metric_twins import frechet, jackknifed, kid, observed, quantised, shares
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import save_file
 from scipy.stats import rankdata
 from stage_helpers import Recorder, params_with
 from tiny_features import features_of
@@ -26,6 +27,7 @@ from dsd.utils.philox import noise_of
 from dsd.utils.random import derive_seed
 from pipeline.execution.run import run_stage
 from pipeline.stage_io.paths import Paths
+from pipeline.stage_io.tables import write_csv
 from pipeline.stages import evaluate
 
 MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
@@ -270,6 +272,51 @@ def test_the_study_of_the_choice(tiny_run, summary, data):
     for name, first in (("spearman", 0), ("spearman_later_half", len(values) // 2)):
         ranks = [rankdata(column[first:]) for column in columns]
         assert selection[name] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+class KnownDistances:
+    """A feature space in which images are as far away as their first pixel says."""
+
+    name = "known"
+
+    def to_clean(self, images):
+        return float(images.flatten()[0])
+
+    def to_heldout(self, images):
+        return {"frechet": 7.0, "frechet_standard_error": 0.5}
+
+
+def test_the_order_of_the_later_half_is_told_apart_from_that_of_all(tmp_path):
+    paths = Paths(tmp_path)
+    artifact, clean = paths.artifact("distill"), [5, 4, 1, 2, 3]
+    rows = [(8 * n, "", 5 - n, 0.1) for n in range(5)]
+    header = ["images", "gap", "proximal_frechet", "proximal_frechet_standard_error"]
+    (artifact / "trajectory").mkdir(parents=True)
+    paths.report("evaluate").mkdir(parents=True)
+    write_csv(artifact / "trajectory.csv", header, rows)
+    for (seen, *_), value in zip(rows, clean, strict=True):
+        images = torch.full((3, *SHAPE), value, dtype=torch.uint8)
+        save_file({"images": images}, artifact / "trajectory" / f"{seen:09d}.safetensors")
+    space = KnownDistances()
+    found = evaluate._selection(params_with(), paths, space, space, images)
+    assert found["spearman_later_half"] == pytest.approx(-1)
+    assert found["spearman"] == pytest.approx(0.6)
+    assert (found["chosen"]["images"], found["last"]["images"]) == (32, 32)
+    assert found["oracle"]["images"] == 16
+
+
+def test_the_chosen_generator_is_measured_again_with_other_latents_and_noise(
+    tiny_run, summary, models, data
+):
+    levels = tiny_run.store("corrupt/heldout").sigma.numpy()
+    images = observed(models[0]["generator"][:50], levels, NOISE)
+    made, heldout = (features_of("rough", x) for x in (images, data.heldout))
+    again = summary["selection"]["again"]
+    distance = again["heldout_proximal_frechet"]
+    assert distance == pytest.approx(frechet(made, heldout), rel=2e-3)
+    error, _ = jackknifed(made, heldout)
+    found = again["heldout_proximal_frechet_standard_error"]
+    assert found == pytest.approx(error, rel=0.25)
 
 
 def cells(path, labels, columns):
