@@ -12,8 +12,8 @@ from pipeline.execution.run import run_stage
 from pipeline.params.reader import load_params
 from pipeline.planning.plan import costs, measure
 from pipeline.stage_io.paths import Paths
-from sandbox.tiny_params import TINY, set_params
 from pipeline.stages import STAGES
+from sandbox.tiny_params import TINY, set_params
 
 
 @pytest.fixture(scope="module")
