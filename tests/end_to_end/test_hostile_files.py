@@ -663,7 +663,7 @@ def test_bombs_stay_small(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", BOMBS, str(tmp_path)],
         cwd=Path(__file__).parent, text=True, capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     peaks = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())

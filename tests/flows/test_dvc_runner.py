@@ -323,6 +323,7 @@ def test_a_stage_finds_its_python_where_no_environment_is_active(tmp_path):
     copy = home / ".dvc/tmp/exps/flows/one/inner"
     for root in (home, copy):
         (root / "pipeline").mkdir(parents=True)
+        (root / "pipeline" / "__init__.py").touch()
         (root / "pipeline" / "stage.sh").write_text((PIPELINE / "stage.sh").read_text())
         (root / "pipeline" / "__main__.py").write_text(TELLS)
 
