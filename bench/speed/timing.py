@@ -59,8 +59,8 @@ def measure(comparison: Comparison, device: torch.device, seconds: float) -> dic
         row = {"name": way.name, "items": way.items, "of_use": way.of_use, "times": merged.times}
         rows.append(row | (_counted(way, device) if comparison.computes else {}))
     longest = _operators(comparison.ways[0], device) if comparison.computes else {}
-    told = {"title": comparison.title, "unit": comparison.unit, "missing": {**comparison.missing}}
-    return {**told, "rows": rows, "operators": longest}
+    heading = {"title": comparison.title, "unit": comparison.unit, "missing": {**comparison.missing}}
+    return {**heading, "rows": rows, "operators": longest}
 
 
 def _counted(way: Way, device: torch.device) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Feature spaces for Frechet distances, by name.
 
 An extractor turns 8-bit images of any size into one vector each; how it resizes and scales them is
-its own business and is told by its ``protocol``, because distances made with different protocols
+its own business and is named by its ``protocol``, because distances made with different protocols
 cannot be compared. What the built-in ones do with channels is in ``dsd.features.pixels``.
 """
 
