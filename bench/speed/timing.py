@@ -59,7 +59,11 @@ def measure(comparison: Comparison, device: torch.device, seconds: float) -> dic
         row = {"name": way.name, "items": way.items, "of_use": way.of_use, "times": merged.times}
         rows.append(row | (_counted(way, device) if comparison.computes else {}))
     longest = _operators(comparison.ways[0], device) if comparison.computes else {}
-    heading = {"title": comparison.title, "unit": comparison.unit, "missing": {**comparison.missing}}
+    heading = {
+        "title": comparison.title,
+        "unit": comparison.unit,
+        "missing": {**comparison.missing},
+    }
     return {**heading, "rows": rows, "operators": longest}
 
 
