@@ -57,8 +57,8 @@ class Network(Section):
         if height % self.multiple:
             msg = (
                 f"images of {height} pixels do not fit the network: network.patch_size "
-                f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult need a multiple of "
-                f"{self.multiple}"
+                f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult "
+                f"need a multiple of {self.multiple}"
             )
             raise ValueError(msg)
         return [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]

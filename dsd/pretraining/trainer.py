@@ -189,8 +189,8 @@ def draw_consistency(
 
     The lower level of the pair is log-normal with the mean and deviation of ``noise``, whatever
     its ``distribution``, so it may be below ``sigma_y``, where no observation leads. The upper one
-    is ``PAIR_RATIO`` times it. ``num_steps`` are those of the walk; the other arguments are those of
-    :func:`draw_denoising`.
+    is ``PAIR_RATIO`` times it. ``num_steps`` are those of the walk. The other arguments are those
+    of :func:`draw_denoising`.
     """
     given = None
     if views is not None:
