@@ -1,15 +1,15 @@
-"""U-Net in the manner of EDM's DDPM++.
+"""EDM's DDPM++ U-Net, with pixels folded into channels where that is asked for.
+
+With ``patch_size = 1`` it is the published network, weight for weight: :mod:`scripts.import_edm`
+loads published weights into it.
 
 Reference:
     Song et al. 2021 (arXiv:2011.13456) for DDPM++, Karras et al. 2022 (arXiv:2206.00364), appendix
     F, for its use in EDM.
 
 Deviates:
-    ``patch_size`` folds pixels into channels before the first level (pixel-unshuffle), which makes
-    a CPU fast enough to train on. Blocks that double the resolution already have the width of the
-    finer level, which is cheaper. Decoders attend in every block of a level that attends, EDM's
-    only in its last, so that with ``patch_size = 1`` and the same width at all levels it is the
-    published network but for these blocks (56.5 against 55.7 million weights at its size).
+    ``patch_size`` above 1 folds pixels into channels before the first level (pixel-unshuffle),
+    which makes a CPU fast enough to train on.
 """
 
 import math
@@ -65,22 +65,23 @@ def _zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
 class _NoiseEmbedding(nn.Module):
     """Sinusoids of ``c_noise`` and two linear layers.
 
-    The highest frequency is 1 per unit of ``c_noise``: the embedding varies slowly, also at noise
-    levels below that of the data, where the network is not trained but is used by distillation.
+    Frequencies go from 1 down to 1e-4 per unit of ``c_noise``. The embedding varies slowly, also
+    at noise levels below that of the data, where the network is not trained but is used by
+    distillation.
     """
 
     frequencies: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        frequencies = 10_000.0 ** (-torch.arange(width // 2) / (width // 2))
+        frequencies = 1e-4 ** (torch.arange(width // 2) / (width // 2 - 1))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.expand = _linear(width, 4 * width)
         self.mix = _linear(4 * width, 4 * width)
 
     def forward(self, c_noise: Level) -> Float[Tensor, " b e"]:
         angles = c_noise[:, None] * self.frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
         return functional.silu(self.mix(functional.silu(self.expand(waves))))
 
 
@@ -109,7 +110,7 @@ class _Dropout(nn.Module):
     part draws for the whole batch and takes its rows.
 
     Deviates:
-        From PyTorch's, which draws each number from a Bernoulli law: here random bits are compared
+        From PyTorch's, which draws each number from a Bernoulli distribution: here random bits are compared
         with a threshold, four numbers from one word, which takes a quarter of the time on a CPU.
         The probability is rounded to a multiple of 2^-16, and the scale with it.
     """
@@ -163,7 +164,7 @@ class _Block(nn.Module):
         self.norm_out = _group_norm(channels_out)
         self.dropout = _Dropout(dropout)
         self.conv_out = _conv(channels_out, channels_out, 3, gain=1e-5)
-        plain = channels_in == channels_out
+        plain = channels_in == channels_out and resample == 1
         self.skip: nn.Module = nn.Identity() if plain else _conv(channels_in, channels_out, 1)
         self.attention = _Attention(channels_out) if attention else None
 
@@ -219,9 +220,9 @@ class UNet(nn.Module):
         sizes = config.level_sizes(resolution, resolution)
         new_block = partial(_Block, embedding=4 * config.model_channels, dropout=config.dropout)
 
-        def block(c_in: int, level: int) -> _Block:
-            attends = sizes[level] in config.attention_resolutions
-            return new_block(c_in, widths[level], attention=attends)
+        def block(c_in: int, level: int, *, attends: bool = True) -> _Block:
+            attention = attends and sizes[level] in config.attention_resolutions
+            return new_block(c_in, widths[level], attention=attention)
 
         folded = channels * config.patch_size**2
         self.recomputes = False
@@ -246,10 +247,10 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for level in reversed(range(levels)):
             if level < bottom:
-                self.decoder.append(new_block(current, widths[level], resample=2.0))
-                current = widths[level]
-            for _ in range(config.num_blocks + 1):
-                self.decoder.append(block(current + skips.pop(), level))
+                self.decoder.append(new_block(current, current, resample=2.0))
+            for number in range(config.num_blocks + 1):
+                last = number == config.num_blocks
+                self.decoder.append(block(current + skips.pop(), level, attends=last))
                 current = widths[level]
         self.norm_out = _group_norm(current)
         self.conv_out = _conv(current, folded, 3, gain=1e-5)

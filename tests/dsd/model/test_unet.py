@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from song_unet import random_weights, song_unet
 
 from dsd.model.checkpoint import build_denoiser
 from dsd.model.config import Network
+from dsd.model.networks.edm_weights import from_song_unet
 from dsd.model.networks.unet import UNet, _Dropout
 from dsd.utils.random import derive_seed
 
@@ -27,7 +29,7 @@ def test_output_has_the_shape_of_the_input(patch, mult, channels):
 
 
 def test_the_papers_network_has_the_papers_size():
-    """DDPM++ for CIFAR-10: 55.7 million parameters in EDM's table."""
+    """DDPM++ for CIFAR-10, as the authors' code makes it without augmentation labels."""
     config = network(
         patch_size=1,
         model_channels=128,
@@ -37,7 +39,7 @@ def test_the_papers_network_has_the_papers_size():
     )
     with torch.device("meta"):
         net = UNet(config, channels=3, resolution=32)
-    assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=0.03)
+    assert sum(p.numel() for p in net.parameters()) == 55_732_739
 
 
 def test_a_resolution_that_does_not_fit_is_refused_with_the_multiple():
@@ -131,3 +133,41 @@ def test_without_training_nothing_is_dropped():
     h = torch.ones(2, 3, 4, 4)
     assert torch.equal(_Dropout(0.5).eval()(h), h)
     assert torch.equal(_Dropout(0.0)(h), h)
+
+
+SONG = {
+    "channels": 3,
+    "resolution": 16,
+    "model_channels": 16,
+    "channel_mult": [1, 2, 2],
+    "num_blocks": 2,
+}
+
+
+def as_ours(attention):
+    return network(
+        patch_size=1,
+        attention_resolutions=attention,
+        **{key: SONG[key] for key in ("model_channels", "channel_mult", "num_blocks")},
+    )
+
+
+@pytest.mark.parametrize("attention", [[8], [16, 4], []])
+def test_with_edms_weights_it_is_edms_network(attention):
+    weights = random_weights(**SONG, attention=attention)
+    net = UNet(as_ours(attention), channels=3, resolution=16).eval()
+    net.load_state_dict(from_song_unet(weights, as_ours(attention), 16))
+    x, c_noise = torch.randn(2, 3, 16, 16), torch.tensor([-1.5, 0.8])
+    with torch.no_grad():
+        ours, theirs = net(x, c_noise), song_unet(weights, x, c_noise)
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_architecture_are_refused_by_name():
+    weights = random_weights(**SONG, attention=[8])
+    weights["map_label.weight"] = torch.zeros(16, 10)
+    with pytest.raises(
+        ValueError, match=r"^map_label\.weight: no such weight in an unconditional"
+    ):
+        from_song_unet(weights, as_ours([8]), 16)
