@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from dsd.model.checkpoint import build_denoiser, save_model
-from dsd.model.config import Network
-from dsd.model.denoiser import Denoiser
+from dsd.model.config import UNetConfig
+from dsd.model.denoiser import AnyDenoiser
 from dsd.model.networks.edm_weights import from_song_unet
 from dsd.operators.config import IdentityOperator
 
 __all__ = ["convert", "main"]
 
 
-def convert(theirs: Any) -> tuple[Denoiser, Network]:  # noqa: ANN401 - a class of the checkout
+def convert(theirs: Any) -> tuple[AnyDenoiser, UNetConfig]:  # noqa: ANN401 - a class of the checkout
     """Our denoiser with the weights of EDM's ``EDMPrecond``.
 
     Raises:
@@ -32,7 +32,8 @@ def convert(theirs: Any) -> tuple[Denoiser, Network]:  # noqa: ANN401 - a class 
     """
     song = theirs.model
     options = song.init_kwargs
-    network = Network(
+    network = UNetConfig(
+        kind="unet",
         patch_size=1,
         model_channels=options["model_channels"],
         channel_mult=[*options["channel_mult"]],

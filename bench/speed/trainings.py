@@ -14,7 +14,7 @@ from bench.speed.timing import Comparison, Way
 from dsd.distillation.config import Distill
 from dsd.distillation.trainer import Distillation
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.config import GeneratorNoise, Network, TeacherNoise
+from dsd.model.config import GeneratorNoise, TeacherNoise, UNetConfig
 from dsd.model.denoiser import Denoiser
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import TeacherTraining
@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
     name: str
     shape: tuple[int, int, int]
-    network: Network
+    network: UNetConfig
     batch_size: int
     """Images of a step of the teacher's training, or generated together in one step."""
 
@@ -78,11 +78,17 @@ def settings(device: str) -> list[Setting]:
     ]
 
 
-def _edm(model_channels: int, channel_mult: list[int], num_blocks: int) -> Network:
+def _edm(model_channels: int, channel_mult: list[int], num_blocks: int) -> UNetConfig:
     """What EDM's training command gives for its architecture ``ddpmpp``, at this size."""
     size = {"model_channels": model_channels, "channel_mult": channel_mult}
-    fixed = {"patch_size": 1, "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5}
-    return Network.model_validate({**size, **fixed, "num_blocks": num_blocks})
+    fixed = {
+        "kind": "unet",
+        "patch_size": 1,
+        "attention_resolutions": [16],
+        "dropout": 0.13,
+        "sigma_data": 0.5,
+    }
+    return UNetConfig.model_validate({**size, **fixed, "num_blocks": num_blocks})
 
 
 def pretrain_config(batch_size: int) -> Pretrain:

@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dsd.model.config import Network
+from dsd.model.config import NetworkConfig
 from dsd.model.denoiser import AnyDenoiser, Denoiser, MaskedDenoiser
 from dsd.model.generator import OneStepGenerator
-from dsd.model.networks.unet import UNet
 from dsd.operators.config import OperatorChoice
 from dsd.operators.operator import Operator, Shape, Views, image_shape
 from dsd.utils.config import Positive, Section
@@ -56,7 +55,7 @@ Length = Annotated[int, Field(ge=1, le=2**13)]
 class ModelSpec(Section):
     """What is needed to build a model before its weights are loaded."""
 
-    network: Network
+    network: NetworkConfig
     operator: OperatorChoice
     """Through which the training data were observed."""
 
@@ -78,7 +77,7 @@ class ModelSpec(Section):
 
 
 def build_denoiser(
-    network: Network, shape: Shape, *, seed: int, views: Views | None = None
+    network: NetworkConfig, shape: Shape, *, seed: int, views: Views | None = None
 ) -> AnyDenoiser:
     """A denoiser with fresh weights, a function of ``seed`` alone.
 
@@ -92,11 +91,13 @@ def build_denoiser(
         ValueError: The images do not fit the network.
     """
     channels, height, width = shape
-    network.level_sizes(height, width)  # raises where they do not fit
+    if height != width:
+        msg = f"images of {width} x {height} pixels are not square, as the network needs"
+        raise ValueError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        raw = UNet(
-            network, channels=channels, resolution=height, extra_channels=0 if views is None else 1
+        raw = network.build(
+            channels=channels, resolution=height, extra_channels=0 if views is None else 1
         )
     # A tenth faster on CPUs (bench/README.md), and what GPUs' matrix units prefer.
     raw = raw.to(memory_format=torch.channels_last)
@@ -111,7 +112,7 @@ def save_model(
     folder: Path,
     denoiser: AnyDenoiser,
     *,
-    network: Network,
+    network: NetworkConfig,
     operator: OperatorChoice,
     shape: Shape,
     sigma_init: float | None,
@@ -198,14 +199,10 @@ def _check_size(spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: It is of one; other errors where there cannot be such a network.
     """
-    blocks = spec.network.num_blocks * len(spec.network.channel_mult)
-    fits = blocks <= len(weights)
-    if fits:
-        with torch.device("meta"):
-            network = UNet(spec.network, channels=spec.shape[0], resolution=spec.shape[1])
-        size = sum(weight.numel() for weight in network.parameters())
-        fits = size <= sum(weight.numel() for weight in weights.values())
-    if not fits:
+    with torch.device("meta"):
+        network = spec.network.build(channels=spec.shape[0], resolution=spec.shape[1])
+    size = sum(weight.numel() for weight in network.parameters())
+    if size > sum(weight.numel() for weight in weights.values()):
         msg = f"{_SPEC} describes a larger network"
         raise ValueError(msg)
 

@@ -1,17 +1,22 @@
 """The network, noise distributions and samplers."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dsd.utils.config import Count, Finite, Fraction, NonNegative, Positive, Rho, Section, TopLevel
 
+if TYPE_CHECKING:
+    from torch import nn
+
 DROPOUT_LEVELS = 2**16
 """Values of the random numbers that decide what dropout keeps."""
 
 
-class Network(Section):
-    """The U-Net inside every denoiser."""
+class UNetConfig(Section):
+    """EDM's DDPM++ U-Net, optionally on folded pixels."""
+
+    kind: Literal["unet"]
 
     patch_size: Literal[1, 2, 4]
     """Pixels a side that are folded into channels at the input (pixel-unshuffle); 1 keeps the
@@ -23,7 +28,7 @@ class Network(Section):
     channel_mult: Annotated[list[Count], Field(min_length=1, max_length=6)]
     """Channels of each level as a multiple of ``model_channels``, finest level first."""
 
-    num_blocks: Count
+    num_blocks: Annotated[int, Field(ge=1, le=64)]
     """Residual blocks at each level."""
 
     attention_resolutions: list[Count]
@@ -41,30 +46,47 @@ class Network(Section):
         """The number of pixels that must divide the height and the width of an image."""
         return self.patch_size << len(self.channel_mult) - 1
 
-    def level_sizes(self, height: int, width: int) -> list[int]:
-        """Heights (and widths) of the feature maps, finest level first.
+    def level_sizes(self, resolution: int) -> list[int]:
+        """Heights (and widths) of the feature maps, finest level first."""
+        return [
+            resolution // self.patch_size // 2**level for level in range(len(self.channel_mult))
+        ]
+
+    def check_images(self, resolution: int) -> None:
+        """Refuse square images that the network cannot take.
 
         Args:
-            height: Height of the images that the network sees, in pixels.
-            width: Their width, in pixels.
+            resolution: Their height and width, in pixels.
 
         Raises:
-            ValueError: The network cannot take images of this size.
+            ValueError: The resolution cannot be halved as often as needed, or no level has a size
+                at which attention is asked for.
         """
-        if height != width:
-            msg = f"images of {width} x {height} pixels are not square, as the network needs"
-            raise ValueError(msg)
-        if height % self.multiple:
+        if resolution % self.multiple:
             msg = (
-                f"images of {height} pixels do not fit the network: network.patch_size "
+                f"images of {resolution} pixels do not fit the network: network.patch_size "
                 f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult "
-                f"need a multiple of {self.multiple}"
+                f"need a multiple of {self.multiple}. Lower one of the two"
             )
             raise ValueError(msg)
-        return [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]
+        sizes = self.level_sizes(resolution)
+        nowhere = [str(size) for size in self.attention_resolutions if size not in sizes]
+        if nowhere:
+            msg = (
+                f"network.attention_resolutions names {', '.join(nowhere)}, but the levels of the "
+                f"network have the sizes {', '.join(map(str, sizes))} with these images. Choose "
+                "among these, or leave it empty: []"
+            )
+            raise ValueError(msg)
+
+    def build(self, *, channels: int, resolution: int, extra_channels: int = 0) -> "nn.Module":
+        """Build the network with fresh weights; the arguments are those of :class:`UNet`."""
+        from dsd.model.networks.unet import UNet
+
+        return UNet(self, channels=channels, resolution=resolution, extra_channels=extra_channels)
 
     @model_validator(mode="after")
-    def _dropout_drops(self) -> "Network":
+    def _dropout_drops(self) -> "UNetConfig":
         if self.dropout > 0 and round(self.dropout * DROPOUT_LEVELS) == 0:
             msg = (
                 f"dropout {self.dropout:g} is rounded to a multiple of 1/{DROPOUT_LEVELS}, so it "
@@ -72,6 +94,13 @@ class Network(Section):
             )
             raise ValueError(msg)
         return self
+
+
+NetworkConfig = UNetConfig
+"""Section ``network``, by ``kind``: the registry of networks. Another one is a module in
+:mod:`dsd.model.networks` and a class here with ``kind``, ``sigma_data``, ``multiple``,
+``check_images`` and ``build``. The name is then ``Annotated[UNetConfig | ..., Field(discriminator=
+"kind")]``."""
 
 
 class TeacherNoise(Section):

@@ -156,44 +156,33 @@ def _unknown_noise(params: Params, images: Prepared, observed: Shape) -> Iterato
 
 
 def _network(params: Params, shape: Shape, observed: Shape) -> Iterator[str]:
-    """Images that the network cannot take, and attention that would be nowhere."""
-    network = params.network
-    try:
-        sizes = network.level_sizes(*observed[1:])
-    except ValueError as error:
-        yield f"{error}: {_other_size(params, shape)}"
-        return
-    nowhere = [size for size in network.attention_resolutions if size not in sizes]
-    if nowhere:
-        yield (
-            f"network.attention_resolutions names {_listed(nowhere)}, but the levels of the "
-            f"network have the sizes {_listed(sizes)} with these images: choose among these, or "
-            "leave it empty: []"
-        )
-
-
-def _other_size(params: Params, shape: Shape) -> str:
-    """What makes images of ``shape`` fit the network."""
-    _, height, width = shape
+    """Images that the network cannot take."""
+    _, height, width = observed
     if height != width:
-        return "crop the images to squares"
+        yield (
+            f"images of {width} x {height} pixels are not square, as the network needs: crop the "
+            "images to squares"
+        )
+        return
+    try:
+        params.network.check_images(height)
+    except ValueError as error:
+        yield ", or ".join([str(error), *_other_size(params, shape)])
+
+
+def _other_size(params: Params, shape: Shape) -> Iterator[str]:
+    """Other sizes than that of ``shape`` that fit the network."""
+    _, height, _ = shape
     operator, noisy = params.corrupt.operator, params.data.content == "noisy"
     factor = operator.factor if operator.kind == "downsample" and not noisy else 1
-    multiple = params.network.multiple * factor
-    size = height // multiple * multiple
-    other = "lower network.patch_size or take fewer levels in network.channel_mult"
+    size = height - height % (params.network.multiple * factor)
+    if size == height:
+        return
     if factor > 1:
-        other = f"lower corrupt.operator.factor, {other}"
-    if size < 4:
-        return other
-    if noisy:
+        yield "lower corrupt.operator.factor"
+    if size >= 4:
         # An average over pixels has less noise than they, which the given level would not be.
-        return f"{other}, or crop the images to {size} x {size}"
-    return f"set data.resolution to {size}, or {other}"
-
-
-def _listed(values: list[int]) -> str:
-    return ", ".join(map(str, values))
+        yield f"crop the images to {size} x {size}" if noisy else f"set data.resolution to {size}"
 
 
 def _features(params: Params, channels: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from dsd.corruption.config import Corrupt
 from dsd.distillation.config import Distill
 from dsd.evaluation.config import Evaluate
-from dsd.model.config import Network
+from dsd.model.config import NetworkConfig
 from dsd.pretraining.config import Pretrain
 from dsd.sources.config import Data
 from dsd.utils.config import Section
@@ -23,7 +23,7 @@ class Params(Section):
 
     data: Data
     corrupt: Corrupt
-    network: Network
+    network: NetworkConfig
     pretrain: Pretrain
     distill: Distill
     evaluate: Evaluate

@@ -34,7 +34,7 @@ from dsd.features.extractor import extract, load_extractor
 from dsd.metrics.frechet import frechet_distance, moments
 from dsd.metrics.intervals import frechet_estimate
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.config import Churn, Network, Sampler
+from dsd.model.config import Churn, Sampler, UNetConfig
 from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.samplers import sample_teacher
 from dsd.pretraining.config import Pretrain
@@ -50,7 +50,8 @@ STEPS, STEPS_OF_VARIANTS = 100, 25
 SHOWN = (1, 2, 5, 10, 20, 50, 100)
 """Steps whose losses are kept."""
 
-NETWORK = Network(
+NETWORK = UNetConfig(
+    kind="unet",
     patch_size=1, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4],
     dropout=0.1, sigma_data=0.5,
 )  # fmt: skip

@@ -4,10 +4,11 @@ import struct
 import zlib
 
 from dsd.model.checkpoint import build_denoiser, save_model
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 from dsd.operators.config import IdentityOperator
 
-NETWORK = Network(
+NETWORK = UNetConfig(
+    kind="unet",
     patch_size=1, model_channels=8, channel_mult=[1], num_blocks=1, attention_resolutions=[],
     dropout=0.0, sigma_data=0.5,
 )  # fmt: skip

@@ -1,11 +1,12 @@
 """A generator on the disk that is small and untrained, for tests of what is done with one."""
 
 from dsd.model.checkpoint import build_denoiser, save_model
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 from dsd.operators.config import IdentityOperator
 
 SHAPE = (1, 8, 8)
-NETWORK = Network(
+NETWORK = UNetConfig(
+    kind="unet",
     patch_size=1,
     model_channels=8,
     channel_mult=[1],

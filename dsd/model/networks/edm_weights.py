@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 
 __all__ = ["from_song_unet"]
 
@@ -28,7 +28,7 @@ _UNUSED = "map_augment.weight"
 
 
 def from_song_unet(
-    weights: Mapping[str, Tensor], network: Network, resolution: int
+    weights: Mapping[str, Tensor], network: UNetConfig, resolution: int
 ) -> dict[str, Tensor]:
     """Rename the weights of a ``SongUNet`` with ``embedding_type="positional"``.
 
@@ -64,9 +64,9 @@ def _grouped(qkv: Tensor) -> Tensor:
     return grouped.flatten(0, 1).contiguous()
 
 
-def _modules(network: Network, resolution: int) -> Iterator[tuple[str, str]]:
+def _modules(network: UNetConfig, resolution: int) -> Iterator[tuple[str, str]]:
     """Their name and ours of each module that has weights."""
-    sizes = network.level_sizes(resolution, resolution)
+    sizes = network.level_sizes(resolution)
     top, bottom = sizes[0], sizes[-1]
     yield "map_layer0", "embed.expand"
     yield "map_layer1", "embed.mix"
@@ -86,7 +86,7 @@ def _modules(network: Network, resolution: int) -> Iterator[tuple[str, str]]:
     yield from _blocks("dec", decoder, "decoder")
 
 
-def _parts(resampling: str, size: int, first: int, network: Network) -> list[str]:
+def _parts(resampling: str, size: int, first: int, network: UNetConfig) -> list[str]:
     """Blocks of one level; the first level begins without resampling."""
     count = network.num_blocks + (resampling == "up")
     return [*[resampling] * (size != first), *(f"block{number}" for number in range(count))]

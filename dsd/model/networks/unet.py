@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dsd.model.config import DROPOUT_LEVELS, Network
+from dsd.model.config import DROPOUT_LEVELS, UNetConfig
 from dsd.utils.random import current_masks, recalled_masks
 from dsd.utils.shapes import Level
 
@@ -110,7 +110,7 @@ class _Dropout(nn.Module):
     part draws for the whole batch and takes its rows.
 
     Deviates:
-        From PyTorch's, which draws each number from a Bernoulli distribution: here random bits are compared
+        From PyTorch's, which draws from a Bernoulli distribution: here random bits are compared
         with a threshold, four numbers from one word, which takes a quarter of the time on a CPU.
         The probability is rounded to a multiple of 2^-16, and the scale with it.
     """
@@ -200,7 +200,7 @@ class UNet(nn.Module):
         config: Width, depth, attention and dropout.
         channels: Colour channels of the images.
         extra_channels: Channels of the input that tell about it and are not in the output.
-        resolution: Height and width of the images, a multiple of ``patch * 2 ** (levels - 1)``.
+        resolution: Height and width of the images, which ``config.check_images`` accepts.
 
     Attributes:
         recomputes: Whether blocks keep only their inputs for the gradient and are computed again
@@ -208,16 +208,17 @@ class UNet(nn.Module):
             part of a saved model.
 
     Raises:
-        ValueError: The resolution cannot be halved as often as there are levels.
+        ValueError: The resolution or the attention does not fit.
     """
 
     def __init__(
-        self, config: Network, *, channels: int, resolution: int, extra_channels: int = 0
+        self, config: UNetConfig, *, channels: int, resolution: int, extra_channels: int = 0
     ) -> None:
         super().__init__()
+        config.check_images(resolution)
         levels = len(config.channel_mult)
         widths = [config.model_channels * mult for mult in config.channel_mult]
-        sizes = config.level_sizes(resolution, resolution)
+        sizes = config.level_sizes(resolution)
         new_block = partial(_Block, embedding=4 * config.model_channels, dropout=config.dropout)
 
         def block(c_in: int, level: int, *, attends: bool = True) -> _Block:

@@ -14,7 +14,7 @@ from tiny_stages import SELECTION, run, tiny
 from dsd.features.extractor import Extractor, extract
 from dsd.features.teacher import LEAST_SIGMA, TeacherFeatures, load_teacher_features
 from dsd.model.checkpoint import build_denoiser, load_denoiser
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 from dsd.model.denoiser import coefficients
 from dsd.model.generator import make_latents
 from dsd.operators.config import MaskOperator
@@ -26,7 +26,8 @@ from pipeline.stage_io.tables import read_csv
 from pipeline.stages import distill, evaluate
 
 CPU = torch.device("cpu")
-NETWORK = Network(
+NETWORK = UNetConfig(
+    kind="unet",
     patch_size=1, model_channels=8, channel_mult=[1, 2, 3], num_blocks=2,
     attention_resolutions=[4], dropout=0.1,
     sigma_data=0.5,

@@ -5,7 +5,7 @@ import torch
 from song_unet import random_weights, song_unet
 
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 from dsd.model.networks.edm_weights import from_song_unet
 from dsd.model.networks.unet import UNet, _Dropout
 from dsd.utils.random import derive_seed
@@ -13,17 +13,21 @@ from dsd.utils.random import derive_seed
 
 def network(**changes):
     values = {
-        "patch_size": 2, "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1,
-        "attention_resolutions": [4], "dropout": 0.0, "sigma_data": 0.5,
+        "kind": "unet", "patch_size": 2, "model_channels": 8, "channel_mult": [1, 2],
+        "num_blocks": 1, "attention_resolutions": [4], "dropout": 0.0, "sigma_data": 0.5,
     }  # fmt: skip
-    return Network(**{**values, **changes})
+    return UNetConfig(**{**values, **changes})
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 @pytest.mark.parametrize("mult", [[1], [1, 2], [2, 1, 2]])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_output_has_the_shape_of_the_input(patch, mult, channels):
-    net = UNet(network(patch_size=patch, channel_mult=mult), channels=channels, resolution=16)
+    net = UNet(
+        network(patch_size=patch, channel_mult=mult, attention_resolutions=[]),
+        channels=channels,
+        resolution=16,
+    )
     x = torch.randn(2, channels, 16, 16)
     assert net(x, torch.zeros(2)).shape == x.shape
 
@@ -54,7 +58,7 @@ def test_images_that_are_not_square_are_refused():
 
 @pytest.mark.parametrize("width", [8, 40, 72, 136, 264])
 def test_every_width_can_be_normalised_in_groups_of_at_least_four(width):
-    net = UNet(network(model_channels=width, patch_size=4), channels=1, resolution=8)
+    net = UNet(network(model_channels=width), channels=1, resolution=16)
     norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
     assert all(norm.num_channels // norm.num_groups >= 4 for norm in norms)
     # Where EDM's number divides the channels, it is that.

@@ -15,11 +15,11 @@ from tiny_run import Call, Update, adam_in_numpy, averages, flat, recorded, step
 from tiny_training import SIGMA, distillation, teacher_training, tiny_params
 from torch.nn.modules.module import register_module_forward_hook
 
-from dsd.model.config import Network
+from dsd.model.config import UNetConfig
 
 
 def without_dropout(params):
-    network = Network.model_validate({**params.network.model_dump(), "dropout": 0.0})
+    network = UNetConfig.model_validate({**params.network.model_dump(), "dropout": 0.0})
     return params.model_copy(update={"network": network})
 
 

@@ -90,12 +90,12 @@ def selected(features):
         ),
         (
             90, (1, 17, 17), {"network": {"channel_mult": [1, 1]}},
-            "images of 17 pixels do not fit .* a multiple of 4: set data.resolution to 16, or",
+            "17 pixels do not fit .* a multiple of 4. Lower .*, or set data.resolution to 16",
             {"network": {"channel_mult": [1], "patch_size": 1}},
         ),
         (
             90, (1, 17, 17), {"data": {"content": "noisy"}},
-            "a multiple of 2: lower network.patch_size .*, or crop the images to 16 x 16",
+            "network.patch_size .* a multiple of 2. Lower .*, or crop the images to 16 x 16",
             {"network": {"patch_size": 1}},
         ),
         (
@@ -111,7 +111,7 @@ def selected(features):
         ),
         (
             90, (1, 10, 10), {"corrupt": operator("downsample", factor=2)},
-            "images of 5 pixels do not fit .*: set data.resolution to 8, or lower corrupt.op",
+            "5 pixels do not fit .* or lower corrupt.operator.factor, or set data.resolution to 8",
             {"network": {"patch_size": 1}},
         ),
         (

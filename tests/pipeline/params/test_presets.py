@@ -58,7 +58,8 @@ def test_the_paper_scale_is_the_authors_scripts(workspace):
         "constant", False, "sid",
     )  # fmt: skip
     assert params.network.model_dump() == {
-        "patch_size": 1, "model_channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4,
+        "kind": "unet", "patch_size": 1,
+        "model_channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4,
         "attention_resolutions": [16], "dropout": 0.13, "sigma_data": 0.5,
     }  # fmt: skip
     assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
@@ -87,7 +88,8 @@ def test_the_scale_of_64_pixels_is_the_authors_scripts(name, dropout, alpha, ste
         "sid",
     )
     assert params.network.model_dump() == {
-        "patch_size": 1, "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
+        "kind": "unet", "patch_size": 1,
+        "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 4,
         "attention_resolutions": [16], "dropout": dropout, "sigma_data": 0.5,
     }  # fmt: skip
     assert (params.evaluate.sampler.num_steps, params.evaluate.num_samples) == (18, 50_000)
