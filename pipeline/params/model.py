@@ -24,6 +24,8 @@ class Params(Section):
     data: Data
     corrupt: Corrupt
     network: NetworkConfig
+    """The raw network inside every denoiser."""
+
     pretrain: Pretrain
     distill: Distill
     evaluate: Evaluate

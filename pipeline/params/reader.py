@@ -267,9 +267,10 @@ def _as_in_the_file(detail: ErrorDetails) -> ErrorDetails:
     if _dotted(location) not in all_keys() and _is_value(location[:-1]):
         # A number or a word: pydantic names the kind of value after the key.
         return {**detail, "loc": location[:-1]}
-    kinds = all_keys().get(_dotted((*location[:2], "kind")))
-    if kinds is not None and len(location) > 2:
-        return {**detail, "loc": (*location[:2], *location[3:])}
+    for depth in range(1, len(location)):
+        key = all_keys().get(_dotted((*location[:depth], "kind")))
+        if key is not None and location[depth] in (key.schema or {}).get("enum", []):
+            return {**detail, "loc": (*location[:depth], *location[depth + 1 :])}
     return detail
 
 

@@ -94,7 +94,8 @@ def _merged(union: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
         if name not in merged:
             having = [kind for kind, section in kinds.items() if name in section["properties"]]
             schema = kinds[having[0]]["properties"][name]
-            text = f"With {', '.join(having)} only. {schema['description']}"
+            only = "" if having == [*kinds] else f"With {', '.join(having)} only. "
+            text = only + schema["description"]
             merged[name] = {**schema, "description": text}
     return {"properties": merged}
 
