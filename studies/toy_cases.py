@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dsd.distillation.config import Distill
 from dsd.distillation.trainer import Distillation
-from dsd.model.config import Churn, GeneratorNoise, Sampler, TeacherNoise
+from dsd.model.config import GeneratorNoise, Sampler, TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, Denoiser
 from dsd.model.generator import make_latents
 from dsd.model.networks.mlp import MLP
-from dsd.model.samplers import sample_teacher
+from dsd.model.samplers import EDM_SAMPLER, sample_teacher
 from dsd.pretraining.config import Consistency, Pretrain
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.selection.config import Selection
@@ -93,14 +93,7 @@ SETTINGS = Settings(
         ema_rampup_ratio=0.1,
         selection=_UNUSED_SELECTION,
     ),
-    sampler=Sampler(
-        method="heun",
-        num_steps=18,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        rho=7.0,
-        churn=Churn(S_churn=0.0, S_min=0.0, S_max=80.0, S_noise=1.0),
-    ),
+    sampler=EDM_SAMPLER,
 )
 
 

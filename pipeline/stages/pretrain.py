@@ -6,7 +6,6 @@ import torch
 from pydantic import BaseModel
 
 from dsd.model.checkpoint import build_denoiser, save_model
-from dsd.model.config import Churn, Sampler
 from dsd.model.denoiser import AnyDenoiser
 from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
@@ -35,16 +34,6 @@ NUM_READINGS = 100
 """Points of the loss curve."""
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
-
-PICTURE_SAMPLER = Sampler(
-    method="heun",
-    num_steps=18,
-    sigma_min=0.002,
-    sigma_max=80.0,
-    rho=7.0,
-    churn=Churn(S_churn=0.0, S_min=0.0, S_max=80.0, S_noise=1.0),
-)
-"""EDM's, for the pictures: measuring with another sampler must not retrain the teacher."""
 
 
 class History(BaseModel):
@@ -154,13 +143,9 @@ class _Fit:
         seed = derive_seed(self._params.seed, "pretrain pictures")
         indices = torch.arange(GRID_IMAGES).numpy()
         latents = torch.from_numpy(noise_of(seed, indices, self._shape)).to(device)
-        with torch.inference_mode():
-            samples = sample_teacher(
-                self.training.average,
-                latents,
-                config=PICTURE_SAMPLER,
-                sigma_y=float(self._sigma.max()),
-            )
+        with torch.inference_mode():  # not evaluate.sampler, a change of which must not retrain
+            sigma_y = float(self._sigma.max())
+            samples = sample_teacher(self.training.average, latents, sigma_y=sigma_y)
         target = self.state.folder / "pictures" / f"{self._history.images_seen:09d}.png"
         zoom = max(1, 64 // self._shape[-1])
         save_grid(to_uint8(samples.truncated), target, columns=GRID_COLUMNS, zoom=zoom)

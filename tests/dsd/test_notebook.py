@@ -13,7 +13,6 @@ from tiny_training import distillation, run_steps, teacher_training, tiny_params
 import dsd
 from dsd.corruption.writer import corrupt
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.config import Churn, Sampler
 from dsd.model.samplers import sample_teacher
 from dsd.storage.image_store import ImageStore, write_store
 from dsd.storage.shards import Block
@@ -75,12 +74,8 @@ def test_one_noise_level_stands_for_all_clean_images():
 
 
 def test_a_teacher_is_sampled_with_a_number_or_a_tensor():
-    churn = Churn(S_churn=0.0, S_min=0.0, S_max=80.0, S_noise=1.0)
-    config = Sampler(
-        method="heun", num_steps=4, sigma_min=0.01, sigma_max=80.0, rho=7.0, churn=churn
-    )
     one, other = (
-        sample_teacher(MIXTURE.denoiser, normal(), config=config, sigma_y=level)
+        sample_teacher(MIXTURE.denoiser, normal(), sigma_y=level)
         for level in (0.5, torch.tensor(0.5))
     )
     assert torch.equal(one.truncated_exact, other.truncated_exact)
