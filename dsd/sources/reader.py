@@ -5,7 +5,6 @@ or not 8-bit, and brings everything to one size. Only a block of images is in me
 """
 
 import hashlib
-import mmap
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -232,11 +231,11 @@ def _frames(path: Path) -> int:
     if not path.is_file():
         return 1
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            return sum(page.frames for page in read_pages(content)) if is_tiff(content) else 1
+        with path.open("rb") as file:
+            if not is_tiff(file.read(4)):
+                return 1
+            file.seek(0)
+            return sum(page.frames for page in read_pages(file))
     except (OSError, ValueError):
         return 1
 

@@ -5,17 +5,17 @@ lie one behind the other after a single directory, channels beyond the third, vo
 in sub-directories. All of these are found here, so that no part of a file is left out.
 """
 
+import logging
 import math
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import mmap
-from typing import TypeAlias, final
+from io import BufferedReader, BytesIO
+from typing import final
+
+from tifffile import TiffFile, TiffPage
 
 __all__ = ["ONE_MAP", "Page", "is_tiff", "read_pages"]
-
-Content: TypeAlias = bytes | mmap
 
 ONE_MAP = (
     "not read yet: bring all images to 8 bits by one linear map, the same for every image, "
@@ -29,33 +29,19 @@ MAX_FRAMES = 2**16
 MAX_SAMPLES = 2**31
 """Numbers in all frames of one file; a few hundred bytes can say that there are any number."""
 
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_FILL_ORDER, _DESCRIPTION, _STRIPS, _SAMPLES, _ROWS, _PLANAR = 266, 270, 273, 277, 278, 284
-_TILE_WIDTH, _TILE_HEIGHT, _TILES, _SUB_DIRECTORIES, _EXTRA = 322, 323, 324, 330, 338
-_SAMPLE_FORMAT, _DEPTH, _EXIF, _GPS = 339, 32997, 34665, 34853
+_DEPTH, _EXIF, _GPS = 32997, 34665, 34853
+_OFFSETS = (273, 324)
+"""Tags of the offsets of strips and tiles."""
 
-_MAX_TEXT = 2**13
-"""Bytes of a description that are looked at."""
-
-_USED = frozenset(
-    {_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _DESCRIPTION}
-    | {_STRIPS, _SAMPLES, _ROWS, _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _SUB_DIRECTORIES}
-    | {_EXTRA, _SAMPLE_FORMAT, _DEPTH, _EXIF, _GPS}
-)
-"""Tags that are looked at."""
-
-_MAX_ENTRIES = 2**21
-"""Entries of directories; those of usual files are some twenty a page."""
-
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
-          16: 8, 17: 8, 18: 8}  # fmt: skip
-"""Bytes of one value, by its type."""
-
-_WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-"""Codes of ``struct`` for the types that are whole numbers."""
+_REDUCED_OR_MASK = 0b101
+"""Bits of the tag NewSubfileType."""
 
 _COLOURS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("palette", 1)}
 """Name and usual number of channels, by the tag PhotometricInterpretation."""
+
+# It logs what it finds odd in a file; what matters here is refused.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+logging.getLogger("tifffile").propagate = False
 
 
 @final
@@ -74,309 +60,213 @@ class Page:
     frame_size: int
 
 
-def is_tiff(content: Content) -> bool:
+def is_tiff(head: bytes) -> bool:
     """Whether a file begins as TIFF or BigTIFF do, in either order of bytes."""
-    return content[:2] in {b"II", b"MM"} and content[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
+    return head[:2] in {b"II", b"MM"} and head[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
 
 
-def read_pages(content: Content) -> list[Page]:
-    """All pages of a file, with the frames behind them.
+class _RefusedError(ValueError):
+    """The file is whole, but cannot be used as it is."""
+
+
+def read_pages(file: BufferedReader | BytesIO) -> list[Page]:
+    """List all pages of a file, with the frames behind them.
 
     Args:
-        content: A whole file for which ``is_tiff`` holds.
+        file: A whole file whose first bytes satisfy :func:`is_tiff`.
 
     Raises:
         ValueError: The file is damaged, or holds what would be lost or changed; says what.
     """
     try:
-        return _read_pages(content)
-    except struct.error as error:
-        msg = "cannot be decoded (a TIFF directory points outside of the file)"
+        with TiffFile(file) as tif:
+            pages = list(_pages(tif))
+            return _with_frames(tif, pages)
+    except _RefusedError:
+        raise
+    # On damaged bytes the library raises nearly anything.
+    except Exception as error:
+        msg = f"cannot be decoded ({error})"
         raise ValueError(msg) from error
 
 
-def _read_pages(content: Content) -> list[Page]:
-    """``read_pages``, or struct.error where something lies outside of the file."""
-    directories = list(_directories(_File(content)))
-    for directory in directories:
-        _check_picture(directory)
-    promised = [_promised(directory) for directory in directories]
-    alone = len(directories) == 1
-    pages = [_page(directory, promised[0] if alone else 1) for directory in directories]
-    found = sum(page.frames for page in pages)
-    if max(promised) > found:
-        msg = f"says that it holds {max(promised)} frames, but has {found}; save it once more"
-        raise ValueError(msg)
-    numbers = sum(page.frames * page.frame_size for page in pages)
-    if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
-        msg = f"holds {found} frames, more than {MAX_FRAMES} or {MAX_SAMPLES} numbers; split it"
-        raise ValueError(msg)
-    _check_rest(directories, pages)
-    return pages
+def _pages(tif: TiffFile) -> Iterator[TiffPage]:
+    """All directories, each of one picture that can be read."""
+    seen = set[int]()
+    for page in tif.pages:
+        assert isinstance(page, TiffPage)
+        if page.offset in seen or len(seen) >= MAX_FRAMES:
+            msg = f"holds more than {MAX_FRAMES} pages, or the same page twice; split it"
+            raise _RefusedError(msg)
+        seen.add(page.offset)
+        _check_picture(page)
+        yield page
 
 
-@final
-class _File:
-    """Reads numbers of a file in its order of bytes."""
-
-    def __init__(self, content: Content) -> None:
-        self.content = content
-        self.large = 43 in content[2:4]
-        self._order = "<" if content[:2] == b"II" else ">"
-
-    def unpack(self, form: str, at: int) -> tuple[int, ...]:
-        size = struct.calcsize("<" + form)
-        return struct.unpack(self._order + form, self.content[at : at + size])
-
-
-@final
-@dataclass(frozen=True)
-class _Directory:
-    """The entries of a directory: type, number of values and where these are, by tag."""
-
-    file: _File
-    entries: dict[int, tuple[int, int, int]]
-    count: int
-    """Entries of all tags; ``entries`` holds those that are looked at."""
-
-    following: int
-    extents: list[tuple[int, int]]
-    """Where the directory itself, and then the values that it points at, begin and end."""
-
-    @classmethod
-    def at(cls, file: _File, at: int) -> "_Directory":
-        head, entry, link, inline = ("Q", "HHQQ", "Q", 8) if file.large else ("H", "HHII", "I", 4)
-        (count,) = file.unpack(head, at)
-        if count > _MAX_ENTRIES:
-            msg = f"cannot be decoded (a TIFF directory of {count} entries)"
-            raise ValueError(msg)
-        first, step = at + struct.calcsize("<" + head), struct.calcsize("<" + entry)
-        # Read before the entries, so that a wrong count is found before they are gone through.
-        (following,) = file.unpack(link, first + count * step)
-        entries, extents = {}, [(at, first + count * step + inline)]
-        for place in range(first, first + count * step, step):
-            tag, kind, number, value = file.unpack(entry, place)
-            length = number * _SIZES.get(kind, 1)
-            if tag in _USED:
-                entries[tag] = kind, number, value if length > inline else place + step - inline
-            if length > inline:
-                extents.append((value, value + length))
-        return cls(file, entries, count, following, extents)
-
-    def numbers(self, tag: int, most: int = 16) -> list[int]:
-        """The first values of a tag; none where it is missing."""
-        kind, count, at = self.entries.get(tag, (3, 0, 0))
-        return list(self.file.unpack(f"{min(count, most)}{_WHOLE.get(kind, 'B')}", at))
-
-    def number(self, tag: int, default: int) -> int:
-        """The first value of a tag."""
-        return next(iter(self.numbers(tag, 1)), default)
-
-    def last(self, tag: int) -> int:
-        """The last value of a tag that is there."""
-        kind, count, at = self.entries[tag]
-        code = _WHOLE.get(kind, "B")
-        return self.file.unpack(code, at + (count - 1) * struct.calcsize(code))[0]
-
-    @property
-    def text(self) -> str:
-        """The beginning of the description, empty where there is none."""
-        _, count, at = self.entries.get(_DESCRIPTION, (2, 0, 0))
-        return self.file.content[at : at + min(count, _MAX_TEXT)].decode("latin-1")
-
-    @property
-    def samples(self) -> int:
-        return self.number(_SAMPLES, 1)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
-
-    @property
-    def cell(self) -> tuple[int, int]:
-        """Width and height of a tile; a strip is a tile as wide as the picture."""
-        width, height = self.sides
-        if _TILES in self.entries:
-            return self.number(_TILE_WIDTH, width), self.number(_TILE_HEIGHT, height)
-        return width, min(self.number(_ROWS, height), height)
-
-    @property
-    def cells(self) -> int:
-        """Strips or tiles that one picture needs."""
-        (width, height), (columns, rows) = self.sides, self.cell
-        planes = self.samples if self.number(_PLANAR, 1) == 2 else 1
-        return math.ceil(width / columns) * math.ceil(height / rows) * planes
-
-    @property
-    def cell_bytes(self) -> int:
-        """Bytes of a strip or tile without compression."""
-        columns, rows = self.cell
-        samples = 1 if self.number(_PLANAR, 1) == 2 else self.samples
-        return rows * math.ceil(columns * samples * self.number(_BITS, 1) / 8)
-
-
-def _directories(file: _File) -> Iterator[_Directory]:
-    """The directories in the order of the file."""
-    seen, entries = set[int](), 0
-    (at,) = file.unpack("Q", 8) if file.large else file.unpack("I", 4)
-    while (at and at not in seen) or not seen:
-        seen.add(at)
-        directory = _Directory.at(file, at)
-        yield directory
-        at = directory.following
-        entries += directory.count
-        if len(seen) > MAX_FRAMES or entries > _MAX_ENTRIES:
-            msg = f"holds more than {MAX_FRAMES} pages, or {_MAX_ENTRIES} tags; split it"
-            raise ValueError(msg)
-
-
-def _check_picture(page: _Directory) -> None:
-    """Raise ValueError unless all of a page can be read as it is."""
-    if min(*page.sides, *page.cell, page.samples) < 1:
+def _check_picture(page: TiffPage) -> None:
+    """Raise _RefusedError unless all of a page can be read as it is."""
+    if min(page.imagewidth, page.imagelength, page.samplesperpixel) < 1:
         msg = "cannot be decoded (TIFF of 0 pixels or 0 channels)"
-        raise ValueError(msg)
+        raise _RefusedError(msg)
     for objection in (_parts, _type_of_numbers, _channels):
         complaint = objection(page)
         if complaint is not None:
-            raise ValueError(complaint)
+            raise _RefusedError(complaint)
 
 
-def _parts(page: _Directory) -> str | None:
+def _parts(page: TiffPage) -> str | None:
     """What a page holds besides one picture."""
-    if page.number(_DEPTH, 1) > 1:
-        return f"holds a volume of {page.number(_DEPTH, 1)} planes; save each plane as a page"
-    if _SUB_DIRECTORIES in page.entries:
+    if _DEPTH in page.tags and page.tags[_DEPTH].value > 1:
+        return f"holds a volume of {page.tags[_DEPTH].value} planes; save each plane as a page"
+    if page.subifds:
         return (
             "holds further pictures inside a page (SubIFDs: often copies of lower resolution); "
             "save those that you mean as separate pages or files"
         )
-    if page.number(_SUBFILE, 0) & 0b101:
+    if page.subfiletype & _REDUCED_OR_MASK:
         return "holds a page that is a reduced copy or a mask; save it without that page"
-    found = page.entries.get(_TILES, page.entries.get(_STRIPS, (0, 0, 0)))[1]
-    if found > page.cells:
+    found = max(page.tags[tag].count if tag in page.tags else 0 for tag in _OFFSETS)
+    needed = math.prod(page.chunked)
+    if found > needed:
         return (
-            f"has {found} strips or tiles for a page of which one picture needs {page.cells}; "
-            "save each frame as a page"
+            f"has {found} strips or tiles for a page of which one picture needs {needed}; save "
+            "each frame as a page"
         )
     return None
 
 
-def _type_of_numbers(page: _Directory) -> str | None:
+def _type_of_numbers(page: TiffPage) -> str | None:
     """Why the numbers are no unsigned ones of 8 bits."""
-    deepest = max(page.numbers(_BITS), default=1)
+    deepest = max(_numbers(page.bitspersample))
     names = {2: "signed whole numbers", 3: "floating-point numbers"}
-    for kind in page.numbers(_SAMPLE_FORMAT):
+    for kind in _numbers(page.sampleformat):
         if kind != 1:
             name = names.get(kind, "complex or unknown numbers")
             return f"holds {name} of {deepest} bits, {ONE_MAP}"
     return f"has {deepest} bits a channel, {ONE_MAP}" if deepest > 8 else None
 
 
-def _channels(page: _Directory) -> str | None:
+def _numbers(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _channels(page: TiffPage) -> str | None:
     """Why the channels are neither grey nor RGB, alone or with an alpha channel."""
-    colour, usual = _COLOURS.get(page.number(_PHOTOMETRIC, 0), ("", 0))
-    extra = page.numbers(_EXTRA)
-    if not colour or page.samples == usual:
+    samples, extra = page.samplesperpixel, tuple(map(int, page.extrasamples))
+    colour, usual = _COLOURS.get(int(page.photometric), ("", 0))
+    if not colour or samples == usual:
         return None
     # The values 1 and 2 say that it is alpha; Pillow takes it so where nothing is said of RGB.
-    if page.samples == usual + 1 and (extra in ([1], [2]) or (colour == "RGB" and not extra)):
+    if samples == usual + 1 and (extra in ((1,), (2,)) or (colour == "RGB" and not extra)):
         return None
     return (
-        f"has {page.samples} channels, declared as {colour}, and only grey and RGB are read; save "
+        f"has {samples} channels, declared as {colour}, and only grey and RGB are read; save "
         "the channels that you mean as grey or RGB pictures, those of a kind in a folder"
     )
 
 
-def _promised(page: _Directory) -> int:
-    """Frames that a description of ImageJ or tifffile speaks of; 1 where there is none.
+def _with_frames(tif: TiffFile, pages: list[TiffPage]) -> list[Page]:
+    """The pages, and the frames behind a single one."""
+    promised = _promised(tif, pages[0])
+    found = promised if len(pages) == 1 else len(pages)
+    if promised > found:
+        msg = f"says that it holds {promised} frames, but has {found}; save it once more"
+        raise _RefusedError(msg)
+    numbers = sum(_size(page) for page in pages) if len(pages) > 1 else found * _size(pages[0])
+    if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
+        msg = f"holds {found} frames, more than {MAX_FRAMES} or {MAX_SAMPLES} numbers; split it"
+        raise _RefusedError(msg)
+    listed = [Page(1, 0, _size(page)) for page in pages]
+    if found > len(pages):
+        listed = [_stack(tif, pages[0], found)]
+    _check_rest(tif, pages, listed)
+    return listed
+
+
+def _size(page: TiffPage) -> int:
+    """Numbers in one picture."""
+    return page.imagewidth * page.imagelength * page.samplesperpixel
+
+
+def _promised(tif: TiffFile, page: TiffPage) -> int:
+    """Frames of which a description of ImageJ, tifffile or OME speaks; 1 where there is none.
 
     Raises:
-        ValueError: Some of these are channels of one picture.
+        _RefusedError: Some of these are channels of one picture.
     """
-    text = page.text
-    listed = re.search(r"shape\"?\s*[:=]\s*[\[(]([\d,\s]{1,200})[\])]", text)
-    shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])] if listed else []
-    axes = re.search(r'"axes":\s*"([A-Z]{1,20})"', text)
-    channels = [int(found) for found in re.findall(r"^channels=(\d{1,9})", text, re.MULTILINE)]
-    channels += [int(found) // page.samples for found in re.findall(r'SizeC="(\d{1,9})"', text)]
-    if axes and len(axes[1]) == len(shape) and "C" in axes[1]:
-        channels.append(shape[axes[1].index("C")] // page.samples)
-    if max(channels, default=1) > 1:
+    samples = page.samplesperpixel
+    frames, channels = [1], [1]
+    if tif.imagej_metadata:
+        frames.append(int(tif.imagej_metadata.get("images", 1)))
+        channels.append(int(tif.imagej_metadata.get("channels", 1)))
+    # The library's parser of its own notes fails where they are damaged.
+    listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
+    if listed:
+        shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])]
+        axes = re.search(r'"axes": "([A-Z]{1,20})"', page.description)
+        frames.append(math.prod(shape) // _size(page))
+        if axes and len(axes[1]) == len(shape) and "C" in axes[1]:
+            channels.append(shape[axes[1].index("C")] // samples)
+    found = re.findall(r'SizeC="(\d{1,9})"', tif.ome_metadata or "")
+    channels += [int(count) // samples for count in found]
+    if max(channels) > 1:
         msg = (
             f"holds {max(channels)} channels as separate pages or frames; save each channel "
             "as a separate file, with one folder for each channel"
         )
-        raise ValueError(msg)
-    if text.startswith("ImageJ="):
-        images = re.search(r"^images=(\d{1,9})", text, re.MULTILINE)
-        return max(int(images[1]) if images else 1, 1)
-    width, height = page.sides
-    return max(math.prod(shape) // (width * height * page.samples), 1)
+        raise _RefusedError(msg)
+    return max(frames)
 
 
-def _page(page: _Directory, frames: int) -> Page:
-    """A page whose frames can be read.
+def _stack(tif: TiffFile, page: TiffPage, frames: int) -> Page:
+    """The frames behind a page.
 
     Raises:
-        ValueError: There are several frames behind it, but not as plain bytes, or not all.
+        _RefusedError: They are not there as plain bytes, or not all.
     """
-    width, height = page.sides
-    size = width * height * page.samples
-    if frames == 1:
-        return Page(1, 0, size)
-    starts = page.numbers(_STRIPS, min(page.cells, 2**16))
-    step = page.cell[1] * width * page.samples
-    plain = page.number(_COMPRESSION, 1) == page.number(_PLANAR, 1) == 1
-    plain = plain and set(page.numbers(_BITS)) == {8} and _TILES not in page.entries
-    if not (plain and starts and page.number(_FILL_ORDER, 1) == 1) or any(
-        place != starts[0] + number * step for number, place in enumerate(starts)
-    ):
+    plain = page.compression == page.planarconfig == page.fillorder == 1
+    if not plain or page.bitspersample != 8 or page.is_tiled or not page.is_contiguous:
         msg = f"says that it holds {frames} frames, but has one page; save each frame as a page"
-        raise ValueError(msg)
-    there = (len(page.file.content) - starts[0]) // size
+        raise _RefusedError(msg)
+    size, start = _size(page), page.dataoffsets[0]
+    there = (tif.filehandle.size - start) // size
     if there < frames:
         msg = f"says that it holds {frames} frames, but its bytes are those of {there}"
-        raise ValueError(f"{msg}; save it once more, each frame as a page")
-    return Page(frames, starts[0], size)
+        raise _RefusedError(f"{msg}; save it once more, each frame as a page")
+    return Page(frames, start, size)
 
 
-def _check_rest(directories: list[_Directory], pages: list[Page]) -> None:
-    """Raise ValueError where a frame may lie between, or behind, all that is known."""
-    if any(directory.number(_COMPRESSION, 1) != 1 for directory in directories):
+def _check_rest(tif: TiffFile, pages: list[TiffPage], listed: list[Page]) -> None:
+    """Raise _RefusedError where a frame may lie between, or behind, all that is known.
+
+    Where cameras have left notes, whose place only they know, nothing is said.
+    """
+    if any(page.compression != 1 or {*page.tags.keys()} & {_EXIF, _GPS} for page in pages):
         return
-    end = len(directories[0].file.content)
+    end, reached = tif.filehandle.size, 0
     known = [(0, 16), (end, end)]
-    for directory, page in zip(directories, pages, strict=True):
-        known += directory.extents + _pixels(directory, page)
-        known += [part for tag in (_EXIF, _GPS) for part in _linked(directory, tag)]
-    smallest = min(directory.cells * directory.cell_bytes for directory in directories)
-    reached = 0
+    for page, one in zip(pages, listed, strict=True):
+        known += _extents(tif, page)
+        known.append((page.dataoffsets[0], page.dataoffsets[0] + one.frames * one.frame_size))
+    smallest = min(page.nbytes for page in pages)
     for begin, stop in sorted(known):
         if begin - reached >= smallest and reached < end:
             msg = (
                 f"has {min(begin, end) - reached} bytes that belong to none of its {len(pages)} "
                 "pages and may be further frames; save it once more, each frame as a page"
             )
-            raise ValueError(msg)
+            raise _RefusedError(msg)
         reached = max(reached, stop)
 
 
-def _pixels(directory: _Directory, page: Page) -> list[tuple[int, int]]:
-    """Where the pixels of a page begin and end, of strips or tiles in order."""
-    if page.frames > 1:
-        return [(page.start, page.start + page.frames * page.frame_size)]
-    tag = _TILES if _TILES in directory.entries else _STRIPS
-    if not directory.numbers(tag, 1):
-        return []
-    ends = directory.number(tag, 0), directory.last(tag)
-    return [(min(ends), max(ends) + directory.cell_bytes)]
-
-
-def _linked(directory: _Directory, tag: int) -> list[tuple[int, int]]:
-    """Where data about the picture lie, which a tag points at."""
-    at = directory.number(tag, 0)
-    try:
-        return _Directory.at(directory.file, at).extents if at else []
-    except struct.error:
-        return []
+def _extents(tif: TiffFile, page: TiffPage) -> Iterator[tuple[int, int]]:
+    """Where a directory, the values that it points at, and its pixels begin and end."""
+    form = tif.tiff
+    yield (
+        page.offset,
+        page.offset + form.tagnosize + len(page.tags) * form.tagsize + form.offsetsize,
+    )
+    for tag in page.tags:
+        yield tag.valueoffset, tag.valueoffset + tag.valuebytecount
+    for begin, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        yield begin, begin + count
