@@ -251,24 +251,29 @@ class _Mistake(NamedTuple):
 
 def _as_in_the_file(detail: ErrorDetails, document: Mapping[Any, Any]) -> _Mistake:
     """A mistake at its place in the file: pydantic puts the kinds of unions among the keys."""
-    kind, value, location = detail["type"], detail["input"], list(detail["loc"])
-    if kind in {"union_tag_not_found", "union_tag_invalid"}:
+    kind, value, location = detail["type"], detail["input"], [*detail["loc"]]
+    if kind.startswith("union_tag"):
         location.append("kind")
         kind = "missing" if kind == "union_tag_not_found" else kind
-        value = value.get("kind") if isinstance(value, Mapping) else value
+        value = value.get("kind")
     place: Any = document
     path: list[int | str] = []
     for at, part in enumerate(location):
-        inside = isinstance(place, list) if isinstance(part, int) else isinstance(place, Mapping)
-        if not inside or (isinstance(place, Mapping) and part not in place):
-            if at < len(location) - 1 or not inside:
-                continue
-        else:
+        try:
             place = place[part]
+        except (KeyError, TypeError):
+            if at < len(location) - 1 or not isinstance(place, Mapping):
+                continue
         path.append(part)
-    key = ".".join(str(part) for part in path if not isinstance(part, int))
+    if kind not in {"extra_forbidden", "invalid_key", "value_error"}:
+        while _dotted(path) not in all_keys():
+            path.pop()
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return _Mistake(name.removeprefix("."), key, kind, value, detail["msg"])
+    return _Mistake(name.removeprefix("."), _dotted(path), kind, value, detail["msg"])
+
+
+def _dotted(path: list[int | str]) -> str:
+    return ".".join(part for part in path if isinstance(part, str))
 
 
 def _message(mistake: _Mistake, meant: str | None) -> str:
