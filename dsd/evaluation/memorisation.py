@@ -194,7 +194,7 @@ def memorisation(
         training: Observations that the generator learned from.
         heldout: Observations drawn with them at random, from which nothing was learned.
         operator: Through which both were observed.
-        seed: Of the noise put on images to measure what is recognised, and of the order of equals.
+        seed: Of noise, and of the order of equals.
 
     Raises:
         DataError: There are fewer than 2 images, no training or held-out observation, or images
@@ -211,7 +211,7 @@ def memorisation(
     for block in images.split(_BLOCK):
         clean = from_uint8(block)
         level = pool.sigma[torch.randint(len(pool), (len(block),), generator=generator)]
-        vectors.append(_Vectors.of(clean, operator))
+        vectors.append(_vectors(clean, operator))
         made.append(_observed(clean, level, operator, generator))
     require_same_space(vectors[0].values.shape[1], pool.values.shape[1])
     scorer = _Scorer(pool, Observations.joined(pool, *made))
@@ -256,27 +256,22 @@ class _Vectors(NamedTuple):
 
     values: Float[Tensor, " n d"]
     squares: Float[Tensor, " n k"]
-    """Squared length of what each number of a view shows; without views of the whole."""
+    """Squared length of the whole, or of the part that each number of a view shows."""
 
-    @classmethod
-    def of(cls, clean: Images, operator: Operator) -> "_Vectors":
-        """Of clean images."""
-        mapped = operator.mapped(clean)
-        if operator.views is None:
-            values = _averaged(mapped)
-            return cls(values, values.square().sum(dim=1, keepdim=True))
-        return cls(mapped.flatten(1), operator.views.squares(mapped).flatten(1))
+
+def _vectors(clean: Images, operator: Operator) -> _Vectors:
+    mapped = operator.mapped(clean)
+    if operator.views is None:
+        values = _averaged(mapped)
+        return _Vectors(values, values.square().sum(dim=1, keepdim=True))
+    return _Vectors(mapped.flatten(1), operator.views.squares(mapped).flatten(1))
 
 
 class _Terms(NamedTuple):
-    """What of a score depends on the observation alone; see :meth:`_Scorer.rows`."""
+    """Terms of a score that depend on the observation alone; see :meth:`_Scorer.rows`."""
 
-    weighted: Float[Tensor, " n d"]
-    """y / s^2."""
-
-    seen: Float[Tensor, " n k"]
-    """What was seen / s^2."""
-
+    weighted: Float[Tensor, " n d"]  # y / s^2
+    seen: Float[Tensor, " n k"]  # seen / s^2
     offset: Float[Tensor, " n"]
 
 
@@ -297,7 +292,7 @@ class _Scorer:
         self._pool = self._terms(pool)
 
     def rows(self, images: _Vectors) -> Iterator[Float[Tensor, " _ m"]]:
-        """Scores of consecutive images with all observations of the pool."""
+        """Scores of consecutive images with the whole pool."""
         weighted, seen, offset = self._pool
         size = max(1, _CHUNK_ENTRIES // len(offset))
         for values, squares in zip(*(x.split(size) for x in images), strict=True):
