@@ -64,7 +64,7 @@ class Manifold:
     def radii(self, k: int) -> Float64[Tensor, " n"]:
         """Radius of each ball: to the ``k``-th nearest other vector, or to a tie with it."""
         if k >= self._distances.shape[1]:
-            # Enough for all measures at once. The nearest of all is the vector itself.
+            # Enough for all measures. The nearest of all is the vector itself.
             count = min(max(k + 1, MANIFOLD), len(self.features))
             self._distances = nearest(self.features, self.features, count).distances
         size = torch.linalg.vector_norm(self.features - self.features.mean(dim=0), dim=1).max()

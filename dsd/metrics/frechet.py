@@ -147,7 +147,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _overlap(a: Moments, b: Moments) -> Float64[Tensor, ""]:
     """Trace of (S_a^(1/2) S_b S_a^(1/2))^(1/2)."""
     narrow, wide = sorted((a, b), key=lambda m: m.factor.rank)
-    # From the side of lower rank: no eigenvalue is 0 but for rounding, whose root would count.
+    # From the side of lower rank: no eigenvalue is a rounding error of 0, whose root would count.
     values = torch.linalg.eigvalsh(overlap_matrix(wide.cov, narrow.factor))
     overlap: Tensor = values.clamp(min=0).sqrt().sum()
     return overlap

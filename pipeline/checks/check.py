@@ -255,7 +255,7 @@ def _read_statistics(params: Params) -> None:
     if published is None:
         return
     from dsd.features.inception import PROTOCOLS
-    from pipeline.stages.features import published_statistics
+    from pipeline.stages.measures import published_statistics
 
     file, found = published[1], published_statistics(params)
     assert found is not None

@@ -31,8 +31,13 @@ from pipeline.stage_io.log import StageLog
 from pipeline.stage_io.outputs import replaced_outputs
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
-from pipeline.stages.features import open_features, published_statistics
-from pipeline.stages.measures import EvaluationData, FeatureSpaceEvaluator, Measures
+from pipeline.stages.features import open_features
+from pipeline.stages.measures import (
+    EvaluationData,
+    FeatureSpaceEvaluator,
+    Measures,
+    published_statistics,
+)
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params

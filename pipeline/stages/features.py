@@ -9,7 +9,6 @@ import torch
 from dsd.features.config import INCEPTION_SPACES, FeatureSpace
 from dsd.features.extractor import Extractor, load_extractor
 from dsd.features.teacher import load_teacher_features
-from dsd.metrics.frechet import Moments
 from dsd.utils.errors import DataError
 from dsd.utils.shapes import Level
 from pipeline.stage_io.paths import Paths
@@ -17,7 +16,7 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["load_features", "open_features", "published_statistics"]
+__all__ = ["load_features", "naming_key", "open_features"]
 
 
 def open_features(
@@ -40,28 +39,12 @@ def open_features(
 def load_features(name: FeatureSpace, params: "Params", device: torch.device) -> Extractor:
     """Load an extractor that needs no workspace; see :func:`open_features`."""
     weights = params.evaluate.inception_weights
-    with _naming("evaluate.inception_weights" if name in INCEPTION_SPACES else None):
+    with naming_key("evaluate.inception_weights" if name in INCEPTION_SPACES else None):
         return load_extractor(name, device=device, inception_weights=weights)
 
 
-def published_statistics(params: "Params") -> Moments | None:
-    """The statistics of clean images that parameters name.
-
-    Raises:
-        DataError: The file cannot be read, or is for another feature space.
-    """
-    named = params.evaluate.published_statistics
-    if named is None:
-        return None
-    from dsd.features.inception import load_published  # clean-fid takes seconds to import
-
-    space, file = named
-    with _naming("evaluate.inception_statistics"):
-        return load_published(file, space)
-
-
 @contextmanager
-def _naming(key: str | None) -> Iterator[None]:
+def naming_key(key: str | None) -> Iterator[None]:
     """Put the key that is at fault before the library's message."""
     try:
         yield

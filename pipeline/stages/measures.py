@@ -19,11 +19,12 @@ from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
 from dsd.utils.shapes import Features, Level, Pixels
+from pipeline.stages.features import naming_key
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["EvaluationData", "FeatureSpaceEvaluator", "Measures"]
+__all__ = ["EvaluationData", "FeatureSpaceEvaluator", "Measures", "published_statistics"]
 
 Measures: TypeAlias = dict[str, float | None]
 """Numbers by name; None where there is nothing to compare with."""
@@ -180,3 +181,19 @@ def _frechet(features: Features, reference: Moments) -> Mapping[str, float]:
         "frechet_infinity_low": found.interval.low,
         "frechet_infinity_high": found.interval.high,
     }
+
+
+def published_statistics(params: "Params") -> Moments | None:
+    """The statistics of clean images that parameters name.
+
+    Raises:
+        DataError: The file cannot be read, or is for another feature space.
+    """
+    named = params.evaluate.published_statistics
+    if named is None:
+        return None
+    from dsd.features.inception import load_published  # clean-fid takes seconds to import
+
+    space, file = named
+    with naming_key("evaluate.inception_statistics"):
+        return load_published(file, space)

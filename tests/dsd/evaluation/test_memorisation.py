@@ -82,9 +82,9 @@ class Twin:
         dim = y.numel()
         if view is not None:
             return (int(view.sum()) * dim / view.numel() - squares / s**2) / 2
-        law = multivariate_normal(self.mean, self.clean + s**2 * np.eye(dim))
+        data = multivariate_normal(self.mean, self.clean + s**2 * np.eye(dim))
         noise = -(squares / s**2 + dim * math.log(2 * math.pi * s**2)) / 2
-        return noise - law.logpdf(flat64(y[None])[0])
+        return noise - data.logpdf(flat64(y[None])[0])
 
     def matrix(self, images, y, views, level):
         """Images in rows, observations in columns."""

@@ -11,7 +11,7 @@ from dsd.metrics.frechet import Moments, moments
 from dsd.metrics.intervals import frechet_estimate, sum_of_roots
 
 
-def law(dim, distance, *, heavy=False):
+def problem(dim, distance, *, heavy=False):
     """A reference with a decaying spectrum, a sampler at a distance from it, the distance."""
     variances = np.geomspace(3, 0.03, dim)
     reference = Moments(
@@ -33,7 +33,7 @@ def law(dim, distance, *, heavy=False):
 
 @cache
 def estimates(dim, distance, count, trials=400, heavy=False):
-    reference, sample, _ = law(dim, distance, heavy=heavy)
+    reference, sample, _ = problem(dim, distance, heavy=heavy)
     return [frechet_estimate(sample(seed, count), reference) for seed in range(trials)]
 
 
@@ -84,7 +84,7 @@ def test_the_limit_has_no_bias_where_the_plain_distance_has_a_large_one(distance
 
 
 def test_too_few_images_have_a_standard_error_but_no_limit():
-    reference, sample, _ = law(20, 1.0)
+    reference, sample, _ = problem(20, 1.0)
     found = frechet_estimate(sample(0, 25), reference)
     assert found.limit is found.interval is None
     assert found.standard_error > 0
@@ -161,7 +161,7 @@ def test_the_integral_is_that_of_a_fine_grid():
 
 
 def test_features_that_never_vary_and_constant_references_are_no_trouble():
-    reference, sample, _ = law(4, 0.3)
+    reference, sample, _ = problem(4, 0.3)
     x = sample(0, 100)
     wide = torch.cat([x, torch.ones(100, 2)], dim=1)
     cov = torch.block_diag(reference.cov, torch.zeros(2, 2).double())

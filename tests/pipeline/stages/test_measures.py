@@ -19,8 +19,12 @@ from dsd.operators.operator import Operator
 from dsd.selection.proximal import renoise
 from dsd.utils.errors import DataError
 from dsd.utils.random import derive_seed
-from pipeline.stages.features import load_features, published_statistics
-from pipeline.stages.measures import EvaluationData, FeatureSpaceEvaluator
+from pipeline.stages.features import load_features
+from pipeline.stages.measures import (
+    EvaluationData,
+    FeatureSpaceEvaluator,
+    published_statistics,
+)
 
 SIGMA = 0.3
 COUNT = 1300
