@@ -40,6 +40,16 @@ def test_commuting_covariances_have_the_closed_form(seed, spectra):
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-9, abs=1e-5)
 
 
+@given(seed=seeds, d=st.integers(2, 12), rank=st.integers(1, 12))
+def test_it_is_zero_on_itself_and_symmetric_and_does_not_see_rotations(seed, d, rank):
+    a, b, q = gaussian(seed, d, rank), gaussian(seed + 2, d), rotation(seed + 4, d)
+    forward = frechet_distance(a, b)
+    assert frechet_distance(a, a) <= 1e-12 * float(a.cov.trace())
+    assert frechet_distance(b, a) == pytest.approx(forward, rel=1e-10)
+    turned = [Moments(q @ m.mean, q @ m.cov @ q.T, m.count) for m in (a, b)]
+    assert frechet_distance(*turned) == pytest.approx(forward, rel=1e-9)
+
+
 def test_a_singular_gaussian_keeps_full_precision_on_itself():
     features = normal(0, 60, 200) * torch.logspace(0, -7, 200, dtype=torch.float64)
     measured = moments(features)
@@ -80,6 +90,15 @@ def test_a_factor_gives_the_covariance_back():
     torch.testing.assert_close(factor.matrix @ factor.matrix.T, measured.cov)
     lengths = factor.matrix.norm(dim=0)
     assert bool((lengths[1:] <= 2 * lengths[:-1]).all())
+
+
+def test_constant_features_have_the_distance_of_a_point():
+    point = moments(torch.ones(5, 3))
+    cloud = moments(normal(0, 40, 3))
+    expected = (cloud.mean - 1).square().sum() + cloud.cov.trace()
+    for pair in ((point, cloud), (cloud, point)):
+        assert frechet_distance(*pair) == pytest.approx(float(expected), rel=1e-12)
+    assert frechet_distance(point, point) == 0
 
 
 def test_notes_say_what_a_distance_suffers_from():
