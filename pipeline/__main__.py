@@ -5,7 +5,7 @@ import errno
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
@@ -33,8 +33,24 @@ _OTHERS = {
     "compare": "write a page about several runs: compare [FOLDER | RUN_ID ...]",
     "sync": "send to MLflow what it has missed while it was away",
 }
+_SHOWN = {
+    "check": ("pipeline.checks.check", "show_check"),
+    "plan": ("pipeline.planning.plan", "show_plan"),
+    "noise": ("pipeline.reports.noise", "show_noise"),
+}
+"""Functions of the parameters and the workspace."""
+
 _DISK_EXIT_CODE = 5
 _MEMORY_EXIT_CODE = 7
+_MEMORY_REMEDY = (
+    "set compute.activation_checkpointing to true or lower compute.micro_batch_size{} "
+    "(docs/running.md)"
+)
+_MEMORY_REMEDIES = {
+    "pretrain": _MEMORY_REMEDY.format(""),
+    "distill": _MEMORY_REMEDY.format(" and run.eval_batch_size"),
+    "evaluate": "lower run.eval_batch_size",
+}
 _DISK_REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -93,24 +109,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None:
-    if command == "preset":
-        _preset(names, paths)
-    elif command == "compare":
-        _compare(names, paths)
-    elif names:
+    if names and command not in {"preset", "compare"}:
         msg = f"{command} takes no name, but {names[0]!r} was given; leave it out"
         raise ParamsError(msg)
-    elif command in STAGES:
+    if command in STAGES:
         _run_stage(command, paths, stop)
+    elif command in _SHOWN:
+        params = _load(paths)
+        module, function = _SHOWN[command]
+        getattr(import_module(module), function)(params, paths)
+    elif command == "preset":
+        _preset(names, paths)
+    elif command == "compare":
+        from pipeline.reports.compare import compare
+
+        print(*compare(names, paths), sep="\n")
+    elif command == "show":
+        from pipeline.reports.show import show_summary
+
+        show_summary(paths)
     else:
-        others: dict[str, Callable[[Paths], None]] = {
-            "check": _check,
-            "plan": _plan,
-            "noise": _noise,
-            "show": _show,
-            "sync": _sync,
-        }
-        others[command](paths)
+        _sync(paths)
 
 
 def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
@@ -126,17 +145,12 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
             launch.start(stage, count)
         elif launch.leads():
             _lead_stage(stage, params, paths, stop)
-        else:
-            _follow_stage(stage, params, paths, stop)
+        else:  # only compute, with the process that leads
+            from pipeline.execution.run import run_stage
 
-
-def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
-    """Only compute, with the process that leads."""
-    from pipeline.execution.run import run_stage
-
-    module = import_module(f"pipeline.stages.{stage}")
-    stop.polite = True
-    run_stage(module, params, paths, launch.FollowerLog(stop))
+            module = import_module(f"pipeline.stages.{stage}")
+            stop.polite = True
+            run_stage(module, params, paths, launch.FollowerLog(stop))
 
 
 def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
@@ -144,11 +158,14 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
         from pipeline.checks.check import check_before
+        from pipeline.execution.checkpoints import forget_done
         from pipeline.execution.run import run_stage
         from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
-        _forget_done_before(stage, paths)
+        for other in TRAININGS:
+            if other != stage:  # that this stage begins shows that DVC has noted them
+                forget_done(paths.state(other), paths.root)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
@@ -159,26 +176,10 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
             # The work is done; a signal during the last seconds of tracking must not undo it.
             stop.polite = True
             if stage == "evaluate":
-                # Here, and not in the stage: other words on a page must not repeat an evaluation.
-                _report(params, paths, seconds=time.monotonic() - started)
+                # Not in the stage: other words on a page must not repeat an evaluation.
+                from pipeline.reports.report import write_report
 
-
-def _forget_done_before(stage: str, paths: Paths) -> None:
-    """Delete the states of other stages' complete trainings.
-
-    That this stage begins shows that DVC has noted them.
-    """
-    from pipeline.execution.checkpoints import forget_done
-
-    for other in TRAININGS:
-        if other != stage:
-            forget_done(paths.state(other), paths.root)
-
-
-def _report(params: "Params", paths: Paths, *, seconds: float) -> None:
-    from pipeline.reports.report import write_report
-
-    write_report(params, paths, seconds=seconds)
+                write_report(params, paths, seconds=time.monotonic() - started)
 
 
 def _load(paths: Paths) -> "Params":
@@ -193,45 +194,10 @@ def _preset(names: list[str], paths: Paths) -> None:
     if len(names) != 1:
         msg = f"preset needs a name: {', '.join(preset_names())}"
         raise ParamsError(msg)
-    (name,) = names
-    changed = apply_preset(name, paths.root)
+    changed = apply_preset(names[0], paths.root)
     for key, value in changed.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
-    print(f"OK: {len(changed)} values of params.yaml changed to those of {name}")
-
-
-def _check(paths: Paths) -> None:
-    params = _load(paths)
-    from pipeline.checks.check import show_check
-
-    show_check(params, paths)
-
-
-def _plan(paths: Paths) -> None:
-    params = _load(paths)
-    from pipeline.planning.plan import show_plan
-
-    show_plan(params, paths)
-
-
-def _noise(paths: Paths) -> None:
-    params = _load(paths)
-    from pipeline.reports.noise import show_noise
-
-    show_noise(params, paths)
-
-
-def _show(paths: Paths) -> None:
-    from pipeline.reports.show import show_summary
-
-    show_summary(paths)
-
-
-def _compare(names: list[str], paths: Paths) -> None:
-    from pipeline.reports.compare import compare
-
-    for line in compare(names, paths):
-        print(line)
+    print(f"OK: {len(changed)} values of params.yaml changed to those of {names[0]}")
 
 
 def _sync(paths: Paths) -> None:
@@ -245,29 +211,22 @@ def _sync(paths: Paths) -> None:
 
 
 def _disk_message(error: OSError, command: str) -> str:
-    where = f" {error.filename}" if error.filename else f" the files of {command}"
+    where = error.filename or f"the files of {command}"
     remedy = _DISK_REMEDIES[error.errno or 0]
     return (
-        f"cannot read or write{where}: {error.strerror}; {remedy} and run the same command again, "
-        "it continues where it was"
+        f"cannot read or write {where}: {error.strerror}; {remedy} and run the same command "
+        "again, it continues where it was"
     )
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether Python, or torch on a GPU or on the CPU, got no memory; told without torch."""
+    """Whether Python, or torch on a GPU or on the CPU, got no memory; without importing torch."""
     out = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return out or isinstance(error, MemoryError)
 
 
 def _memory_message(error: Exception, command: str) -> str:
-    remedies = {
-        "pretrain": "set compute.activation_checkpointing to true or lower "
-        "compute.micro_batch_size (docs/running.md)",
-        "distill": "set compute.activation_checkpointing to true or lower "
-        "compute.micro_batch_size and run.eval_batch_size (docs/running.md)",
-        "evaluate": "lower run.eval_batch_size",
-    }
-    remedy = remedies.get(command, "lower data.max_images")
+    remedy = _MEMORY_REMEDIES.get(command, "lower data.max_images")
     reason = str(error).partition("\n")[0].rstrip(". ") or "out of memory"
     return f"{command}: {reason}; {remedy}, or end other programs that take memory"
 

@@ -20,7 +20,7 @@ from dsd.utils.errors import DataError
 __all__ = ["embed", "main"]
 
 NUM_IMAGES = 20_000
-"""The first so many training images; with all 60,000 the file would have 23 MB."""
+"""Number of training images, the first ones; with all 60,000 the file would have 23 MB."""
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -45,7 +45,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def stored_png(pixels: np.ndarray) -> bytes:
-    """A PNG without compression of its own: Parquet's zstd packs many of them together."""
+    """A PNG without compression: Parquet's zstd packs many of them together."""
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG", compress_level=0)
     return target.getvalue()

@@ -16,18 +16,14 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int64
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional
 
-from dsd.features.fashion_classifier import (
-    WEIGHTS,
-    FashionClassifier,
-    folded,
-    save_fashion_classifier,
-)
+from dsd.features.fashion_classifier import LAYERS, WEIGHTS, FashionClassifier
 from dsd.utils.shapes import Pixels
 
-__all__ = ["accuracy", "fit", "labelled_images", "main", "split"]
+__all__ = ["accuracy", "fit", "folded", "labelled_images", "main", "split"]
 
 SOURCE = Path("data/embedded/fashion-mnist.parquet")
 NUM_HELDOUT = 2_000
@@ -65,7 +61,11 @@ def fit(data: Labelled, *, seed: int, num_epochs: int = NUM_EPOCHS) -> FashionCl
     """Train from scratch: same seed, thread count and version of torch, same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FashionClassifier(normalise=True)
+        model = FashionClassifier()
+    model.convs = nn.ModuleList(
+        nn.Sequential(conv, nn.BatchNorm2d(layer[1]))
+        for conv, layer in zip(model.convs, LAYERS, strict=True)
+    )
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY, fused=True)
     num_steps = num_epochs * (len(data[0]) // BATCH_SIZE)
@@ -73,9 +73,8 @@ def fit(data: Labelled, *, seed: int, num_epochs: int = NUM_EPOCHS) -> FashionCl
     for epoch in range(num_epochs):
         losses = []
         for images, labels in _batches(data, generator):
-            loss = functional.cross_entropy(
-                model.logits(images), labels, label_smoothing=LABEL_SMOOTHING
-            )
+            logits = model.logits(model(images))
+            loss = functional.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -100,11 +99,24 @@ def _shifted(images: Pixels, generator: torch.Generator) -> Pixels:
     return functional.pad(images, (1, 1, 1, 1))[..., top : top + 16, left : left + 16]
 
 
+def folded(model: FashionClassifier) -> FashionClassifier:
+    """The same function in evaluation mode, batch normalisation folded into convolutions."""
+    plain = FashionClassifier().eval()
+    plain.head.load_state_dict(model.head.state_dict())
+    for target, pair in zip(plain.convs, model.eval().convs, strict=True):
+        assert isinstance(pair, nn.Sequential)
+        conv, norm = pair
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        target.load_state_dict(nn.utils.fuse_conv_bn_eval(conv, norm).state_dict())
+    return plain
+
+
 @torch.no_grad()
 def accuracy(model: FashionClassifier, data: Labelled) -> float:
     """Fraction of images whose best score is that of their label."""
     images, labels = data
-    best = torch.cat([model.logits(batch).argmax(dim=1) for batch in images.split(500)])
+    best = torch.cat([model.logits(model(batch)).argmax(1) for batch in images.split(500)])
     return (best == labels).double().mean().item()
 
 
@@ -117,7 +129,8 @@ def main() -> None:
     torch.set_num_threads(1)
     train, heldout = split(labelled_images(SOURCE))
     model = fit(train, seed=args.seed)
-    reached = accuracy(folded(model), heldout)
+    plain = folded(model)
+    reached = accuracy(plain, heldout)
     used = f"{SOURCE.as_posix()}: all but the last {NUM_HELDOUT} to train, those for accuracy"
     info = {
         "accuracy": f"{reached:.4f}",
@@ -126,7 +139,7 @@ def main() -> None:
         "seed": str(args.seed),
         "torch": torch.__version__,
     }
-    save_fashion_classifier(model, args.out, info)
+    save_file(plain.state_dict(), args.out, metadata=info)
     print(f"{args.out}: accuracy {reached:.4f} on {NUM_HELDOUT} images held out")
 
 

@@ -1,4 +1,4 @@
-"""The descents of ``python -m studies.theorem``: what starts where, and the row it gives."""
+"""The descents of ``python -m studies.theorem``, and the rows that they give."""
 
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -21,26 +21,6 @@ from dsd.theory.linear_model import (
     subspace_error,
     wasserstein,
 )
-
-__all__ = [
-    "CLEAN_VARIANCES",
-    "DIMENSION",
-    "DIVERGENCES",
-    "FAKE_NOISES",
-    "NUM_STARTS",
-    "NUM_STEPS",
-    "PICTURED_SIGMA_Y",
-    "RANK",
-    "SIGMAS_Y",
-    "STARTS",
-    "Row",
-    "all_cases",
-    "data_axes",
-    "listed",
-    "make_starts",
-    "measure",
-    "model_of",
-]
 
 _SEED = 0
 CLEAN_VARIANCES = (1.0, 0.4, 0.1, 0.0, 0.0, 0.0)
@@ -72,7 +52,7 @@ _ARRIVED = 1e-3
 
 
 class Row(NamedTuple):
-    """What one divergence reaches in one set-up, from starts of one kind; the worst of them."""
+    """Result of one divergence in one set-up: the worst of the starts of one kind."""
 
     fake_noise: str
     divergence: str
@@ -89,7 +69,7 @@ class Row(NamedTuple):
 
 
 def all_cases() -> Iterator[tuple[str, str, int, float]]:
-    """All set-ups, divergences and levels; generators of full rank at one level only."""
+    """All set-ups, divergences, ranks and levels; full rank at one level only."""
     yield from product(FAKE_NOISES, DIVERGENCES, [RANK], SIGMAS_Y)
     yield from product(FAKE_NOISES, DIVERGENCES, [DIMENSION], [PICTURED_SIGMA_Y])
 
@@ -111,8 +91,8 @@ def measure(fake_noise: str, divergence: str, rank: int, sigma_y: float) -> Iter
             sigma_y=sigma_y,
             starts=kind,
             arrived=int((errors < _ARRIVED).sum()),
-            eigenvalues=listed(_leading(found[worst], rank)),
-            predicted=listed(_leading(best, rank)),
+            eigenvalues=_listed(_leading(found[worst], rank)),
+            predicted=_listed(_leading(best, rank)),
             eigenvalue_error=float(errors[worst]),
             subspace_error=float(subspace_error(learned, model.clean, _kept(model)).max()),
             w2_noisy=noisy,
@@ -141,15 +121,12 @@ def make_starts(rank: int) -> Factor:
     random = torch.Generator().manual_seed(_SEED + 1)
     shape = (NUM_STARTS, DIMENSION, rank)
     return torch.cat(
-        [
-            std * torch.randn(shape, generator=random, dtype=torch.float64)
-            for std in STARTS.values()
-        ]
+        [s * torch.randn(shape, generator=random, dtype=torch.float64) for s in STARTS.values()]
     )
 
 
 def _kept(model: LinearModel) -> int:
-    """How many directions of the data the optimum keeps."""
+    """Number of directions of the data that the optimum keeps."""
     excess = model.sigma_fake**2 - model.sigma_y**2
     return sum(variance > max(excess, 0) for variance in CLEAN_VARIANCES)
 
@@ -160,6 +137,6 @@ def _leading(ascending: Float64[Tensor, " d"], rank: int) -> list[float]:
     return leading
 
 
-def listed(values: Iterable[float]) -> str:
+def _listed(values: Iterable[float]) -> str:
     """Numbers as one cell of a table."""
     return " ".join(f"{value:.2f}" for value in values)

@@ -17,13 +17,13 @@ from dsd.distillation.config import Distill
 from dsd.distillation.trainer import Distillation
 from dsd.model.config import GeneratorNoise, Sampler, TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, Denoiser
-from dsd.model.generator import make_latents
+from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.networks.mlp import MLP
 from dsd.model.samplers import EDM_SAMPLER, sample_teacher
 from dsd.pretraining.config import Consistency, Pretrain
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.selection.config import Selection
-from dsd.theory.toys import Points, Toy, ToyName, make_toy, sliced_wasserstein
+from dsd.theory.toys import Points, ToyName, make_toy, sliced_wasserstein
 from dsd.utils.random import derive_seed
 
 __all__ = ["SETTINGS", "Case", "Outcome", "Result", "Settings", "train_case"]
@@ -40,7 +40,7 @@ _UNUSED_SELECTION = Selection(
 @final
 @dataclass(frozen=True)
 class Settings:
-    """How every case is trained and sampled."""
+    """Training and sampling of all cases."""
 
     num_observations: int
     """Noisy points, drawn once; all that training sees."""
@@ -98,7 +98,7 @@ SETTINGS = Settings(
 
 
 class Case(NamedTuple):
-    """One law, its noise, and the level that training believes in."""
+    """Data, their noise, and the level that training assumes."""
 
     toy: ToyName
     sigma: float
@@ -130,18 +130,10 @@ class Result(NamedTuple):
     """CPU time of the model's own training; the student's comes on top of its teacher's."""
 
 
-class _Sample(NamedTuple):
-    """Points of one method, and what they cost."""
-
-    points: Points
-    evaluations: int = 0
-    seconds: float = 0.0
-
-
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What one case gave, by method: ``points`` to draw and a row of the table."""
+    """Results of one case by method: ``points`` to draw and a row of the table."""
 
     case: Case
     points: dict[str, Float32[np.ndarray, " n 2"]]
@@ -150,29 +142,38 @@ class Outcome:
 
 def train_case(case: Case, settings: Settings) -> Outcome:
     """Train a teacher and its student on one case, sample and measure both."""
-    toy = make_toy(case.toy)
-    clean = toy.sample(settings.num_samples, generator=_random(case, "reference"))
-    samples = _samples(toy, case, settings)
-    results = {name: _measure(toy, case, name, sample, clean) for name, sample in samples.items()}
-    return Outcome(case, {name: s.points.numpy() for name, s in samples.items()}, results)
-
-
-def _samples(toy: Toy, case: Case, settings: Settings) -> dict[str, _Sample]:
+    toy, shown = make_toy(case.toy), settings.num_samples
     random = _random(case, "observations")
     x0 = toy.sample(settings.num_observations, generator=random)
     y = x0 + case.sigma * torch.randn(x0.shape, generator=random)
-    shown = settings.num_samples
     start = time.process_time()
     teacher = _train_teacher(y, case, settings)
     trained = time.process_time()
     student = _distil(teacher, case, settings)
     distilled = time.process_time()
-    return {
-        "clean": _Sample(x0[:shown]),
-        "noisy": _Sample(y[:shown]),
-        **_teacher_samples(teacher, case, settings, trained - start),
-        "one step": _Sample(student, evaluations=1, seconds=distilled - trained),
-    }
+    latents = _latents(case, settings)
+    with torch.no_grad():
+        found = sample_teacher(teacher, latents, config=settings.sampler, sigma_y=case.sigma_hat)
+        one_step = student(latents)
+    samples = {  # points, evaluations of the network, seconds of training
+        "clean": (x0[:shown], 0, 0.0),
+        "noisy": (y[:shown], 0, 0.0),
+        "Full": (found.full, found.evaluations_full, trained - start),
+        "Truncated": (found.truncated, found.evaluations_truncated, trained - start),
+        "Truncated at sigma": (
+            found.truncated_exact, found.evaluations_truncated_exact, trained - start,
+        ),
+        "one step": (one_step, 1, distilled - trained),
+    }  # fmt: skip
+    clean = toy.sample(shown, generator=_random(case, "reference"))
+    points, results = {}, {}
+    for method, (images, evaluations, seconds) in samples.items():
+        x = images.flatten(1)
+        points[method] = x.numpy()
+        distance, coverage = float(toy.distance(x).mean()), toy.coverage(x)
+        measured = (distance, sliced_wasserstein(x, clean), coverage)
+        results[method] = Result(*case, method, *measured, evaluations, seconds)
+    return Outcome(case, points, results)
 
 
 def _train_teacher(y: Points, case: Case, settings: Settings) -> AnyDenoiser:
@@ -192,24 +193,7 @@ def _train_teacher(y: Points, case: Case, settings: Settings) -> AnyDenoiser:
     return training.average
 
 
-@torch.no_grad()
-def _teacher_samples(
-    teacher: AnyDenoiser, case: Case, settings: Settings, seconds: float
-) -> dict[str, _Sample]:
-    found = sample_teacher(
-        teacher, _latents(case, settings), config=settings.sampler, sigma_y=case.sigma_hat
-    )
-    return {
-        "Full": _Sample(found.full.flatten(1), found.evaluations_full, seconds),
-        "Truncated": _Sample(found.truncated.flatten(1), found.evaluations_truncated, seconds),
-        "Truncated at sigma": _Sample(
-            found.truncated_exact.flatten(1), found.evaluations_truncated_exact, seconds
-        ),
-    }
-
-
-def _distil(teacher: AnyDenoiser, case: Case, settings: Settings) -> Points:
-    """Points of the student that one teacher becomes."""
+def _distil(teacher: AnyDenoiser, case: Case, settings: Settings) -> OneStepGenerator:
     distillation = Distillation(
         teacher,
         torch.full((1,), case.sigma_hat),
@@ -221,9 +205,7 @@ def _distil(teacher: AnyDenoiser, case: Case, settings: Settings) -> Points:
     )
     for _ in distillation.steps():
         pass
-    with torch.no_grad():
-        images: Tensor = distillation.average(_latents(case, settings))
-    return images.flatten(1)
+    return distillation.average
 
 
 def _random(case: Case, purpose: str) -> torch.Generator:
@@ -232,15 +214,3 @@ def _random(case: Case, purpose: str) -> torch.Generator:
 
 def _latents(case: Case, settings: Settings) -> Tensor:
     return make_latents(settings.num_samples, _SHAPE, seed=derive_seed(case.seed, "latents"))
-
-
-def _measure(toy: Toy, case: Case, method: str, sample: _Sample, clean: Points) -> Result:
-    return Result(
-        *case,
-        method=method,
-        distance=float(toy.distance(sample.points).mean()),
-        wasserstein=sliced_wasserstein(sample.points, clean),
-        coverage=toy.coverage(sample.points),
-        evaluations=sample.evaluations,
-        seconds=sample.seconds,
-    )

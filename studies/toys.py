@@ -13,7 +13,7 @@ Deviates:
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -61,27 +61,35 @@ def train_all(cases: Sequence[Case], settings: Settings) -> Iterator[Outcome]:
     workers = min(len(cases), os.cpu_count() or 1)
     with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
         for outcome in pool.imap(partial(train_case, settings=settings), cases):
-            print(f"done: {_described(outcome.case)}", flush=True)
+            print(f"done: {outcome.case}", flush=True)
             yield outcome
-
-
-def write_report(paths: Paths, outcomes: Sequence[Outcome]) -> None:
-    """Write both figures and the table of the outcomes of ``CASES``, print the table."""
-    folder = paths.report("toys")
-    rows = (row for outcome in outcomes for row in outcome.results.values())
-    write_csv(folder / "table.csv", Result._fields, ([*map(_short, row)] for row in rows))
-    of_case = {outcome.case: outcome for outcome in outcomes}
-    _save(draw_gaps([of_case[case] for case in _GAPS]), folder / "figure4.png")
-    _save(draw_levels([of_case[case] for case in _LEVELS]), folder / "figure6.png")
-    Console().print(_table(outcomes))
-    for name in ("table.csv", "figure4.png", "figure6.png"):
-        print((folder / name).relative_to(paths.root))
 
 
 def _start_worker() -> None:
     # Ctrl-C reaches the parent, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def write_report(paths: Paths, outcomes: Sequence[Outcome]) -> None:
+    """Write both figures and the table of the outcomes of ``CASES``, print the table."""
+    folder = paths.report("toys")
+    rows = [[*map(_short, row)] for outcome in outcomes for row in outcome.results.values()]
+    write_csv(folder / "table.csv", Result._fields, rows)
+    table = Table(*Result._fields, title="Points in the plane; std of the data 0.5", box=SIMPLE)
+    for row in rows:
+        table.add_row(*row, style="bold" if "one step" in row else None)
+    of_case = {outcome.case: outcome for outcome in outcomes}
+    figures = {
+        "figure4.png": draw_gaps([of_case[case] for case in _GAPS]),
+        "figure6.png": draw_levels([of_case[case] for case in _LEVELS]),
+    }
+    for name, figure in figures.items():
+        with published(folder / name) as file:
+            figure.savefig(file, format="png")
+    Console().print(table)
+    for name in ("table.csv", *figures):
+        print((folder / name).relative_to(paths.root))
 
 
 def draw_gaps(outcomes: Sequence[Outcome]) -> "Figure":
@@ -97,7 +105,7 @@ def draw_gaps(outcomes: Sequence[Outcome]) -> "Figure":
 
 
 def draw_levels(outcomes: Sequence[Outcome]) -> "Figure":
-    """Figure 6: teacher and student of each assumed level, and what they measure against it."""
+    """Figure 6: teacher and student of each assumed level, and their measures against it."""
     figure = _figure(width=2.4 * len(outcomes), height=8.6)
     pictures, curves = figure.subfigures(2, 1, squeeze=False, height_ratios=[2, 1.1])[:, 0]
     grid = pictures.subplots(2, len(outcomes), squeeze=False)
@@ -141,33 +149,8 @@ def _ratio(case: Case) -> float:
     return case.sigma_hat / case.sigma
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    with published(path) as file:
-        figure.savefig(file, format="png")
-
-
-def _table(outcomes: Iterable[Outcome]) -> Table:
-    table = Table(title="Points in the plane; std of the data 0.5", box=SIMPLE, padding=0)
-    table.add_column("case")
-    table.add_column("method")
-    for name in ("distance", "W2", "coverage", "calls", "CPU s"):
-        table.add_column(name, justify="right")
-    for outcome in outcomes:
-        for method, row in outcome.results.items():
-            measures = [f"{v:.3f}" for v in (row.distance, row.wasserstein, row.coverage)]
-            cost = (str(row.evaluations), f"{row.seconds:.0f}")
-            style = "bold" if method == "one step" else None
-            table.add_row(_described(outcome.case), method, *measures, *cost, style=style)
-        table.add_section()
-    return table
-
-
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _described(case: Case) -> str:
-    return f"{case.toy} {case.sigma:g} as {case.sigma_hat:g}"
 
 
 if __name__ == "__main__":

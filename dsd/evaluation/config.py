@@ -13,10 +13,7 @@ from dsd.utils.config import Section
 class Evaluate(Section):
     """Measuring the generator and three ways to sample its teacher."""
 
-    features: Annotated[
-        list[FeatureSpace],
-        Field(min_length=1),
-    ]
+    features: Annotated[list[FeatureSpace], Field(min_length=1)]
     """Feature spaces, the headline one first: ``fashion-classifier``, ``efficientnet-lite0``,
     ``inception-edm``, ``inception-clean``, ``teacher`` (Proximal distances only) or your own,
     ``package.module:function`` or a TorchScript file (``*.ts``)."""
@@ -53,15 +50,10 @@ class Evaluate(Section):
 
     @property
     def published_statistics(self) -> tuple[str | None, Path] | None:
-        """File of ``inception_statistics``, and for which feature space it is said to be."""
+        """Feature space, if it is said, and file of ``inception_statistics``."""
         if self.inception_statistics is None:
             return None
         space, _, file = self.inception_statistics.partition(":")
         if space in INCEPTION_SPACES:
             return space, Path(file)
         return None, Path(self.inception_statistics)
-
-    @property
-    def inception_weights_path(self) -> Path | None:
-        """``inception_weights`` as a path."""
-        return None if self.inception_weights is None else Path(self.inception_weights)

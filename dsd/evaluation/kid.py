@@ -11,21 +11,29 @@ Reference:
     Gretton et al. 2012, "A kernel two-sample test", Lemma 6, for the unbiased estimate.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dsd.metrics.checks import checked_pair
-from dsd.metrics.estimate import Estimate
 from dsd.metrics.fewest import KERNEL
 
-__all__ = ["kernel_distance"]
+__all__ = ["Estimate", "kernel_distance"]
 
 BLOCK = 5000
 """Vectors of each set whose pairs are all used."""
 
 _CHUNK_ENTRIES = 2**20
 """Kernels at a time: 8 MiB, which stay near the processor."""
+
+
+class Estimate(NamedTuple):
+    """A value with its standard error."""
+
+    value: float
+    standard_error: float
 
 
 def kernel_distance(
@@ -40,12 +48,11 @@ def kernel_distance(
         a: One set.
         b: The other set.
         seed: Of the shuffling.
-        block: Fewest vectors in each block; memory does not depend on it, time does.
+        block: Fewest vectors in each block; time depends on it, memory does not.
 
     Returns:
-        The distance and the standard error of what both samples leave open, from the variance of
-        the kernel's means over one set. It is up to 1.5 times too large where the sets have one
-        law.
+        The distance and its standard error, from the variance of the kernel's means over one set.
+        The error is up to 1.5 times too large where both sets have one distribution.
 
     Raises:
         DataError: A set has fewer than 2 vectors, a feature is NaN or infinite, lengths differ.

@@ -1,20 +1,18 @@
 r"""Does a generator repeat its training images? Asked at the noise level of the observations.
 
-The generator never saw a clean image, so generated images are compared with noisy observations
-themselves. How much likelier an observation is as a noisy view of one generated image than as any
-observation of the data is its log-likelihood ratio
+The score of a generated image g and an observation y_j is the log-likelihood ratio of y_j as a
+noisy view of g and as any observation of the data, a matched filter:
 
-    score(g, j) = log N(P_j A g, s_j^2)(y_j) - log N(mean, C + s_j^2)(y_j),
+    score(g, j) = log N(P_j A g, s_j^2)(y_j) - log N(mean, C + s_j^2)(y_j).
 
-a matched filter: the part of the noise that says nothing about ``g`` cancels. (Where views differ
-from image to image, the second term is that of noise alone.) Each generated image has one
-best observation, the *match*, among training and held-out observations together. For a generator
-that does not know which is which, the matched observations that are held out are a random draw, so
-their number among the matches of highest score is hypergeometric, exactly: whatever the images
-are, however often they repeat, and whether the Gaussian law fits. Too few of them mean copies.
+Where views differ from image to image, the second term is that of noise alone. Each generated
+image has one best observation, the *match*, among training and held-out observations together. For
+a generator that copies nothing, the number of held-out observations among the matches of highest
+score is hypergeometric, exactly: whatever the images are, however often they repeat, and whether
+the data are Gaussian. Too few of them mean copies.
 
-Whether copies would be noticed is measured on the same images: each is given noise like that of
-the data, and what counts is how many are matched with the observation made of them.
+Whether copies would be noticed is measured on the same images. Each is given noise like that of
+the data; what counts is how many are matched with the observation made of them.
 
 Reference:
     Meehan et al. 2020, "A non-parametric test to detect data-copying" (arXiv:2004.05675), for the
@@ -48,11 +46,10 @@ ALARM = 0.01
 
 _METRIC = "a search for memorised images"
 _SIZE = 16
-"""Larger images are averaged down to about as many pixels a side: what is left of an image tells
-it from others, and the noise is averaged too."""
+"""Larger images are averaged down to about as many pixels a side, and their noise with them."""
 
 _LEAST_LEVEL = 0.01
-"""Noise of observations without noise, about one grey level: a generator has no exact copies."""
+"""For observations without noise, about one grey level: a generator makes no exact copies."""
 
 _TWINS = 0.04
 """Root mean square difference of images that are the same to the eye: 2 % of the range."""
@@ -66,11 +63,10 @@ _SHARES = tuple(0.5**power for power in range(8))
 _TRIALS, _NOTICED = 20, 16
 """How often each share is tried out, and how often it must be noticed."""
 
-_BLOCK = 500
-"""Images that are prepared at once."""
+_PER_IMAGE = ("nearest", "scores")
 
-_CHUNK_ENTRIES = 2**22
-"""Scores at a time, 16 MiB."""
+_BLOCK = 500  # images at a time
+_CHUNK_ENTRIES = 2**22  # scores at a time, 16 MiB
 
 
 @final
@@ -87,13 +83,7 @@ class Observations:
 
     @classmethod
     def of(cls, y: Images, sigma: Level, view: View | None) -> "Observations":
-        """Observations in data units.
-
-        Args:
-            y: The observations.
-            sigma: Noise level of each.
-            view: What was observed of each, where that differs from image to image.
-        """
+        """Observations in data units; ``view`` is what was observed, where that differs."""
         if view is None:
             return cls(_averaged(y), sigma / _factor(y), None)
         return cls(y.flatten(1), sigma, view.flatten(1).float())
@@ -102,21 +92,15 @@ class Observations:
     def of_store(cls, store: ImageStore) -> "Observations":
         """All observations in a store of ``corrupt``."""
         operator, info = Operator.of_store(store.meta.info), store.meta.info
-        numbers, sigma = store.index, store.sigma
-        return cls.joined(
-            *(
-                cls.of(
-                    store.take(rows),
-                    sigma[rows],
-                    operator.stored_view(info, numbers[rows].numpy()),
-                )
-                for rows in torch.arange(len(store)).split(_BLOCK)
-            )
-        )
+        numbers, sigma, parts = store.index, store.sigma, []
+        for rows in torch.arange(len(store)).split(_BLOCK):
+            view = operator.stored_view(info, numbers[rows].numpy())
+            parts.append(cls.of(store.take(rows), sigma[rows], view))
+        return cls.joined(*parts)
 
     @classmethod
     def joined(cls, *parts: "Observations") -> "Observations":
-        """Observations of one kind in one list."""
+        """All observations of several parts."""
         seen = [part.seen for part in parts if part.seen is not None]
         return cls(
             torch.cat([part.values for part in parts]),
@@ -151,21 +135,19 @@ class Memorisation:
     scores: Float[Tensor, " n"]
     """The score of each generated image's match, in nats."""
 
+    p_value: float
+    """Probability of so few held-out observations among the matches by chance: three times the
+    least of three groups of matches, so it is valid and a little too large."""
+
     matched_training: float
     """Share of generated images whose match is a training observation."""
 
     by_chance: float
     """The same for a generator that copies nothing: the share of training observations."""
 
-    p_value: float
-    """Probability of so few held-out observations among the matches by chance. Three groups of
-    matches are looked at, and the least of three is multiplied by three, so that it is valid and
-    a little too large."""
-
     recognised: float
     """Share of generated images whose own observation, made with noise of the data's level, has a
-    higher score than their match. Where images are copies, both are observations of one image and
-    about half of them win."""
+    higher score than their match: about half where images are copies."""
 
     noticed_from: float | None
     """Smallest share of copies, each of another training image, that gives a p-value below 1 % in
@@ -175,17 +157,22 @@ class Memorisation:
     """Share of generated images that look the same as another one."""
 
     distinct: float | None
-    """As many equally frequent images would repeat so often: the inverse share of pairs that look
-    the same. None where there is no such pair: there are too many to be counted."""
+    """Inverse share of pairs that look the same: the number of equally frequent images that would
+    repeat so often. None where there is no such pair."""
 
     @property
     def verdict(self) -> str:
-        """All that in a sentence."""
+        """The result in a sentence."""
         if self.p_value < ALARM:
             return "generated images match training observations more often than held-out ones"
         if self.noticed_from is None:
             return "nothing can be said: at this noise level, with these numbers, no copy is seen"
         return f"none found; noticed would be copies from {self.noticed_from:.1%} of the images on"
+
+    def summary(self) -> dict[str, object]:
+        """The verdict and all numbers of the whole set."""
+        numbers = {key: value for key, value in vars(self).items() if key not in _PER_IMAGE}
+        return {"verdict": self.verdict, **numbers}
 
     def most_suspicious(self, count: int) -> Int64[Tensor, " c"]:
         """The generated images with the highest scores, highest first."""
@@ -204,11 +191,10 @@ def memorisation(
 
     Args:
         images: Generated images, clean.
-        training: What the generator learned from.
-        heldout: Observations of the same law, drawn with them at random, from which nothing was
-            learned.
+        training: Observations that the generator learned from.
+        heldout: Observations drawn with them at random, from which nothing was learned.
         operator: Through which both were observed.
-        seed: Of the noise put on images to measure what is recognised, and of the order of equals.
+        seed: Of noise, and of the order of equals.
 
     Raises:
         DataError: There are fewer than 2 images, no training or held-out observation, or images
@@ -225,7 +211,7 @@ def memorisation(
     for block in images.split(_BLOCK):
         clean = from_uint8(block)
         level = pool.sigma[torch.randint(len(pool), (len(block),), generator=generator)]
-        vectors.append(_Vectors.of(clean, operator))
+        vectors.append(_vectors(clean, operator))
         made.append(_observed(clean, level, operator, generator))
     require_same_space(vectors[0].values.shape[1], pool.values.shape[1])
     scorer = _Scorer(pool, Observations.joined(pool, *made))
@@ -237,7 +223,7 @@ def memorisation(
         nearest.append(rows.masked_fill_(is_heldout, -torch.inf).argmax(dim=1))
     found = _Matches(torch.cat(matches), torch.cat(scores))
     planted = torch.cat([scorer.paired(*pair) for pair in zip(vectors, made, strict=True)])
-    share = _same_share(images)
+    repeated, same_pairs = _same_share(images)
     return Memorisation(
         nearest=order[torch.cat(nearest)],
         scores=found.scores,
@@ -246,8 +232,8 @@ def memorisation(
         p_value=found.p_value(is_heldout),
         recognised=float((planted > found.scores).double().mean()),
         noticed_from=_noticed_from(found, planted, is_heldout, generator),
-        repeated=share.images,
-        distinct=1 / share.pairs if share.pairs else None,
+        repeated=repeated,
+        distinct=1 / same_pairs if same_pairs else None,
     )
 
 
@@ -266,42 +252,35 @@ def _observed(
 
 
 class _Vectors(NamedTuple):
-    """Generated images as vectors."""
+    """Clean images as vectors, like observations without noise and view."""
 
     values: Float[Tensor, " n d"]
     squares: Float[Tensor, " n k"]
-    """Squared length of what each number of a view shows; without views of the whole."""
+    """Squared length of the whole, or of the part that each number of a view shows."""
 
-    @classmethod
-    def of(cls, clean: Images, operator: Operator) -> "_Vectors":
-        """What an observation of clean images shows, but for noise and view."""
-        mapped = operator.mapped(clean)
-        if operator.views is None:
-            values = _averaged(mapped)
-            return cls(values, values.square().sum(dim=1, keepdim=True))
-        return cls(mapped.flatten(1), operator.views.squares(mapped).flatten(1))
+
+def _vectors(clean: Images, operator: Operator) -> _Vectors:
+    mapped = operator.mapped(clean)
+    if operator.views is None:
+        values = _averaged(mapped)
+        return _Vectors(values, values.square().sum(dim=1, keepdim=True))
+    return _Vectors(mapped.flatten(1), operator.views.squares(mapped).flatten(1))
 
 
 class _Terms(NamedTuple):
-    """What of a score depends on the observation alone; see :meth:`_Scorer.rows`."""
+    """Terms of a score that depend on the observation alone; see :meth:`_Scorer.rows`."""
 
-    weighted: Float[Tensor, " n d"]
-    """y / s^2."""
-
-    seen: Float[Tensor, " n k"]
-    """What was seen / s^2."""
-
+    weighted: Float[Tensor, " n d"]  # y / s^2
+    seen: Float[Tensor, " n k"]  # seen / s^2
     offset: Float[Tensor, " n"]
 
 
 @final
 class _Scorer:
-    """Scores of generated images and observations.
+    """Scores of generated images and the observations in ``pool``.
 
-    Args:
-        pool: All observations of the data.
-        known: All that will be scored, for the law of the data. One that were left out would seem
-            unlikelier than the others, so that images would be recognised too well.
+    The covariance of the data is that of ``known``, all that will be scored: one that were left
+    out would seem unlikelier than the others, so that images would be recognised too well.
     """
 
     def __init__(self, pool: Observations, known: Observations) -> None:
@@ -313,7 +292,7 @@ class _Scorer:
         self._pool = self._terms(pool)
 
     def rows(self, images: _Vectors) -> Iterator[Float[Tensor, " _ m"]]:
-        """Scores of consecutive images with all observations of the pool."""
+        """Scores of consecutive images with the whole pool."""
         weighted, seen, offset = self._pool
         size = max(1, _CHUNK_ENTRIES // len(offset))
         for values, squares in zip(*(x.split(size) for x in images), strict=True):
@@ -329,8 +308,8 @@ class _Scorer:
         precision = 1 / level.square()[:, None]
         squares = y.values.square().sum(dim=1) * precision[:, 0]
         if y.seen is not None:
-            # The law of the data under each view would be one more matrix to invert. Instead, the
-            # squares are compared with those of noise, one for each number that is seen.
+            # The covariance under each view would be one more matrix to invert. Instead, squares
+            # are compared with those of noise, one for each number that is seen.
             numbers = y.seen.sum(dim=1) * (y.values.shape[1] / y.seen.shape[1])
             return _Terms(y.values * precision, y.seen * precision, (numbers - squares) / 2)
         variances = self._variances + level.square()[:, None]
@@ -369,10 +348,10 @@ def _noticed_from(
 ) -> float | None:
     """Replace matches by copies, in halving shares, while that is noticed.
 
-    The other observations are held out or not at random, as if nothing else had been copied.
+    Which other observations are held out is drawn at random, as if nothing else had been copied.
     """
     least = None
-    # Each copy's observation is one that takes part in training.
+    # Each copy's observation takes part in training.
     copies = torch.arange(len(planted)) + len(is_heldout)
     added = torch.zeros(len(planted), dtype=torch.bool)
     for share in _SHARES:
@@ -392,16 +371,10 @@ def _noticed_from(
     return least
 
 
-class _Same(NamedTuple):
+def _same_share(images: Pixels) -> tuple[float, float]:
     """Shares of images, and of pairs of images, that look the same."""
-
-    images: float
-    pairs: float
-
-
-def _same_share(images: Pixels) -> _Same:
     vectors = torch.cat([_averaged(from_uint8(block)).double() for block in images.split(_BLOCK)])
     radius = _TWINS * vectors.shape[1] ** 0.5
     twins = torch.cat([(row < radius).sum(dim=1) for row in distance_chunks(vectors, vectors)]) - 1
     count = len(images)
-    return _Same(float((twins > 0).double().mean()), int(twins.sum()) / (count * (count - 1)))
+    return float((twins > 0).double().mean()), int(twins.sum()) / (count * (count - 1))

@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space, without holding all distances at once."""
+"""Nearest neighbours in feature space, in bounded memory."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -40,7 +40,7 @@ def nearest(
     """The ``k`` vectors nearest to each query."""
     rows = distance_chunks(queries, others)
     indices = torch.cat([distances.topk(k, largest=False).indices for distances in rows])
-    # Exactly 0 for copies, which products of many vectors at once do not give.
+    # Exactly 0 for copies, which products of matrices do not give.
     exact = torch.stack([(queries - others[column]).norm(dim=1) for column in indices.T], dim=1)
     distances, order = exact.sort(dim=1)
     return Neighbours(distances, indices.gather(1, order))

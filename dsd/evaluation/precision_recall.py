@@ -46,8 +46,8 @@ class DensityCoverage(NamedTuple):
     """Like precision and recall, but robust to outliers of either set."""
 
     density: float
-    """Balls of the reference that hold a generated image, on average, divided by k; about 1 for
-    two sets of one law and above 1 where images crowd into dense regions."""
+    """Balls of the reference that hold a generated image, on average, divided by k: about 1 for
+    two sets of one distribution, more where images crowd into dense regions."""
 
     coverage: float
     """Share of the reference's balls that hold a generated image."""
@@ -55,20 +55,16 @@ class DensityCoverage(NamedTuple):
 
 @final
 class Manifold:
-    """A set of feature vectors, whose balls are found once for any number of comparisons.
-
-    Args:
-        features: The vectors.
-    """
+    """A set of feature vectors, whose balls are found once for any number of comparisons."""
 
     def __init__(self, features: Float[Tensor, " n d"]) -> None:
         self.features = features.detach().double()
         self._distances: Float64[Tensor, " n k"] = self.features[:, :0]
 
     def radii(self, k: int) -> Float64[Tensor, " n"]:
-        """How far each ball reaches: to the ``k``-th nearest other vector, or to a tie with it."""
+        """Radius of each ball: to the ``k``-th nearest other vector, or to a tie with it."""
         if k >= self._distances.shape[1]:
-            # Enough for all measures at once. The nearest of all is the vector itself.
+            # Enough for all measures. The nearest of all is the vector itself.
             count = min(max(k + 1, MANIFOLD), len(self.features))
             self._distances = nearest(self.features, self.features, count).distances
         size = torch.linalg.vector_norm(self.features - self.features.mean(dim=0), dim=1).max()
@@ -120,7 +116,6 @@ def density_coverage(
 def _checked(
     generated: Tensor | Manifold, reference: Tensor | Manifold, *, at_least: int, metric: str
 ) -> tuple[Manifold, Manifold]:
-    """Both sets, as long as they can be compared."""
     a, b = (x if isinstance(x, Manifold) else Manifold(x) for x in (generated, reference))
     a.features, b.features = checked_pair(a.features, b.features, at_least=at_least, metric=metric)
     return a, b

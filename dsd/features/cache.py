@@ -1,8 +1,7 @@
 """Features kept on disk by the content of what they were made from.
 
-The key of a file is a hash of the images and of the extractor's name and protocol, so it can never
-serve another question. What is truncated, changed or foreign is made anew without a word; what
-cannot be written is only slower the next time.
+The key of a file is a hash of the images and of the extractor's name and protocol. Invalid files
+are computed again silently; write errors are ignored.
 """
 
 import hashlib
@@ -50,11 +49,7 @@ class FeatureCache:
     def features(
         self, extractor: Extractor, images: Pixels, *, batch_size: int
     ) -> Float64[Tensor, " b d"]:
-        """What ``dsd.features.extractor.extract`` gives, from the disk where that is possible.
-
-        Raises:
-            DataError: The extractor refuses the images.
-        """
+        """Features as ``dsd.features.extractor.extract`` gives them, from the disk if possible."""
         path = self._folder / f"{_key(extractor, images)}.safetensors"
         found = _read(path)
         if found is None or len(found) != len(images):
@@ -66,7 +61,6 @@ class FeatureCache:
         return found.double()
 
     def _trim(self, *, keep: Path) -> None:
-        """Remove what was used longest ago, except ``keep``, until the rest fits."""
         files = [(file, file.stat()) for file in self._folder.glob("*.safetensors")]
         left = sum(stat.st_size for _, stat in files)
         for file, stat in sorted(files, key=lambda entry: entry[1].st_mtime_ns):
@@ -83,7 +77,7 @@ def _key(extractor: Extractor, images: Pixels) -> str:
 
 
 def _read(path: Path) -> Float32[Tensor, " b d"] | None:
-    """Features that are exactly what was written, or None; a file that is read counts as used."""
+    """Features that are exactly what was written, or None."""
     try:
         with safe_open(path, "pt") as file:
             features: Tensor = file.get_tensor("features")

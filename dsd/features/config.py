@@ -6,21 +6,25 @@ from pydantic import AfterValidator
 
 from dsd.utils.functions import is_function_name
 
+BUILT_IN = {
+    "fashion-classifier": "dsd.features.fashion_classifier:load_fashion_classifier",
+    "efficientnet-lite0": "dsd.features.efficientnet:load_efficientnet_lite0",
+    "inception-edm": "dsd.features.inception:load_inception_edm",
+    "inception-clean": "dsd.features.inception:load_inception_clean",
+}
+"""Functions of a device that make the extractors that come with dsd."""
+
+FEATURE_SPACES = ("teacher", *BUILT_IN)
+"""The first is the run's own teacher, whose folder nobody else knows."""
+
 INCEPTION_SPACES = ("inception-edm", "inception-clean")
 """Protocols of FID; ``dsd.features.inception`` says how they differ."""
 
-
-FEATURE_SPACES = ("teacher", "fashion-classifier", "efficientnet-lite0", *INCEPTION_SPACES)
-"""Feature extractors that come with dsd; the first is the run's own teacher."""
-
-
 COLOUR_BLIND = ("fashion-classifier",)
-"""Those of them that see colour images in grey."""
-
+"""Those that see colour images in grey."""
 
 KNOWN_CHANNELS = (1, 2, 3)
 """Channels of the images that all but the teacher take: grey, complex and RGB."""
-
 
 TORCHSCRIPT_SUFFIXES = (".ts", ".torchscript")
 

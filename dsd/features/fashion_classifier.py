@@ -11,8 +11,8 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,13 +20,7 @@ from dsd.features.pixels import to_grey
 from dsd.utils.errors import DataError
 from dsd.utils.shapes import Features, Pixels
 
-__all__ = [
-    "WEIGHTS",
-    "FashionClassifier",
-    "load_fashion_classifier",
-    "read_metadata",
-    "save_fashion_classifier",
-]
+__all__ = ["WEIGHTS", "FashionClassifier", "load_fashion_classifier"]
 
 WEIGHTS = Path(__file__).with_name("fashion-classifier.safetensors")
 SIZE = 16
@@ -36,32 +30,21 @@ LAYERS = ((1, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 2))
 
 @final
 class FashionClassifier(nn.Module):
-    """Convolutions with ReLU, whose mean over positions are the features, and linear scores.
-
-    Args:
-        normalise: With batch normalisation, to train it; saving folds that into the convolutions.
-    """
+    """Convolutions with ReLU, whose mean over positions are the features, and linear scores."""
 
     name = "fashion-classifier"
     dim = LAYERS[-1][1]
+    protocol = (
+        f"dsd fashion-classifier (Fashion-MNIST, {dim}-d mean-pooled), "
+        f"grey, {SIZE}x{SIZE} by area, [-1, 1]"
+    )
 
-    def __init__(self, *, normalise: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, stride, padding=1) for c_in, c_out, stride in LAYERS
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(c_out) if normalise else nn.Identity() for _, c_out, _ in LAYERS
-        )
         self.head = nn.Linear(self.dim, 10)
-
-    @property
-    def protocol(self) -> str:
-        """Weights, input size and resizing."""
-        return (
-            f"dsd fashion-classifier (Fashion-MNIST, {self.dim}-d mean-pooled), "
-            f"grey, {SIZE}x{SIZE} by area, [-1, 1]"
-        )
 
     @property
     def device(self) -> torch.device:
@@ -69,21 +52,20 @@ class FashionClassifier(nn.Module):
         return self.head.weight.device
 
     def forward(self, images: Pixels) -> Features:
-        """Features of 8-bit images of any size, one or three channels."""
+        """Features of 8-bit images of any size, one to three channels."""
         h = functional.interpolate(to_grey(images), size=(SIZE, SIZE), mode="area") / 127.5 - 1
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            h = norm(conv(h)).relu()
+        for conv in self.convs:
+            h = conv(h).relu()
         return h.mean(dim=(2, 3))
 
-    def probabilities(self, features: Features) -> Float[Tensor, " b 10"]:
-        """Of the ten kinds of clothes, from features that are made already."""
+    def logits(self, features: Features) -> Float[Tensor, " b 10"]:
+        """Scores of the ten kinds of clothes, from features."""
         scores: Tensor = self.head(features.to(self.head.weight))
-        return scores.softmax(dim=1)
-
-    def logits(self, images: Pixels) -> Float[Tensor, " b 10"]:
-        """Scores of the ten kinds of clothes."""
-        scores: Tensor = self.head(self(images))
         return scores
+
+    def probabilities(self, features: Features) -> Float[Tensor, " b 10"]:
+        """Of the ten kinds of clothes, from features."""
+        return self.logits(features).softmax(dim=1)
 
 
 def load_fashion_classifier(device: torch.device, path: Path = WEIGHTS) -> FashionClassifier:
@@ -102,26 +84,3 @@ def load_fashion_classifier(device: torch.device, path: Path = WEIGHTS) -> Fashi
         )
         raise DataError(msg) from error
     return model.to(device).eval().requires_grad_(requires_grad=False)
-
-
-def read_metadata(path: Path = WEIGHTS) -> dict[str, str]:
-    """How the weights were made: data, command, seed, accuracy on the images held out."""
-    with safe_open(path, "pt") as file:
-        return dict(file.metadata())
-
-
-def save_fashion_classifier(model: FashionClassifier, path: Path, info: dict[str, str]) -> None:
-    """Write a trained classifier, its batch normalisation folded into the convolutions."""
-    save_file(folded(model).state_dict(), path, metadata=info)
-
-
-def folded(model: FashionClassifier) -> FashionClassifier:
-    """The same function in evaluation mode, without batch normalisation."""
-    plain = FashionClassifier().eval()
-    plain.head.load_state_dict(model.head.state_dict())
-    for target, conv, norm in zip(plain.convs, model.convs, model.norms, strict=True):
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
-        fused = nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval())
-        target.load_state_dict(fused.state_dict())
-    return plain

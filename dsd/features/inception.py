@@ -18,6 +18,7 @@ import hashlib
 import io
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -35,7 +36,14 @@ from dsd.metrics.statistics_file import load_statistics
 from dsd.utils.errors import DataError
 from dsd.utils.shapes import Features, Pixels
 
-__all__ = ["PROTOCOLS", "Inception", "cached_weights", "load_inception", "load_published"]
+__all__ = [
+    "PROTOCOLS",
+    "Inception",
+    "cached_weights",
+    "load_inception_clean",
+    "load_inception_edm",
+    "load_published",
+]
 
 SIZE = 299
 
@@ -49,19 +57,16 @@ PROTOCOLS = {
 }
 """How features are made, by name of the space."""
 
-_MODES = {"inception-edm": "legacy_tensorflow", "inception-clean": "clean"}
-"""What clean-fid calls the two; it names its files of statistics NAME_MODE_SPLIT_SIZE.npz."""
+_MODES = {
+    "legacy_tensorflow": PROTOCOLS["inception-edm"],
+    "clean": PROTOCOLS["inception-clean"],
+}
+"""By clean-fid's names, whose files of statistics are called NAME_MODE_SPLIT_SIZE.npz."""
 
 
 @final
 class Inception:
-    """The 2048-d pooled layer.
-
-    Args:
-        name: Which of the two protocols.
-        network: From [-1, 1] of 299x299 pixels to features.
-        device: Where the network is.
-    """
+    """The 2048-d pooled layer of ``network``, in one of the two protocols."""
 
     dim = 2048
 
@@ -102,16 +107,8 @@ def _pillow_bicubic(images: Float[Tensor, " b 3 h w"]) -> Float[Tensor, " b 3 s 
     return torch.from_numpy(large).permute(0, 3, 1, 2)
 
 
-def load_inception(name: str, device: torch.device, weights: Path | None) -> Inception:
-    """The network with the weights in a file, or downloaded to torch's cache.
-
-    Raises:
-        DataError: The file is missing, is another one or cannot be downloaded.
-    """
-    path = cached_weights() if weights is None else weights
-    if weights is None and not path.is_file():
-        _download(path)
-    state = _read(path)
+def _load(name: str, device: torch.device, weights: Path | None = None) -> Inception:
+    state = _read(_downloaded() if weights is None else weights)
     with torch.device("meta"):  # no time for random weights
         network = _without_weights()
     network.load_state_dict(state, assign=True)
@@ -120,45 +117,8 @@ def load_inception(name: str, device: torch.device, weights: Path | None) -> Inc
     return Inception(name, network, device)
 
 
-def load_published(path: Path, space: str | None) -> Moments:
-    """Statistics of clean images for one of the two protocols, as somebody published them.
-
-    Args:
-        path: The file.
-        space: For which of the two spaces it is; may be None where the file says its protocol.
-
-    Raises:
-        DataError: The file cannot be read, or has an unknown or another protocol.
-    """
-    found = load_statistics(path, unlabelled="")
-    protocol = found.protocol or _by_name(path, space)
-    if protocol not in (PROTOCOLS.values() if space is None else {PROTOCOLS[space]}):
-        msg = (
-            f"{path}: statistics were made by {protocol!r}, which is not the protocol of "
-            f"{space or ' or '.join(PROTOCOLS)}"
-        )
-        raise DataError(msg)
-    return replace(found, protocol=protocol)
-
-
-def _by_name(path: Path, space: str | None) -> str:
-    """Protocol of a file that does not say it: EDM's and most others' are ``inception-edm``'s."""
-    if space is None:
-        msg = (
-            f"{path}: these statistics do not say their protocol: name the features that they "
-            f"are for, for example evaluate.inception_statistics: inception-edm:{path}"
-        )
-        raise DataError(msg)
-    named = re.search(r"_(clean|legacy_tensorflow|legacy_pytorch)_", path.name)
-    mode = named[1] if named else _MODES["inception-edm"]
-    if mode != _MODES[space]:
-        msg = (
-            f"{path}: by their name, these statistics are of clean-fid's mode {mode}, but {space} "
-            f"is {_MODES[space]}; files of other names that do not say their protocol go with "
-            "inception-edm only"
-        )
-        raise DataError(msg)
-    return PROTOCOLS[space]
+load_inception_edm = partial(_load, "inception-edm")
+load_inception_clean = partial(_load, "inception-clean")
 
 
 def _without_weights() -> nn.Module:
@@ -186,31 +146,60 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _useless(path: Path, what: str) -> str:
-    return (
-        f"evaluate.inception_weights: {path}: {what}; take {blocks.FID_WEIGHTS_URL} "
-        f"(SHA-256 {SHA256}), or set the key to null to download it"
-    )
-
-
 def cached_weights() -> Path:
     """Where downloaded weights are kept, whether they are there or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(blocks.FID_WEIGHTS_URL).name
 
 
-def _download(path: Path) -> None:
-    """Fetch the weights.
+def _downloaded() -> Path:
+    path = cached_weights()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        url = blocks.FID_WEIGHTS_URL
+        try:
+            torch.hub.download_url_to_file(url, str(path), SHA256, progress=False)
+        except (OSError, RuntimeError) as error:  # no network; other bytes
+            problem = f"is not there and cannot be downloaded ({error})"
+            raise DataError(_useless(path, problem)) from error
+    return path
+
+
+def _useless(path: Path, problem: str) -> str:
+    return (
+        f"{path}: {problem}. Put {blocks.FID_WEIGHTS_URL} (SHA-256 {SHA256}) there, give the file "
+        "by another name, or give none to have it downloaded"
+    )
+
+
+def load_published(path: Path, space: str | None) -> Moments:
+    """Statistics of clean images for one of the two protocols, as somebody published them.
+
+    A file that does not say its protocol has that of the mode in its name, or ``inception-edm``'s,
+    like EDM's files.
+
+    Args:
+        path: The file.
+        space: For which of the two spaces it is; may be None where the file says its protocol.
 
     Raises:
-        DataError: They cannot be fetched, or something else came.
+        DataError: The file cannot be read, or has an unknown or another protocol.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(blocks.FID_WEIGHTS_URL, str(path), SHA256, progress=False)
-    except (OSError, RuntimeError) as error:  # urllib's URLError is one; other bytes are the other
+    found = load_statistics(path, unlabelled="")
+    protocol, source = found.protocol, ""
+    if not protocol:
+        if space is None:
+            msg = (
+                f"{path}: these statistics do not say their protocol. Name the features that they "
+                f"are for, for example inception-edm:{path}"
+            )
+            raise DataError(msg)
+        named = re.search(r"_(clean|legacy_tensorflow|legacy_pytorch)_", path.name)
+        mode = named[1] if named else "legacy_tensorflow"
+        protocol, source = _MODES.get(mode, mode), f" (by the file's name: mode {mode})"
+    if protocol not in (PROTOCOLS.values() if space is None else {PROTOCOLS[space]}):
         msg = (
-            f"{path}: Inception's weights are not there and cannot be downloaded ({error}); "
-            f"get {blocks.FID_WEIGHTS_URL} on another machine and either put it there "
-            "or name the file in evaluate.inception_weights"
+            f"{path}: statistics were made by {protocol!r}{source}, which is not the protocol of "
+            f"{space or ' or '.join(PROTOCOLS)}. Name other features, or take another file"
         )
-        raise DataError(msg) from error
+        raise DataError(msg)
+    return replace(found, protocol=protocol)

@@ -1,14 +1,13 @@
-"""What the built-in extractors make of channels, the same in all of them.
+"""What the built-in extractors make of channels.
 
 | channels | taken for | colour network (``to_rgb``) | grey network (``to_grey``) |
 |---|---|---|---|
 | 1 | grey | repeated three times | as it is |
 | 2 | complex: real and imaginary part | the magnitude, as grey | the magnitude |
 | 3 | red, green, blue | as they are | luma |
-| more | not known | refused | refused |
 
-Complex images are judged by their magnitude alone, as is usual for magnetic resonance: a distance
-says nothing of their phase. A user's own extractor gets all channels as they are.
+Other images are refused. Complex ones are judged by their magnitude alone, as is usual for
+magnetic resonance. A user's own extractor gets all channels as they are.
 """
 
 from jaxtyping import Float
@@ -26,7 +25,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def to_grey(images: Pixels) -> Float[Tensor, " b 1 h w"]:
-    """One float32 channel in [0, 255]; three channels are weighed by luma.
+    """One float32 channel in [0, 255].
 
     Raises:
         DataError: The images are not 8-bit, or have more than three channels.
@@ -38,7 +37,7 @@ def to_grey(images: Pixels) -> Float[Tensor, " b 1 h w"]:
 
 
 def to_rgb(images: Pixels) -> Float[Tensor, " b 3 h w"]:
-    """Three float32 channels in [0, 255]; a grey one is repeated.
+    """Three float32 channels in [0, 255].
 
     Raises:
         DataError: The images are not 8-bit, or have more than three channels.
@@ -47,7 +46,6 @@ def to_rgb(images: Pixels) -> Float[Tensor, " b 3 h w"]:
 
 
 def _values(images: Pixels) -> Float[Tensor, " b _ h w"]:
-    """One or three channels in [0, 255]."""
     require_pixels(images)
     channels = images.shape[1]
     if channels == 2:

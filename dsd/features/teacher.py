@@ -1,9 +1,8 @@
 """Features of the teacher itself, which was fitted to noisy images alone.
 
-The teacher denoises images of level sigma, so noisy observations, and generated images made as
-noisy, are what it knows. Its features need neither clean nor foreign images, and know images of
-any size and number of channels. Like the last layer of a classifier they are averaged over space;
-they come from every resolution, because a checkpoint may be wrong in fine or in coarse structure.
+Its features need neither clean nor foreign images. They come from every resolution, because a
+checkpoint may be wrong in fine or in coarse structure, and are averaged over space like the last
+layer of a classifier.
 """
 
 from pathlib import Path
@@ -20,9 +19,6 @@ __all__ = ["LEAST_SIGMA", "TeacherFeatures", "load_teacher_features"]
 
 LEAST_SIGMA = 0.002
 """Level at which images without noise are encoded: EDM's lowest."""
-
-_DIGITS = 16
-"""Of a hash, as shown in protocols."""
 
 
 @final
@@ -46,7 +42,7 @@ class TeacherFeatures:
         self._denoiser = denoiser
         self._sigma = max(sigma, LEAST_SIGMA)
         self.protocol = (
-            f"teacher {weights[:_DIGITS]}, means over space of encoder and bottleneck, "
+            f"teacher {weights[:16]}, means over space of encoder and bottleneck, "
             f"level {self._sigma:g}"
         )
 
@@ -63,12 +59,7 @@ class TeacherFeatures:
 
 
 def load_teacher_features(folder: Path, *, sigma: float, device: torch.device) -> TeacherFeatures:
-    """The features of the teacher in a model folder.
-
-    Args:
-        folder: Of the model.
-        sigma: Noise level of the images to come, in data units.
-        device: Where it computes.
+    """Features of the teacher in a model folder, for images of the noise level ``sigma``.
 
     Raises:
         DataError: The model is missing or damaged.

@@ -9,16 +9,7 @@ __all__ = ["checked_pair", "require_count", "require_finite", "require_same_spac
 
 
 def require_count(count: int, *, at_least: int, metric: str) -> None:
-    """Refuse sets that are too small.
-
-    Args:
-        count: Number of images.
-        at_least: How many there must be.
-        metric: What is being computed, with its article.
-
-    Raises:
-        DataError: There are fewer.
-    """
+    """Raise DataError if a set has fewer images than ``metric``, named with its article, needs."""
     if count < at_least:
         msg = (
             f"{metric} needs at least {at_least} images in each set but one has {count}; "
@@ -28,11 +19,7 @@ def require_count(count: int, *, at_least: int, metric: str) -> None:
 
 
 def require_finite(features: Float[Tensor, " b d"]) -> None:
-    """Refuse features that are not numbers.
-
-    Raises:
-        DataError: A feature is NaN or infinite.
-    """
+    """Raise DataError if a feature is NaN or infinite."""
     if features.sum().isfinite():  # far cheaper than a look at each, and never so by mistake
         return
     finite = features.isfinite().all(dim=1)
@@ -47,40 +34,21 @@ def require_finite(features: Float[Tensor, " b d"]) -> None:
 def require_same_space(
     a: int, b: int, protocols: tuple[str | None, str | None] = (None, None)
 ) -> None:
-    """Refuse to compare features of different extractors.
-
-    Args:
-        a: Length of the feature vectors on one side.
-        b: Length on the other side.
-        protocols: How both were made, as far as that is known.
-
-    Raises:
-        DataError: The lengths or the protocols differ.
-    """
+    """Raise DataError if lengths of features, or protocols that are known, differ."""
     if a != b:
-        msg = (
-            f"features of {a} and of {b} numbers cannot be compared; "
-            "measure both sets with the same feature extractor"
-        )
-        raise DataError(msg)
-    if None not in protocols and protocols[0] != protocols[1]:
-        msg = (
-            f"features made by {protocols[0]!r} and by {protocols[1]!r} cannot be compared; "
-            "measure both sets with the same feature extractor"
-        )
-        raise DataError(msg)
+        sides = f"of {a} and of {b} numbers"
+    elif None not in protocols and protocols[0] != protocols[1]:
+        sides = f"made by {protocols[0]!r} and by {protocols[1]!r}"
+    else:
+        return
+    msg = f"features {sides} cannot be compared; measure both sets with the same feature extractor"
+    raise DataError(msg)
 
 
 def checked_pair(
     a: Float[Tensor, " n d"], b: Float[Tensor, " m _"], *, at_least: int, metric: str
 ) -> tuple[Float64[Tensor, " n d"], Float64[Tensor, " m d"]]:
     """Two comparable sets of features in float64, both on the device of ``a``.
-
-    Args:
-        a: One set.
-        b: The other set.
-        at_least: Fewest vectors in each.
-        metric: What is being computed, with its article.
 
     Raises:
         DataError: A set is too small, a feature is NaN or infinite, or lengths differ.

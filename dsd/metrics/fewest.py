@@ -1,7 +1,4 @@
-"""How few images each measure can do with; here and without torch, so that a check needs no more.
-
-Each measure uses these numbers itself, and whoever plans to measure can ask before.
-"""
+"""Fewest images for each measure; without torch, which a check of parameters need not load."""
 
 __all__ = ["COVERAGE_K", "FRECHET", "KERNEL", "MANIFOLD", "PRECISION_K"]
 

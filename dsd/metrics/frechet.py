@@ -68,7 +68,7 @@ class Moments:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know before a distance to these moments is believed."""
+        """Warnings about distances to these moments."""
         count, dim = self.count, len(self.mean)
         notes = []
         if count is not None and count <= dim:
@@ -93,10 +93,6 @@ def moments_of_batches(
 
     Sums are taken on the features' device. Batches are merged by their own means, so that a mean
     far from 0 costs no digits.
-
-    Args:
-        batches: The features.
-        protocol: How they were made; distances between different protocols are refused.
 
     Raises:
         DataError: A feature is NaN or infinite, or there are fewer than two vectors.
@@ -131,8 +127,6 @@ def _sums(
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The squared Frechet distance, as FID reports it; never below 0.
 
-    A set that is compared more than once keeps the factor of its covariance.
-
     Raises:
         DataError: Lengths of features or protocols differ, so they come from different extractors.
         TypeError: One of both is something else than moments.
@@ -153,7 +147,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _overlap(a: Moments, b: Moments) -> Float64[Tensor, ""]:
     """Trace of (S_a^(1/2) S_b S_a^(1/2))^(1/2)."""
     narrow, wide = sorted((a, b), key=lambda m: m.factor.rank)
-    # From the side of lower rank: no eigenvalue is 0 but for rounding, whose root would count.
+    # From the side of lower rank: no eigenvalue is a rounding error of 0, whose root would count.
     values = torch.linalg.eigvalsh(overlap_matrix(wide.cov, narrow.factor))
     overlap: Tensor = values.clamp(min=0).sqrt().sum()
     return overlap

@@ -1,8 +1,6 @@
-"""How sure a Frechet distance is, and what it would be with unlimited images.
+"""How sure a Frechet distance is, and what it would be with unlimited generated images.
 
-All here is about the law of the generated images and a *fixed* reference. What the reference's own
-images leave open is not covered: it is common to all models that are compared with it.
-
+The reference is *fixed*: its own sampling error is common to all models that are compared with it.
 A distance from n images is too large, because the mean and the covariance of few images are off by
 chance. With S the covariance of n vectors, S_r = B B^T the reference's and l_i the eigenvalues of
 B^T S B, the excess has three parts, which ``frechet_estimate`` removes:
@@ -18,7 +16,7 @@ B^T S B, the excess has three parts, which ``frechet_estimate`` removes:
 
 The standard error comes from the distance's expansion to second order in the weights of images,
 mean_k psi(x_k) + mean_kl h(x_k, x_l): the variance of both parts matters, because psi vanishes
-where the two laws agree.
+where the two distributions agree.
 
 Reference:
     Tiomoko and Couillet 2019, "Random matrix-improved estimation of the Wasserstein distance
@@ -34,7 +32,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dsd.metrics.estimate import Interval
 from dsd.metrics.frechet import Moments, frechet_distance, moments, overlap_matrix
 
 __all__ = ["FrechetEstimate", "frechet_estimate", "sum_of_roots"]
@@ -45,13 +42,19 @@ _Z = 1.959963984540054
 _NODES = 8
 """Of Chebyshev's quadrature along each cut: more change the sum by less than 1e-6 of it."""
 
-
 _SPARE = 1.2
 """Images for each feature that varies, at least, for a limit."""
 
 
+class Interval(NamedTuple):
+    """Ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
 class FrechetEstimate(NamedTuple):
-    """A Frechet distance and what is known of its error."""
+    """A Frechet distance and its error."""
 
     value: float
     """Of the moments as they are, which is too large on average."""
@@ -68,10 +71,6 @@ class FrechetEstimate(NamedTuple):
 
 def frechet_estimate(features: Float[Tensor, " n d"], reference: Moments) -> FrechetEstimate:
     """The distance, its standard error, and the distance that unlimited images would have.
-
-    Args:
-        features: Of generated images.
-        reference: What they are compared with, taken as it is.
 
     Raises:
         DataError: There are fewer than two images, a feature is NaN or infinite, lengths differ.

@@ -27,10 +27,6 @@ _MAX_BYTES = 2**30
 def save_statistics(path: Path, measured: Moments) -> None:
     """Save moments with their protocol, for ``load_statistics`` and for clean-fid.
 
-    Args:
-        path: The file to write.
-        measured: Moments of the reference.
-
     Raises:
         DataError: The moments do not say their protocol.
         OSError: As :func:`dsd.utils.files.published`.
@@ -60,45 +56,30 @@ def load_statistics(path: Path, *, unlabelled: str | None = None) -> Moments:
     """
     try:
         with ZipFile(path) as archive:
-            mean, cov = (_numbers(archive, f"{key}.npy") for key in ("mu", "sigma"))
+            mean, cov = (
+                _array(archive, f"{key}.npy", "f").astype(np.float64) for key in ("mu", "sigma")
+            )
             protocol = unlabelled
             if "protocol.npy" in archive.namelist():
-                protocol = _text(archive, "protocol.npy")
+                protocol = str(_array(archive, "protocol.npy", "U"))
     # On damaged bytes, the readers of zip and npy raise nearly anything.
     except Exception as error:
-        raise DataError(_broken(path, f"cannot be read ({error})")) from error
+        raise _broken(path, f"cannot be read ({error})") from error
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        what = f"has mu of shape {mean.shape} and sigma of shape {cov.shape}"
-        raise DataError(_broken(path, what))
+        raise _broken(path, f"has mu of shape {mean.shape} and sigma of shape {cov.shape}")
     if not _is_covariance(cov) or not np.isfinite(mean).all():
-        raise DataError(_broken(path, "holds numbers that are no mean and covariance"))
+        raise _broken(path, "holds numbers that are no mean and covariance")
     if protocol is None:
         msg = f"{path}: these statistics do not say by which protocol their features were made"
         raise DataError(msg)
     return Moments(torch.from_numpy(mean), torch.from_numpy((cov + cov.T) / 2), None, protocol)
 
 
-def _text(archive: ZipFile, name: str) -> str:
-    array = _array(archive, name)
-    if array.dtype.kind != "U" or array.shape:
-        msg = f"{name} is no text"
-        raise ValueError(msg)
-    return str(array)
-
-
-def _numbers(archive: ZipFile, name: str) -> Float64[np.ndarray[Any, Any], " *shape"]:
-    array = _array(archive, name)
-    if array.dtype.kind != "f":
-        msg = f"{name} holds {array.dtype}, not floating-point numbers"
-        raise ValueError(msg)
-    return array.astype(np.float64)
-
-
-def _array(archive: ZipFile, name: str) -> Shaped[np.ndarray[Any, Any], " *shape"]:
-    """One array; nothing larger than it may be is unpacked.
+def _array(archive: ZipFile, name: str, kind: str) -> Shaped[np.ndarray[Any, Any], " *shape"]:
+    """One array of numbers, ``kind`` f, or one text, U; nothing too large is unpacked.
 
     Raises:
-        ValueError: It is too large, damaged or holds objects.
+        ValueError: It is too large, damaged or something else.
     """
     size = archive.getinfo(name).file_size
     if size > _MAX_BYTES:
@@ -108,10 +89,9 @@ def _array(archive: ZipFile, name: str) -> Shaped[np.ndarray[Any, Any], " *shape
         array: Shaped[np.ndarray[Any, Any], " *shape"] = np.lib.format.read_array(
             file, allow_pickle=False
         )
-        # Reading on to the end compares the checksum.
-        rest = file.read(1)
-    if rest:
-        msg = f"{name} is longer than it says"
+        rest = file.read(1)  # reading on to the end compares the checksum
+    if rest or array.dtype.kind != kind or (kind == "U" and array.shape):
+        msg = f"{name} is no {'text' if kind == 'U' else 'array of floating-point numbers'}"
         raise ValueError(msg)
     return array
 
@@ -122,8 +102,8 @@ def _is_covariance(cov: Float64[np.ndarray[Any, Any], " d d"]) -> bool:
     return bool(abs(cov - cov.T).max() <= _ASYMMETRY * abs(cov).max())
 
 
-def _broken(path: Path, what: str) -> str:
-    return (
-        f"{path}: statistics {what}; fetch the file again: it must be an npz with mu [d] and "
+def _broken(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{path}: statistics {problem}; fetch the file again: it must be an npz with mu [d] and "
         "sigma [d, d], the mean and covariance of features"
     )

@@ -5,8 +5,8 @@ N(m_k, C_k + sigma^2 I). Its denoiser is the mean of the components' denoisers
 
     D_k(x) = m_k + C_k (C_k + sigma^2 I)^-1 (x - m_k),
 
-weighted by how likely each component made x. Nothing is learned here: the law says what a perfect
-network would answer, for tests, two-dimensional toys and notebooks.
+weighted by how likely each component made x: the answer of a perfect network, for tests,
+two-dimensional toys and notebooks.
 
 Reference:
     Karras et al. 2022 (arXiv:2206.00364), Eq. 3, for D = x + sigma^2 score.
@@ -23,16 +23,15 @@ from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = ["GaussianMixture"]
 
-_MASS_TOLERANCE = 1e-6
-"""How far the weights' sum may be from 1: as far as float32 rounds it."""
+_MASS_TOLERANCE = 1e-6  # float32's rounding of a sum
 
 
 @final
 class GaussianMixture:
     """A mixture of Gaussians, singular ones included; a single Gaussian has one component.
 
-    States may have any shape with ``d`` numbers behind the batch. All is computed in float64 and
-    answered in the state's type, so that :meth:`denoiser` goes wherever a network goes.
+    States may have any shape with ``d`` numbers behind the batch. Results, computed in float64,
+    have the state's type, so that :meth:`denoiser` goes wherever a network goes.
 
     Args:
         weights: Mass of each component, sum 1.
@@ -64,17 +63,15 @@ class GaussianMixture:
         return self.means[component] + torch.einsum("bij,bj->bi", self._axes[component], scaled)
 
     def noisy(self, sigma_y: float) -> "GaussianMixture":
-        """The law of observations ``y = x0 + sigma_y * eps``."""
+        """The distribution of observations ``y = x0 + sigma_y * eps``."""
         noise = sigma_y**2 * torch.eye(self.means.shape[1], dtype=torch.float64)
         return GaussianMixture(self.weights, self.means, self.covariances + noise)
 
     def log_prob(self, x: State, sigma: AnyLevel) -> PerSample:
-        """Log density of the mixture under noise.
+        """Log density of diffused states.
 
-        Args:
-            x: Diffused states.
-            sigma: Noise level of each state, ``> 0``, or one for all; 0 only where no covariance
-                is singular.
+        ``sigma`` is the noise level of each state, ``> 0``, or one for all; 0 only where no
+        covariance is singular.
         """
         local = self._local(x)
         return self._log_joint(local, as_levels(sigma, local)).logsumexp(1).to(x.dtype)
@@ -87,12 +84,7 @@ class GaussianMixture:
         return self._average(slopes, self._responsibilities(local, sigma)).to(x.dtype).view_as(x)
 
     def denoiser(self, x: State, sigma: AnyLevel) -> State:
-        """E[x0 | x], differentiable in ``x``.
-
-        Args:
-            x: Diffused states.
-            sigma: Noise level of each state, ``> 0``, or one for all.
-        """
+        """E[x0 | x] of diffused states, differentiable in ``x``; ``sigma`` is ``> 0``."""
         local = self._local(x)
         sigma = as_levels(sigma, local)
         responsibilities = self._responsibilities(local, sigma)
@@ -126,7 +118,7 @@ class GaussianMixture:
     def _average(
         self, local: Float64[Tensor, " b k d"], responsibilities: Float64[Tensor, " b k"]
     ) -> Float64[Tensor, " b d"]:
-        """Mean over components of vectors that are given on their axes."""
+        """Mean over components of vectors on their axes."""
         return torch.einsum("bk,bkj,kij->bi", responsibilities, local, self._axes)
 
 
@@ -140,7 +132,7 @@ def _probabilities(weights: Float64[Tensor, " k"]) -> Float64[Tensor, " k"]:
 def _eigensystem(
     covariances: Float64[Tensor, " k d d"],
 ) -> tuple[Float64[Tensor, " k d"], Float64[Tensor, " k d d"]]:
-    """Variances and axes; what rounding makes of a variance 0 is set to 0."""
+    """Variances and axes; rounding errors of a variance 0 are set to 0."""
     if not torch.allclose(covariances, covariances.mT):
         msg = "a covariance is not symmetric: give C with C = C^T for each component"
         raise ValueError(msg)

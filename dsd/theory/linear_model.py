@@ -3,16 +3,15 @@ r"""Theorem 1 of DSD, executable: what score distillation learns in the linear G
 Clean data are x = E z with covariance S = E E^T, observed as y = x + sigma_y eps. The generator
 G z, a factor with as many columns as its rank, makes images of covariance C = G G^T, and its fake
 denoiser sees them with noise of level ``sigma_fake``. With perfect scores and noise of level t
-added on both sides, teacher and fake know the laws
+added on both sides, teacher and fake know the distributions
 
     N(0, A),  A = S + (sigma_y^2 + t^2) I      and      N(0, B),  B = C + (sigma_fake^2 + t^2) I.
 
-Everything about the method is in ``sigma_fake``: 0 is the theorem, whose generator is compared
-without noise; ``sigma_y`` is matched re-corruption; anything else is a noise level guessed wrong,
-with which both denoisers train and re-corrupt. Expectations below are exact, nothing is drawn.
-
-They agree where A = B, at all levels at once, hence C tends to the positive part of S + (sigma_y^2
-- sigma_fake^2) I, cut to the generator's rank, whatever the levels and their weights.
+``sigma_fake`` 0 is the theorem, whose generator is compared without noise; ``sigma_y`` is matched
+re-corruption; anything else is a noise level guessed wrong, with which both denoisers train and
+re-corrupt. Expectations below are exact, nothing is drawn. Both sides agree where A = B at all
+levels, so C tends to the positive part of S + (sigma_y^2 - sigma_fake^2) I, cut to the generator's
+rank, whatever the levels and their weights.
 
 Reference:
     Chen et al. 2025, DSD (arXiv:2503.07578), Theorem 1, for ``sigma_fake = 0``.
@@ -30,11 +29,8 @@ from torch import Tensor, optim
 from dsd.metrics.frechet import Moments, frechet_distance
 
 __all__ = [
-    "Covariance",
-    "DataPrecisions",
     "Factor",
     "LinearModel",
-    "Precisions",
     "Pull",
     "descend",
     "fisher_pull",
@@ -65,8 +61,7 @@ Pull: TypeAlias = Callable[[DataPrecisions, Precisions], Precisions]
 
 _LEARNING_RATE = 0.1
 _LAST_LEARNING_RATE = 1e-7
-_BETAS = (0.8, 0.9)
-"""Short memories: gradients are exact, and shrink by many powers of ten near the optimum."""
+_BETAS = (0.8, 0.9)  # short memories: exact gradients shrink by many powers of ten
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +88,7 @@ class LinearModel:
         """A^-1 of each level."""
         return self._under_noise(self.clean, self.sigma_y).inverse()
 
-    def generator_laws(self, covariance: Covariance) -> Float64[Tensor, " *starts t d d"]:
+    def generator_covariances(self, covariance: Covariance) -> Float64[Tensor, " *starts t d d"]:
         """B of each level, for generated images of covariance C."""
         return self._under_noise(covariance, self.sigma_fake)
 
@@ -106,12 +101,12 @@ def ideal_loss(model: LinearModel, covariance: Covariance) -> Float64[Tensor, " 
     """Weighted Fisher divergence of generator and data.
 
     sum_t w_t E |score_data - score_generator|^2 = sum_t w_t tr(A^-2 B - 2 A^-1 + B^-1), the
-    expectation over B's law.
+    expectation over N(0, B).
 
     Reference:
         DSD (arXiv:2503.07578), the ideal loss of Theorem 1; written out here.
     """
-    a, b = model.data_precisions, model.generator_laws(covariance)
+    a, b = model.data_precisions, model.generator_covariances(covariance)
     divergence = _trace(a @ a @ b) - 2 * _trace(a) + _trace(b.inverse())
     return (model.weights * divergence).sum(-1)
 
@@ -148,17 +143,13 @@ def score_identity_pull(alpha: float) -> Pull:
 
 def generator_gradient(model: LinearModel, factor: Factor, pull: Pull) -> Factor:
     """Gradient with respect to the generator G of the weighted sum over levels."""
-    b = model.generator_laws(learned_covariance(factor)).inverse()
+    b = model.generator_covariances(learned_covariance(factor)).inverse()
     pulls = (model.weights[:, None, None] * pull(model.data_precisions, b)).sum(-3)
     return 2 * pulls @ factor
 
 
 def descend(model: LinearModel, starts: Factor, pull: Pull, *, num_steps: int) -> Factor:
-    """Follow the exact gradient with Adam, all starts at once, until its steps are tiny.
-
-    Returns:
-        The generators reached; the step size falls geometrically from 0.1 to 1e-7.
-    """
+    """Follow the exact gradient from all starts with Adam; its rate falls from 0.1 to 1e-7."""
     factor = starts.clone()
     optimizer = optim.Adam([factor], lr=_LEARNING_RATE, betas=_BETAS, eps=1e-30)
     decay = (_LAST_LEARNING_RATE / _LEARNING_RATE) ** (1 / num_steps)

@@ -1,8 +1,7 @@
-"""Laws on curves in the plane: data whose noiseless support is known exactly.
+"""Distributions on curves in the plane: data whose noiseless support is known exactly.
 
-Each law is uniform along the length of its curves, centred, with a standard deviation of 0.5 in a
-coordinate (the root of the mean of both variances). Curves are fine polygons, so that points can
-lie on them exactly.
+Each is uniform along the length of its curves, centred, with a standard deviation of 0.5 in a
+coordinate (the root of the mean of both variances). Curves are fine polygons.
 """
 
 import math
@@ -29,7 +28,7 @@ _CORNERS = 129
 
 
 class _Places(NamedTuple):
-    """Where on the curves some points come nearest to them."""
+    """Nearest places on the curves to some points."""
 
     distance: Float[Tensor, " n"]
     segment: Int64[Tensor, " n"]
@@ -40,7 +39,7 @@ class _Places(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Toy:
-    """The uniform law on the segments from ``start`` to ``end``.
+    """The uniform distribution on the segments from ``start`` to ``end``.
 
     Neighbours along a curve are neighbours in the list.
     """
@@ -88,14 +87,14 @@ class Toy:
 
 
 def make_toy(name: ToyName) -> Toy:
-    """The law ``name``: two moons, two rings around one centre, or two spirals in one another."""
+    """Two moons, two rings around one centre, or two spirals in one another."""
     curves = _CURVES[name]()
     start, end = curves[:, :-1].reshape(-1, 2), curves[:, 1:].reshape(-1, 2)
     share = (end - start).norm(dim=1, keepdim=True)
     share = share / share.sum()
     mean = (share * (start + end) / 2).sum(0)
     start, end = start - mean, end - mean
-    # The second moment of the uniform law from a to b is (a^2 + a b + b^2) / 3.
+    # The second moment of the uniform distribution from a to b is (a^2 + a b + b^2) / 3.
     variance = (share * (start**2 + start * end + end**2) / 3).sum(0).mean()
     scale = _STD / variance.sqrt()
     return Toy((start * scale).float(), (end * scale).float())
@@ -105,7 +104,7 @@ def sliced_wasserstein(a: Points, b: Points, *, directions: int = 64) -> float:
     """Sliced 2-Wasserstein distance of two samples of equal size, in data units.
 
     The root of the mean square, over evenly spaced directions and over ranks, of the difference
-    of the sorted projections. Two samples of one law are not at 0 but at their sampling error.
+    of the sorted projections: for two samples of one distribution their sampling error, not 0.
 
     Reference:
         Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.

@@ -215,13 +215,13 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
         return
     import torch
 
-    from dsd.features.extractor import extract, load_extractor
+    from dsd.features.extractor import extract
     from pipeline.execution.device import resolve_device
+    from pipeline.stages.features import load_features
 
     device = resolve_device(params.compute)
-    weights = params.evaluate.inception_weights_path
     for name in sorted(names):
-        extractor = load_extractor(name, device=device, inception_weights=weights)
+        extractor = load_features(name, params, device)
         for shape in {images.shape, observed_shape(params, images.shape)}:
             random = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
             extract(extractor, torch.from_numpy(random), batch_size=2)
@@ -254,10 +254,11 @@ def _read_statistics(params: Params) -> None:
     published = params.evaluate.published_statistics
     if published is None:
         return
-    from dsd.features.inception import PROTOCOLS, load_published
+    from dsd.features.inception import PROTOCOLS
+    from pipeline.stages.measures import published_statistics
 
-    space, file = published
-    found = load_published(file, space)
+    file, found = published[1], published_statistics(params)
+    assert found is not None
     if found.protocol not in map(PROTOCOLS.get, params.evaluate.features):
         msg = (
             f"{file}: statistics were made by {found.protocol!r}, but evaluate.features has "

@@ -1,6 +1,6 @@
 """All of ``params.yaml``, and rules that concern several sections."""
 
-from itertools import product
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -33,74 +33,52 @@ class Params(Section):
     run: Run
 
     @model_validator(mode="after")
-    def _operator_fits_the_data(self) -> "Params":
-        kind = self.corrupt.operator.kind
-        if kind == "fourier" and self.data.phase == "none":
-            msg = (
+    def _sections_go_together(self) -> "Params":
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
+        if kind == "fourier" and data.phase == "none":
+            yield (
                 "corrupt.operator.kind is fourier, which observes complex images: "
                 "set data.phase to smooth"
             )
-            raise ValueError(msg)
-        if kind in {"mask", "fourier"} and self.data.content == "noisy":
-            msg = (
-                f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "
-                "of such images are missing is not known; start from clean images"
-            )
-            raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _phase_is_given_to_clean_images(self) -> "Params":
-        if self.data.phase != "none" and self.data.content == "noisy":
-            msg = (
-                f"data.phase is {self.data.phase} while data.content is noisy: only clean images "
-                "are made complex; set data.phase to none"
-            )
-            raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _levels_reach_above_the_data_noise(self) -> "Params":
-        tops = {
-            "evaluate.sampler.sigma_max": self.evaluate.sampler.sigma_max,
-            "distill.noise.sigma_max": self.distill.noise.sigma_max,
-        }
-        levels = {
-            "corrupt.sigma": self.corrupt.sigma,
-            "corrupt.sigma_hat": self.corrupt.sigma_hat,
-        }
-        for (name, top), (of, level) in product(tops.items(), levels.items()):
-            if isinstance(level, float) and top <= level:
-                msg = f"{name} is {top:g} but must be above {of} = {level:g}"
-                raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _only_clean_images_can_stay_clean(self) -> "Params":
-        if self.corrupt.clean_fraction > 0 and self.data.content == "noisy":
-            msg = (
-                f"corrupt.clean_fraction is {self.corrupt.clean_fraction:g}, but data.content is "
-                "noisy, so no image is clean: set it to 0"
-            )
-            raise ValueError(msg)
-        return self
-
-    @model_validator(mode="after")
-    def _noise_to_be_added_has_a_level(self) -> "Params":
-        if self.corrupt.sigma == "auto" and self.data.content == "clean":
-            msg = (
+        if data.content == "noisy":
+            yield from self._problems_of_noisy_sources()
+        for name, top in (
+            ("evaluate.sampler.sigma_max", self.evaluate.sampler.sigma_max),
+            ("distill.noise.sigma_max", self.distill.noise.sigma_max),
+        ):
+            for of, level in (("sigma", corrupt.sigma), ("sigma_hat", corrupt.sigma_hat)):
+                if isinstance(level, float) and top <= level:
+                    yield f"{name} is {top:g} but must be above corrupt.{of} = {level:g}"
+        if corrupt.sigma == "auto" and data.content == "clean":
+            yield (
                 "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
                 "its level as a number; corrupt.sigma_hat: auto then tries the estimate on it"
             )
-            raise ValueError(msg)
-        return self
 
-    @model_validator(mode="after")
-    def _noisy_images_get_no_border(self) -> "Params":
-        if self.data.content == "noisy" and self.data.pad > 0:
-            msg = (
-                f"data.pad is {self.data.pad} while data.content is noisy: a black border has no "
+    def _problems_of_noisy_sources(self) -> Iterator[str]:
+        data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
+        if kind in {"mask", "fourier"}:
+            yield (
+                f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "
+                "of such images are missing is not known; start from clean images"
+            )
+        if data.phase != "none":
+            yield (
+                f"data.phase is {data.phase} while data.content is noisy: only clean images "
+                "are made complex; set data.phase to none"
+            )
+        if corrupt.clean_fraction > 0:
+            yield (
+                f"corrupt.clean_fraction is {corrupt.clean_fraction:g}, but data.content is "
+                "noisy, so no image is clean: set it to 0"
+            )
+        if data.pad > 0:
+            yield (
+                f"data.pad is {data.pad} while data.content is noisy: a black border has no "
                 "noise, which the model cannot know; set data.pad to 0"
             )
-            raise ValueError(msg)
-        return self

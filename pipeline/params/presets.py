@@ -17,7 +17,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """The values of a preset by dotted key, those of the preset that it ``extends`` included.
+    """The values of a preset, and of the one that it ``extends``, by dotted key.
 
     Raises:
         ParamsError: There is no preset of that name.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -21,14 +21,12 @@ from ruamel.yaml.events import (
     DocumentStartEvent,
     NodeEvent,
 )
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from dsd.utils.errors import ParamsError, one_line
 from dsd.utils.files import published
 from pipeline.params.model import Params
 from pipeline.params.renamed import RENAMED
-from pipeline.params.schema import all_keys, describe_bounds, describe_value
+from pipeline.params.schema import all_keys, describe_value
 
 __all__ = [
     "flatten",
@@ -45,20 +43,10 @@ Scalar = str | int | float | bool | None
 _MAX_BYTES = 64 * 1024
 _MAX_DEPTH = 12
 _MAX_SHOWN = 60
-_RANGE_ERRORS = {
-    "greater_than",
-    "greater_than_equal",
-    "less_than",
-    "less_than_equal",
-    "multiple_of",
-}
 
 
 def load_params(root_or_file: Path) -> Params:
-    """Read and check all parameters.
-
-    Args:
-        root_or_file: The file, or the folder that holds a ``params.yaml``.
+    """Read and check a file of parameters, or the ``params.yaml`` of a folder.
 
     Raises:
         ParamsError: The file cannot be read or is no plain YAML 1.2 mapping, or values are
@@ -116,7 +104,10 @@ def _with_values(file: Path, values: Mapping[str, Any]) -> str:
     _parse(text, file.name)
     editor = YAML(pure=True)
     editor.width = 200
-    editor.representer.add_representer(type(None), _written_out)
+    # The word, which ruamel would leave out.
+    editor.representer.add_representer(
+        type(None), lambda by, _: by.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     document = editor.load(text)
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -126,31 +117,20 @@ def _with_values(file: Path, values: Mapping[str, Any]) -> str:
             if not isinstance(section, dict):
                 msg = f"{file.name}: {key} is not a known key: {part} is a value, not a section"
                 raise ParamsError(msg)
-        section[name] = _flow_style(value)
+        section[name] = value
+        if isinstance(value, list):  # on one line, as the file writes lists
+            section[name] = CommentedSeq(value)
+            section[name].fa.set_flow_style()
     edited = io.StringIO()
     editor.dump(document, edited)
     return edited.getvalue()
-
-
-def _written_out(representer: RoundTripRepresenter, _none: None) -> ScalarNode:
-    """``null`` as the word, which ruamel would leave out."""
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
-
-
-def _flow_style(value: object) -> object:
-    """Lists as the file writes them, on one line."""
-    if not isinstance(value, list):
-        return value
-    sequence = CommentedSeq(value)
-    sequence.fa.set_flow_style()
-    return sequence
 
 
 def _validated(document: Mapping[Any, Any], name: str) -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        lines = [one_line(f"{name}: {line}") for line in _explain(error)]
+        lines = [one_line(f"{name}: {line}") for line in _explain(error, document)]
     raise ParamsError("\n".join(lines))
 
 
@@ -241,87 +221,100 @@ def _where(error: Exception) -> str:
     return f"not valid YAML: {str(error).partition(chr(10))[0]}"
 
 
-def _explain(error: ValidationError) -> list[str]:
-    details = [_as_in_the_file(detail) for detail in error.errors(include_url=False)]
-    unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-    new = [RENAMED.get(_dotted(detail["loc"]), "").partition(" ")[0] for detail in unknown]
-    meant = {_dotted(detail["loc"]): _near_miss(_dotted(detail["loc"])) for detail in unknown}
+def _explain(error: ValidationError, document: Mapping[Any, Any]) -> list[str]:
+    details = [_as_in_the_file(detail, document) for detail in error.errors(include_url=False)]
+    unknown = [detail.name for detail in details if detail.kind == "extra_forbidden"]
+    new = [RENAMED.get(name, "").partition(" ")[0] for name in unknown]
+    meant = {name: _near_miss(name) for name in unknown}
     # A misspelt key is one mistake, though pydantic reports the right name as missing as well.
+    twice = [*meant.values(), *new]
     return [
-        _message(detail, meant)
+        _message(detail, meant.get(detail.name))
         for detail in details
-        if detail["type"] != "missing" or _dotted(detail["loc"]) not in [*meant.values(), *new]
+        if detail.kind != "missing" or detail.name not in twice
     ]
 
 
-def _as_in_the_file(detail: ErrorDetails) -> ErrorDetails:
-    """A mistake in a section of several kinds, told like any other.
+class _Mistake(NamedTuple):
+    name: str
+    """Dotted key, with the position in a list."""
 
-    There pydantic puts the kind among the keys, and reports a wrong kind for the whole section.
-    """
-    location = detail["loc"]
-    if detail["type"] == "union_tag_not_found":
-        return {**detail, "type": "missing", "loc": (*location, "kind")}
-    if detail["type"] == "union_tag_invalid":
-        return {**detail, "loc": (*location, "kind"), "input": detail["input"]["kind"]}
-    if _dotted(location) not in all_keys() and _is_value(location[:-1]):
-        # A number or a word: pydantic names the kind of value after the key.
-        return {**detail, "loc": location[:-1]}
-    for depth in range(1, len(location)):
-        key = all_keys().get(_dotted((*location[:depth], "kind")))
-        if key is not None and location[depth] in (key.schema or {}).get("enum", []):
-            return {**detail, "loc": (*location[:depth], *location[depth + 1 :])}
-    return detail
+    key: str
+    """Dotted key alone."""
+
+    kind: str
+    """Pydantic's type of error."""
+
+    value: Any
+    text: str
 
 
-def _is_value(location: tuple[int | str, ...]) -> bool:
-    """Whether a key of the file is meant that holds a value of several kinds."""
-    key = all_keys().get(_dotted(location))
-    schema = {} if key is None or key.schema is None else key.schema
-    return any("oneOf" in one for one in (schema, *schema.get("anyOf", [])))
+def _as_in_the_file(detail: ErrorDetails, document: Mapping[Any, Any]) -> _Mistake:
+    """A mistake at its place in the file: pydantic puts the kinds of unions among the keys."""
+    kind, value, location = detail["type"], detail["input"], [*detail["loc"]]
+    if kind.startswith("union_tag"):
+        location.append("kind")
+        kind = "missing" if kind == "union_tag_not_found" else kind
+        value = value.get("kind")
+    place: Any = document
+    path: list[int | str] = []
+    for at, part in enumerate(location):
+        try:
+            place = place[part]
+        except (KeyError, TypeError):
+            if at < len(location) - 1 or not isinstance(place, Mapping):
+                continue
+        path.append(part)
+    if kind not in {"extra_forbidden", "invalid_key", "value_error"}:
+        while _dotted(path) not in all_keys():
+            path.pop()
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return _Mistake(name.removeprefix("."), _dotted(path), kind, value, detail["msg"])
 
 
-def _message(detail: ErrorDetails, meant: Mapping[str, str | None]) -> str:
-    name, kind, value = _dotted(detail["loc"]), detail["type"], detail["input"]
-    if kind == "extra_forbidden":
-        return _unknown(name, meant[name])
-    if kind == "invalid_key":
-        return f"{_dotted(detail['loc'][:-1]) or 'top level'}: the key {value!r} must be a text"
-    if kind == "value_error":
-        text = detail["msg"].removeprefix("Value error, ")
+def _dotted(path: list[int | str]) -> str:
+    return ".".join(part for part in path if isinstance(part, str))
+
+
+def _message(mistake: _Mistake, meant: str | None) -> str:
+    name, value = mistake.name, mistake.value
+    if mistake.kind == "extra_forbidden":
+        return _unknown(name, meant)
+    if mistake.kind == "invalid_key":
+        return f"{name.rpartition('.')[0] or 'top level'}: the key {value!r} must be a text"
+    if mistake.kind == "value_error":
+        text = mistake.text.removeprefix("Value error, ")
         return text if not name or f"{name}." in text else f"{name}: {text}"
-    schema = _schema_of(detail["loc"])
-    if kind == "missing":
-        return f"{name} is missing; add it: {_allowed(name, schema)}"
-    if kind in _RANGE_ERRORS and schema is not None:
-        return f"{name} = {_shown(value)} must be {describe_bounds(schema)}"
-    allowed = _allowed(name, schema)
-    if kind == "finite_number":
-        allowed = allowed.replace("a number", "a finite number")
-    return f"{name} = {_shown(value)} must be {allowed}{_hint(value, schema)}"
+    schema = all_keys()[mistake.key].schema
+    if schema is None:
+        allowed = f"a section with the keys {', '.join(_children(name))}"
+    else:
+        allowed = describe_value(schema.get("items", schema) if name != mistake.key else schema)
+    if mistake.kind == "missing":
+        return f"{name} is missing; add it: {allowed}"
+    quoted = isinstance(value, str) and _is_number(value) and "number" in allowed
+    hint = "; it is a text now, so remove the quotes" if quoted else ""
+    return f"{name} = {_shown(value)} must be {allowed}{hint}"
 
 
 def _unknown(name: str, meant: str | None) -> str:
     if name in RENAMED:
         return f"{name} was renamed to {RENAMED[name]}"
+    section = name.rpartition(".")[0]
     if name in all_keys():
-        kind = f"{name.rpartition('.')[0]}.kind"
-        return f"{name} does not go with this {kind}; remove it"
+        return f"{name} does not go with this {section}.kind; remove it"
     if meant is not None:
         return f"{name} is not a known key; did you mean {meant}?"
-    section = name.rpartition(".")[0]
     return f"{name} is not a known key; known here: {', '.join(_children(section))}"
 
 
 def _near_miss(name: str) -> str | None:
     """The known key that an unknown one stands for: of the same section, or its name elsewhere."""
     section, _, last = name.rpartition(".")
-    prefix = f"{section}." if section else ""
     close = difflib.get_close_matches(last, _children(section), n=1)
     if close:
-        return prefix + close[0]
-    elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == last]
-    return elsewhere[0] if elsewhere else None
+        return f"{section}.{close[0]}".removeprefix(".")
+    return next((known for known in all_keys() if known.rpartition(".")[2] == last), None)
 
 
 def _children(section: str) -> list[str]:
@@ -329,38 +322,12 @@ def _children(section: str) -> list[str]:
     return [last for parent, _, last in parts if parent == section]
 
 
-def _schema_of(location: tuple[int | str, ...]) -> dict[str, Any] | None:
-    key = all_keys().get(_dotted([part for part in location if isinstance(part, str)]))
-    schema = None if key is None else key.schema
-    if schema is not None and isinstance(location[-1], int):
-        items: dict[str, Any] = schema.get("items", schema)
-        return items
-    return schema
-
-
-def _allowed(name: str, schema: dict[str, Any] | None) -> str:
-    if schema is None:
-        return f"a section with the keys {', '.join(_children(name))}"
-    return describe_value(schema)
-
-
-def _hint(value: object, schema: dict[str, Any] | None) -> str:
-    if not isinstance(value, str) or schema is None:
-        return ""
-    choices = [str(choice) for choice in schema.get("enum", [])]
-    if choices:
-        close = difflib.get_close_matches(value, choices, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+def _is_number(text: str) -> bool:
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return ""
-    return "; it is a text now, so remove the quotes"
-
-
-def _dotted(location: tuple[int | str, ...] | list[str]) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    return text.removeprefix(".")
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from pipeline.params.model import Params
 
-__all__ = ["Key", "all_keys", "describe_bounds", "describe_value"]
+__all__ = ["Key", "all_keys", "describe_value"]
 
 _COMPARISONS = (
     ("minimum", ">= "),
@@ -36,9 +36,10 @@ def all_keys() -> dict[str, Key]:
 
 
 def describe_value(schema: dict[str, Any]) -> str:
-    """What a value may be, such as ``a number >= 0 and <= 10``."""
+    """Words for a value, such as ``a number >= 0 and <= 10``."""
     if "anyOf" in schema:
-        return f"{describe_value(_without_null(schema))} or null"
+        (inner,) = [one for one in schema["anyOf"] if one.get("type") != "null"]
+        return f"{describe_value(inner)} or null"
     if "oneOf" in schema:
         return " or ".join(describe_value(one) for one in schema["oneOf"])
     if "const" in schema:
@@ -47,21 +48,11 @@ def describe_value(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(str(choice) for choice in schema["enum"])
     if schema.get("type") == "array":
         return f"a list of {_length(schema)}, each {describe_value(schema['items'])}"
-    noun = {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
-    return f"{noun.get(schema.get('type', ''), 'a text')} {describe_bounds(schema)}".strip()
-
-
-def describe_bounds(schema: dict[str, Any]) -> str:
-    """The range of a value alone, such as ``>= 0 and <= 10``; empty when there is none."""
-    if "anyOf" in schema:
-        return f"{describe_bounds(_without_null(schema))}, or null"
-    if "oneOf" in schema:
-        first, *others = schema["oneOf"]
-        return " or ".join([describe_bounds(first), *map(describe_value, others)])
     if "minLength" in schema:
-        return "that is not empty"
-    present = [f"{sign}{_plain(schema[name])}" for name, sign in _COMPARISONS if name in schema]
-    return " and ".join(present)
+        return "a text that is not empty"
+    noun = {"number": "a number", "integer": "a whole number", "boolean": "true or false"}
+    bounds = [f"{sign}{_plain(schema[name])}" for name, sign in _COMPARISONS if name in schema]
+    return f"{noun.get(schema.get('type', ''), 'a text')} {' and '.join(bounds)}".strip()
 
 
 def _plain(number: float) -> str:
@@ -98,11 +89,6 @@ def _merged(union: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
             text = only + schema["description"]
             merged[name] = {**schema, "description": text}
     return {"properties": merged}
-
-
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    inner: dict[str, Any] = next(one for one in schema["anyOf"] if one.get("type") != "null")
-    return inner
 
 
 def _length(schema: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""What a stage is given: parameters, paths, a log, and who carries out a training.
+"""Arguments of a stage: parameters, paths, a log, and the execution of a training.
 
-Stages know no devices, processes, locks or checkpoints: these decide no byte of a result, so that
-changes of theirs repeat no stage.
+Stages do not import devices, processes, locks or checkpoints, which decide no byte of a result, so
+that their changes repeat no stage.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,29 +28,21 @@ __all__ = ["Attempt", "Checkpoints", "Execution", "StageContext", "TrainingJob"]
 
 
 class Checkpoints(Protocol):
-    """Saved states of one training run.
-
-    Attributes:
-        folder: Of this run; files of the stage may lie beside the states.
-    """
+    """Saved states of one training run; files of the stage may lie beside them in ``folder``."""
 
     folder: Path
 
     def restore(self) -> dict[str, JsonValue] | None:
         """Bring back the last state and return its ``info``; None where there is none."""
-        ...
 
     def save(self, info: Mapping[str, JsonValue]) -> None:
         """Save now, with ``info``."""
-        ...
 
     def due(self) -> bool:
         """Return whether it is time to save, because of the clock or of a signal."""
-        ...
 
     def stop_if_asked(self, images_seen: int) -> None:
         """Raise ``Interrupted`` if a signal came; call after :meth:`save`."""
-        ...
 
 
 class Attempt(Protocol):
@@ -62,34 +54,29 @@ class Attempt(Protocol):
 
     def checkpoints(self, state: "TrainingState") -> Checkpoints:
         """The saved states of this run."""
-        ...
 
     def fit_into_memory(self, training: "Rehearsing") -> None:
-        """Choose how many images the processes take at once."""
-        ...
+        """Choose how many images a process takes in one forward pass."""
 
 
 class TrainingJob(Protocol):
     """A stage's training, as one attempt runs it."""
 
     def train(self) -> None:
-        """Run all steps that are left; all processes of the team do."""
-        ...
+        """Run all steps that are left, in all processes."""
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs into empty folders; only the process that leads does."""
-        ...
+        """Write the stage's outputs into empty folders, in the main process."""
 
 
 JobT = TypeVar("JobT", bound=TrainingJob)
 
 
 class Execution(Protocol):
-    """Who computes."""
+    """Device and processes of a stage."""
 
     def device(self) -> "torch.device":
         """The device to compute on."""
-        ...
 
     def train(self, build: Callable[[Attempt], JobT], inputs: Mapping[str, str]) -> JobT:
         """Train, write the outputs, and return the job.
@@ -98,7 +85,6 @@ class Execution(Protocol):
             build: Makes the job as the last saved state left it.
             inputs: Hash of each folder that the stage reads, by its name.
         """
-        ...
 
 
 @final

@@ -8,12 +8,7 @@ __all__ = ["open_images"]
 
 
 def open_images(paths: Paths, name: str, log: StageLog) -> ImageStore:
-    """Open a store of images and record that the stage depends on it.
-
-    Args:
-        paths: The workspace.
-        name: A folder below ``data/``, such as ``corrupt/train``.
-        log: The stage's log.
+    """Open a store of images, such as ``corrupt/train``, and record that the stage reads it.
 
     Raises:
         DataError: The store is missing or damaged.

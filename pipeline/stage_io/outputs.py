@@ -15,15 +15,9 @@ __all__ = ["check_outputs", "replaced_outputs"]
 def replaced_outputs(paths: Paths, stage: str) -> Iterator[Paths]:
     """Replace ``data/<stage>`` and ``reports/<stage>`` at the end of the block, unless it fails.
 
-    ``dvc checkout`` makes their files links into DVC's cache, which must not change; and a file
-    that the new run does not write must not stay.
-
-    Args:
-        paths: The workspace.
-        stage: Of the pipeline.
-
-    Yields:
-        The workspace with both folders where the new ones are made, empty at first.
+    Their files may be links into DVC's cache, which must not change, and a file that the new run
+    does not write must not stay. Yields the workspace with both folders where the new, empty ones
+    are.
 
     Raises:
         OSError: The disk refuses, or this user may not replace the folders.
@@ -34,11 +28,7 @@ def replaced_outputs(paths: Paths, stage: str) -> Iterator[Paths]:
 
 
 def check_outputs(paths: Paths, stage: str) -> None:
-    """Make sure, before hours of work, that this user may replace the outputs of a stage.
-
-    Raises:
-        PermissionError: One of their folders is not writable; the error names it.
-    """
+    """Raise PermissionError, before hours of work, if this user may not replace the outputs."""
     for place in _places(paths, stage):
         check_replaceable(place)
 

@@ -11,10 +11,10 @@ __all__ = ["Paths", "home_of"]
 
 
 def home_of(root: Path) -> Path:
-    """The workspace behind ``root``: itself, unless DVC made ``root`` as a temporary copy.
+    """The workspace behind ``root``: itself, unless it is a temporary copy in ``.dvc/tmp/exps``.
 
-    DVC runs queued experiments in ``<home>/.dvc/tmp/exps/...`` and flows make their copies there
-    too. What must outlive such a copy (resumable states, the MLflow store) belongs to the home.
+    DVC's queued experiments and flows run in such copies. Files that must outlive them (resumable
+    states, the MLflow store) belong to the home.
     """
     root = root.resolve()
     for parent in root.parents:
@@ -60,7 +60,6 @@ class Paths:
         return self._now(self.root / "reports" / stage)
 
     def _now(self, folder: Path) -> Path:
-        """Where ``folder`` is while it is being made."""
         for place, fresh in self.fresh:
             if folder.is_relative_to(place):
                 return fresh / folder.relative_to(place)

@@ -17,14 +17,14 @@ from dsd.evaluation.memorisation import Memorisation, Observations, memorisation
 from dsd.features.cache import FeatureCache, fingerprint
 from dsd.model.checkpoint import load_denoiser, load_generator, read_spec
 from dsd.model.generator import make_latents
-from dsd.model.samplers import TeacherSamples, sample_teacher
+from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import choose
 from dsd.storage.image_store import ImageStore
 from dsd.utils.files import write_json
 from dsd.utils.images import save_grid, save_rows, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import Pixels, State
+from dsd.utils.shapes import Pixels
 from pipeline.stage_io.context import StageContext
 from pipeline.stage_io.inputs import open_images
 from pipeline.stage_io.log import StageLog
@@ -32,7 +32,12 @@ from pipeline.stage_io.outputs import replaced_outputs
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages.features import open_features
-from pipeline.stages.measures import Data, Measures, Space
+from pipeline.stages.measures import (
+    EvaluationData,
+    FeatureSpaceEvaluator,
+    Measures,
+    published_statistics,
+)
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
@@ -45,26 +50,14 @@ NUM_SHOWN = 12
 NUM_SAMPLED = 3 * NUM_SHOWN
 """Images in the picture of one model's."""
 
-NUM_MOMENTS = 9
-"""Moments of the distillation in the picture of its progress."""
+NUM_PROGRESS = 9
+"""Checkpoints of the distillation in the picture of its progress."""
 
 SHOWN_PIXELS = 64
 """Width of an image in a picture, about."""
 
 MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
 """What is measured, by its name in the summary."""
-
-_MEMORISATION = (
-    "verdict",
-    "p_value",
-    "matched_training",
-    "by_chance",
-    "recognised",
-    "noticed_from",
-    "repeated",
-    "distinct",
-)
-"""What the summary says of copies; see :class:`dsd.evaluation.memorisation.Memorisation`."""
 
 LABELS = {
     "clean_data": "clean data",
@@ -95,37 +88,48 @@ def run(context: StageContext) -> None:
 def _evaluate(
     params: "Params", paths: Paths, log: StageLog, device: torch.device
 ) -> dict[str, Any]:
-    """Draw all pictures and tables; the summary."""
+    """Draw all pictures and tables; return the summary."""
     data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
-    cache = FeatureCache(paths.features)
+    cache, published = FeatureCache(paths.features), published_statistics(params)
+    chosen_in = params.distill.selection.features
     by_name = {
-        name: Space(open_features(name, params, paths, data.sigma, device), data, params, cache)
-        for name in (*params.evaluate.features, params.distill.selection.features)
+        name: FeatureSpaceEvaluator(
+            open_features(name, params, paths, data.sigma, device), data, params, cache, published
+        )
+        for name in (*params.evaluate.features, chosen_in)
     }
     spaces = [by_name[name] for name in params.evaluate.features]
-    copies = _memorisation(params, paths, samples.images["generator"], data.operator)
+    images = samples.images["generator"]
+    copies = memorisation(
+        images,
+        *(
+            Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
+            for part in ("train", "heldout")  # as they were before 8 bits
+        ),
+        operator=data.operator,
+        seed=params.seed,
+    )
     log.say(f"copies of training images: {copies.verdict}")
     summary = _summary(params, samples, data, spaces)
-    # Says which generator this is to whoever has the weights, such as a model registry.
+    # Names the generator to whoever has the weights, such as a model registry.
     generator = read_spec(paths.artifact("distill") / "generator")
     summary["generator"]["weights_sha256"] = generator.weights_sha256
-    ruler = by_name[params.distill.selection.features]
-    summary["selection"] = _selection(params, paths, ruler, spaces[0], samples.images["generator"])
-    summary["memorisation"] = {name: getattr(copies, name) for name in _MEMORISATION}
+    summary["selection"] = _selection(params, paths, by_name[chosen_in], spaces[0], images)
+    summary["memorisation"] = copies.summary()
     _draw(paths, samples, data)
     _draw_progress(paths)
-    _draw_neighbours(paths, samples.images["generator"], copies, data)
+    _draw_neighbours(paths, images, copies, data)
     return summary
 
 
-def _data(params: "Params", paths: Paths, log: StageLog) -> Data:
+def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
     noisy = open_images(paths, "corrupt/train", log)
     heldout = open_images(paths, "corrupt/heldout", log)
     clean = None
     if params.data.content == "clean":
         clean = to_uint8(open_images(paths, "prepare", log).all())
-    return Data(
+    return EvaluationData(
         clean,
         to_uint8(noisy.all()),
         noisy.sigma,
@@ -137,16 +141,16 @@ def _data(params: "Params", paths: Paths, log: StageLog) -> Data:
 
 
 def _sample(
-    params: "Params", paths: Paths, data: Data, device: torch.device, log: StageLog
+    params: "Params", paths: Paths, data: EvaluationData, device: torch.device, log: StageLog
 ) -> Samples:
     """Draw from generator and teacher, from the same latents."""
     generator = load_generator(paths.artifact("distill") / "generator", device)
     teacher = load_denoiser(paths.artifact("pretrain"), device)
     count, seed = params.evaluate.num_samples, derive_seed(params.seed, "evaluation latents")
-    latents = make_latents(count, generator.shape, seed=seed)
-    latents_teacher = latents
-    if generator.shape != data.operator.observed_shape:
-        latents_teacher = make_latents(count, data.operator.observed_shape, seed=seed)
+    latents, latents_teacher = (
+        make_latents(count, shape, seed=seed)
+        for shape in (generator.shape, data.operator.observed_shape)
+    )
     sigma_y = float(data.sigma.max())
     parts: dict[str, list[Pixels]] = {name: [] for name in MODELS}
     evaluations = {"generator": 1}
@@ -167,7 +171,14 @@ def _sample(
                 seed=seed,
                 first=done,
             )
-            for name, (images, calls) in _by_name(drawn).items():
+            for name, (images, calls) in {
+                "teacher_full": (drawn.full, drawn.evaluations_full),
+                "teacher_truncated": (drawn.truncated, drawn.evaluations_truncated),
+                "teacher_truncated_exact": (
+                    drawn.truncated_exact,
+                    drawn.evaluations_truncated_exact,
+                ),
+            }.items():
                 parts[name].append(to_uint8(images).cpu())
                 evaluations[name] = calls
             seconds["generator"] += between - started
@@ -182,25 +193,14 @@ def _sample(
     return Samples({name: torch.cat(images) for name, images in parts.items()}, evaluations)
 
 
-def _by_name(drawn: TeacherSamples) -> dict[str, tuple[State, int]]:
-    """Images and evaluations of each way to sample, by its name in the summary."""
-    return {
-        "teacher_full": (drawn.full, drawn.evaluations_full),
-        "teacher_truncated": (drawn.truncated, drawn.evaluations_truncated),
-        "teacher_truncated_exact": (drawn.truncated_exact, drawn.evaluations_truncated_exact),
-    }
-
-
 def _summary(
-    params: "Params", samples: Samples, data: Data, spaces: list[Space]
+    params: "Params", samples: Samples, data: EvaluationData, spaces: list[FeatureSpaceEvaluator]
 ) -> dict[str, Any]:
     """All distances; those in the first feature space stand at the top of each model."""
     summary: dict[str, Any] = {}
     for name in MODELS:
-        images = samples.images[name]
-        by_features = {
-            space.name: space.measures(images, data.left_to_observe(name)) for space in spaces
-        }
+        images, operator = samples.images[name], data.remaining_operator(name)
+        by_features = {space.name: space.measures(images, operator) for space in spaces}
         summary[name] = {
             **_main_distances(by_features[spaces[0].name]),
             "evaluations": samples.evaluations[name],
@@ -216,7 +216,9 @@ def _main_distances(measures: Measures) -> Measures:
     return {name: measures[name] for name in ("frechet", "proximal_frechet") if name in measures}
 
 
-def _protocol(params: "Params", data: Data, spaces: list[Space]) -> dict[str, object]:
+def _protocol(
+    params: "Params", data: EvaluationData, spaces: list[FeatureSpaceEvaluator]
+) -> dict[str, object]:
     """All that must be equal for two numbers to be comparable."""
     published = params.evaluate.published_statistics
     digest = published and hashlib.sha256(published[1].read_bytes()).hexdigest()
@@ -244,7 +246,7 @@ def _as_written(level: Tensor) -> float:
     return float(str(np.float32(level.item())))
 
 
-def _without_frechet(data: Data) -> str | None:
+def _without_frechet(data: EvaluationData) -> str | None:
     """Why a distance to clean images is missing, where one is."""
     if data.clean is None:
         return "there are no clean images to measure against"
@@ -253,8 +255,25 @@ def _without_frechet(data: Data) -> str | None:
     return None
 
 
+class _Checkpoint(NamedTuple):
+    """Distances of the generator at one time of the distillation."""
+
+    images: int
+    heldout_proximal_frechet: float
+    """To the held-out noisy images; by it the generator was chosen."""
+
+    heldout_proximal_frechet_standard_error: float
+
+    frechet: float | None
+    """To the clean images."""
+
+
 def _selection(
-    params: "Params", paths: Paths, ruler: Space, space: Space, images: Pixels
+    params: "Params",
+    paths: Paths,
+    ruler: FeatureSpaceEvaluator,
+    space: FeatureSpaceEvaluator,
+    images: Pixels,
 ) -> dict[str, object]:
     """How the generator was chosen, and how right that was.
 
@@ -271,66 +290,44 @@ def _selection(
         images: Of the chosen generator.
     """
     artifact = paths.artifact("distill")
-    moments = [_moment(artifact, row, space) for row in read_csv(artifact / "trajectory.csv")]
-    write_csv(paths.report("evaluate") / "selection.csv", list(_Moment._fields), moments)
+    found = [_checkpoint(artifact, row, space) for row in read_csv(artifact / "trajectory.csv")]
+    write_csv(paths.report("evaluate") / "selection.csv", list(_Checkpoint._fields), found)
     again = ruler.to_heldout(images[: params.distill.selection.num_samples])
     named = {
-        "chosen": moments[choose(*zip(*[moment[1:3] for moment in moments], strict=True))],
-        "last": moments[-1],
+        "chosen": found[choose(*zip(*[one[1:3] for one in found], strict=True))],
+        "last": found[-1],
     }
-    if moments[0].frechet is not None:
-        named["oracle"] = min(moments, key=lambda moment: moment.frechet or 0.0)
+    if found[0].frechet is not None:
+        named["oracle"] = min(found, key=lambda one: one.frechet or 0.0)
     return {
         "features": ruler.name,
-        "checkpoints": len(moments),
-        **_agreement("spearman", moments),
-        **_agreement("spearman_later_half", moments[len(moments) // 2 :]),
-        **{name: moment._asdict() for name, moment in named.items()},
+        "checkpoints": len(found),
+        **_agreement("spearman", found),
+        **_agreement("spearman_later_half", found[len(found) // 2 :]),
+        **{name: one._asdict() for name, one in named.items()},
         "again": {f"heldout_proximal_{name}": value for name, value in again.items()},
     }
 
 
-class _Moment(NamedTuple):
-    """The generator at one moment of the distillation."""
-
-    images: int
-    heldout_proximal_frechet: float
-    """To the held-out noisy images; by it the generator was chosen."""
-
-    heldout_proximal_frechet_standard_error: float
-
-    frechet: float | None
-    """To the clean images."""
-
-
-def _moment(artifact: Path, row: Mapping[str, str], space: Space) -> _Moment:
+def _checkpoint(
+    artifact: Path, row: Mapping[str, str], space: FeatureSpaceEvaluator
+) -> _Checkpoint:
     seen = int(row["images"])
     images = load_file(artifact / "trajectory" / f"{seen:09d}.safetensors")["images"]
     distance, error = (float(row[f"proximal_frechet{end}"]) for end in ("", "_standard_error"))
-    return _Moment(seen, distance, error, space.to_clean(images))
+    return _Checkpoint(seen, distance, error, space.to_clean(images))
 
 
-def _agreement(name: str, moments: list[_Moment]) -> dict[str, float]:
+def _agreement(name: str, found: list[_Checkpoint]) -> dict[str, float]:
     """Rank correlation of both distances under ``name``; nothing where there is no order."""
-    chosen_by = [moment.heldout_proximal_frechet for moment in moments]
-    clean = [moment.frechet for moment in moments if moment.frechet is not None]
+    chosen_by = [one.heldout_proximal_frechet for one in found]
+    clean = [one.frechet for one in found if one.frechet is not None]
     if len({*chosen_by}) < 2 or len({*clean}) < 2:
         return {}
     return {name: float(spearmanr(chosen_by, clean).statistic)}
 
 
-def _memorisation(
-    params: "Params", paths: Paths, images: Pixels, operator: Operator
-) -> Memorisation:
-    """Search for copies of training images, with the observations as they were before 8 bits."""
-    training, heldout = (
-        Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
-        for part in ("train", "heldout")
-    )
-    return memorisation(images, training, heldout, operator=operator, seed=params.seed)
-
-
-def _draw(paths: Paths, samples: Samples, data: Data) -> None:
+def _draw(paths: Paths, samples: Samples, data: EvaluationData) -> None:
     """Save data above each model's images of the same latents; and more of each model's.
 
     Each noisy image stands below the clean one that it shows.
@@ -349,14 +346,22 @@ def _draw(paths: Paths, samples: Samples, data: Data) -> None:
 
 
 def _draw_progress(paths: Paths) -> None:
-    """Save what the generator made of the same latents, at a few moments of the distillation."""
+    """Save the generator's images of the same latents, at a few times of the distillation."""
     files = sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors"))
-    shown = np.linspace(0, len(files) - 1, min(NUM_MOMENTS, len(files))).round().astype(int)
+    shown = np.linspace(0, len(files) - 1, min(NUM_PROGRESS, len(files))).round().astype(int)
     rows = {f"{int(files[at].stem):,} images": _first_images(files[at]) for at in shown}
     save_rows(rows, paths.report("evaluate") / "progress.png")
 
 
-def _draw_neighbours(paths: Paths, images: Pixels, copies: Memorisation, data: Data) -> None:
+def _first_images(file: Path) -> Pixels:
+    with safe_open(file, framework="pt") as stored:
+        images: Pixels = stored.get_slice("images")[:NUM_SHOWN]
+    return images
+
+
+def _draw_neighbours(
+    paths: Paths, images: Pixels, copies: Memorisation, data: EvaluationData
+) -> None:
     """Save the generated images that match an observation best, above their best training ones."""
     shown = copies.most_suspicious(NUM_SHOWN)
     nearest = copies.nearest[shown]
@@ -364,13 +369,6 @@ def _draw_neighbours(paths: Paths, images: Pixels, copies: Memorisation, data: D
     if data.clean is not None:
         rows["the same, clean"] = data.clean[data.numbers[nearest]]
     save_rows(rows, paths.report("evaluate") / "neighbours.png")
-
-
-def _first_images(file: Path) -> Pixels:
-    """The images of the first latents at one moment."""
-    with safe_open(file, framework="pt") as stored:
-        images: Pixels = stored.get_slice("images")[:NUM_SHOWN]
-    return images
 
 
 def _line(name: str, summary: Mapping[str, Any]) -> str:

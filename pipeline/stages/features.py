@@ -1,33 +1,30 @@
-"""The feature spaces that parameters name, ready to use in a workspace."""
+"""Feature spaces by the names of params.yaml."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from dsd.features.config import FeatureSpace
+from dsd.features.config import INCEPTION_SPACES, FeatureSpace
 from dsd.features.extractor import Extractor, load_extractor
 from dsd.features.teacher import load_teacher_features
+from dsd.utils.errors import DataError
 from dsd.utils.shapes import Level
 from pipeline.stage_io.paths import Paths
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["open_features"]
+__all__ = ["load_features", "naming_key", "open_features"]
 
 
 def open_features(
     name: FeatureSpace, params: "Params", paths: Paths, sigma: Level, device: torch.device
 ) -> Extractor:
-    """The extractor called ``name``; ``teacher`` is that of the workspace.
+    """Load an extractor; ``teacher`` is that of the workspace.
 
-    Args:
-        name: As in the parameters.
-        params: All parameters; they name the weights of Inception.
-        paths: The workspace.
-        sigma: Noise levels of the observations; the teacher encodes all images at the highest,
-            that of all of them but those that stayed clean.
-        device: Where it computes.
+    The teacher encodes all images at the highest of the observations' noise levels ``sigma``.
 
     Raises:
         DataError: The weights are missing or broken.
@@ -36,5 +33,22 @@ def open_features(
     if name == "teacher":
         level = float(sigma.max())
         return load_teacher_features(paths.artifact("pretrain"), sigma=level, device=device)
-    weights = params.evaluate.inception_weights_path
-    return load_extractor(name, device=device, inception_weights=weights)
+    return load_features(name, params, device)
+
+
+def load_features(name: FeatureSpace, params: "Params", device: torch.device) -> Extractor:
+    """Load an extractor that needs no workspace; see :func:`open_features`."""
+    weights = params.evaluate.inception_weights
+    with naming_key("evaluate.inception_weights" if name in INCEPTION_SPACES else None):
+        return load_extractor(name, device=device, inception_weights=weights)
+
+
+@contextmanager
+def naming_key(key: str | None) -> Iterator[None]:
+    """Put the key that is at fault before the library's message."""
+    try:
+        yield
+    except DataError as error:
+        if key is None:
+            raise
+        raise DataError(f"{key}: {error}") from error

@@ -1,4 +1,4 @@
-"""What ``evaluate`` measures of a set of images in one feature space."""
+"""Measures of a set of images in one feature space."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
@@ -10,7 +10,6 @@ from dsd.evaluation.inception_score import inception_score
 from dsd.evaluation.kid import kernel_distance
 from dsd.evaluation.precision_recall import Manifold, density_coverage, precision_recall
 from dsd.features.cache import FeatureCache
-from dsd.features.config import INCEPTION_SPACES
 from dsd.features.extractor import Extractor, extract
 from dsd.features.fashion_classifier import FashionClassifier
 from dsd.features.teacher import TeacherFeatures
@@ -20,11 +19,12 @@ from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
 from dsd.utils.shapes import Features, Level, Pixels
+from pipeline.stages.features import naming_key
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["Data", "Measures", "Space"]
+__all__ = ["EvaluationData", "FeatureSpaceEvaluator", "Measures", "published_statistics"]
 
 Measures: TypeAlias = dict[str, float | None]
 """Numbers by name; None where there is nothing to compare with."""
@@ -32,7 +32,7 @@ Measures: TypeAlias = dict[str, float | None]
 _TO_CLEAN = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 
-class Data(NamedTuple):
+class EvaluationData(NamedTuple):
     """The images that models are compared with."""
 
     clean: Pixels | None
@@ -47,13 +47,11 @@ class Data(NamedTuple):
     """Noisy images on which nothing was trained."""
 
     heldout_sigma: Level
-    """Noise level of each of ``heldout``."""
-
     operator: Operator
     """Through which the noisy images were observed."""
 
-    def left_to_observe(self, model: str) -> Operator | None:
-        """What a model's images lack, but for noise, to be compared with noisy ones.
+    def remaining_operator(self, model: str) -> Operator | None:
+        """Operator that a model's images still need to be compared with noisy ones.
 
         Teachers of mapped images generate mapped images.
         """
@@ -61,28 +59,35 @@ class Data(NamedTuple):
 
 
 @final
-class Space:
+class FeatureSpaceEvaluator:
     """One feature space with the data in it.
 
     Args:
         extractor: Makes the features.
-        data: What models are compared with.
+        data: Images to compare with.
         params: Seed, number of samples and batch size are read.
         cache: Of the data's features.
+        published: Statistics of clean images, used if they are of this extractor's protocol.
 
     Raises:
         DataError: The extractor refuses the images.
     """
 
     def __init__(
-        self, extractor: Extractor, data: Data, params: "Params", cache: FeatureCache
+        self,
+        extractor: Extractor,
+        data: EvaluationData,
+        params: "Params",
+        cache: FeatureCache,
+        published: Moments | None = None,
     ) -> None:
         self.name, self.protocol = extractor.name, extractor.protocol
         self._extractor, self._data, self._cache = extractor, data, cache
         self._seed = derive_seed(params.seed, "evaluation noise")
         self._num_samples = params.evaluate.num_samples
         self._batch_size = params.run.eval_batch_size
-        self._published = _published(params, extractor)
+        same = published is not None and published.protocol == self.protocol
+        self._published = published if same else None
         self._noisy = self._cached(data.noisy)
         # The teacher's encoder knows noisy images only.
         images = None if isinstance(extractor, TeacherFeatures) else data.clean
@@ -94,17 +99,13 @@ class Space:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know before a distance of as many images as are sampled is believed."""
+        """Warnings about distances of as many images as are sampled."""
         return self._moments(self._noisy[: self._num_samples]).notes
 
     def measures(self, images: Pixels, operator: Operator | None) -> Measures:
-        """All measures of a model's images.
-
-        Args:
-            images: As saved.
-            operator: What they lack, but for noise, to be like the noisy images.
-        """
-        to_noisy = _frechet(self._observed(images, operator), self._moments_noisy)
+        """All measures of saved images, which ``operator`` and noise make like the noisy ones."""
+        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
+        to_noisy = _frechet(self._features(observed), self._moments_noisy)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
         return {**self._measures_to_clean(images), **near}
 
@@ -125,11 +126,11 @@ class Space:
         return {"frechet": found.value, "frechet_standard_error": found.standard_error}
 
     def measures_of_noisy(self) -> Measures:
-        """What clean images are needed for, of as many noisy images as are sampled."""
+        """Measures against clean images, of as many noisy images as are sampled."""
         return self._measures_to_clean(self._data.noisy, self._noisy[: self._num_samples])
 
     def _measures_to_clean(self, images: Pixels, features: Features | None = None) -> Measures:
-        """What clean images are needed for; None for each where there are none of this size."""
+        """Measures that need clean images; None for each where there are none of this size."""
         some, whole, published = self._some_clean, self._moments_clean, self._published
         if not self._comparable(images) or (whole is None and published is None):
             return dict.fromkeys(_TO_CLEAN)
@@ -158,11 +159,6 @@ class Space:
     def _comparable(self, images: Pixels) -> bool:
         return images.shape[1:] == self._data.operator.shape
 
-    def _observed(self, images: Pixels, operator: Operator | None) -> Features:
-        """Features of images made as noisy as the data."""
-        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
-        return self._features(observed)
-
     def _features(self, images: Pixels) -> Features:
         return extract(self._extractor, images, batch_size=self._batch_size)
 
@@ -173,24 +169,8 @@ class Space:
         return moments(features, protocol=self.protocol)
 
 
-def _published(params: "Params", extractor: Extractor) -> Moments | None:
-    """Statistics that the parameters name, in the one feature space that they are for."""
-    named = params.evaluate.published_statistics
-    if named is None or extractor.name not in INCEPTION_SPACES:
-        return None
-    from dsd.features.inception import load_published  # clean-fid takes seconds to import
-
-    space, file = named
-    found = load_published(file, space)
-    return found if found.protocol == extractor.protocol else None
-
-
 def _frechet(features: Features, reference: Moments) -> Mapping[str, float]:
-    """The distance with what is known of its error.
-
-    With fewer images than features, or hardly more, nothing is known of the distance of unlimited
-    images, and the standard error is about the distance of as many images.
-    """
+    """The distance and its error; with hardly more images than features there is no limit."""
     found = frechet_estimate(features, reference)
     measured = {"frechet": found.value, "frechet_standard_error": found.standard_error}
     if found.limit is None or found.interval is None:
@@ -201,3 +181,19 @@ def _frechet(features: Features, reference: Moments) -> Mapping[str, float]:
         "frechet_infinity_low": found.interval.low,
         "frechet_infinity_high": found.interval.high,
     }
+
+
+def published_statistics(params: "Params") -> Moments | None:
+    """The statistics of clean images that parameters name.
+
+    Raises:
+        DataError: The file cannot be read, or is for another feature space.
+    """
+    named = params.evaluate.published_statistics
+    if named is None:
+        return None
+    from dsd.features.inception import load_published  # clean-fid takes seconds to import
+
+    space, file = named
+    with naming_key("evaluate.inception_statistics"):
+        return load_published(file, space)

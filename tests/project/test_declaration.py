@@ -137,7 +137,7 @@ def test_the_command_of_a_stage_looks_for_all_packages_that_stages_import():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_the_weights_its_features_need(stage):
-    if "dsd.features.fashion_classifier" in imported(stage):
+    if "dsd.features.extractor" in imported(stage):
         weights = "dsd/features/fashion-classifier.safetensors"
         assert any(covers(d, weights) for d in STAGES[stage]["deps"])
 

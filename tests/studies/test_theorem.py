@@ -33,7 +33,6 @@ from studies import theorem, theorem_cases
 PULLS = {
     "fisher": fisher_pull,
     "reverse kl": reverse_kl_pull,
-    "sid 0.5": score_identity_pull(0.5),
     "sid 1.0": score_identity_pull(1.0),
     "sid 1.2": score_identity_pull(1.2),
 }
@@ -52,8 +51,8 @@ def model_with(variances, sigma_fake, *, sigma_y=0.6, levels=LEVELS, seed=0):
     return LinearModel(clean, sigma_y, sigma_fake, levels, weights=levels**2)
 
 
-def laws(model, covariance):
-    """The noisy data's and the generator's law, as mixtures of one component."""
+def mixtures(model, covariance):
+    """Noisy data and noisy generator, as mixtures of one component."""
     zero = torch.zeros(1, len(model.clean), dtype=torch.float64)
     data = GaussianMixture(torch.ones(1), zero, model.clean[None]).noisy(model.sigma_y)
     fake = GaussianMixture(torch.ones(1), zero, covariance[None]).noisy(model.sigma_fake)
@@ -74,7 +73,7 @@ def numeric_gradient(function, place, h=1e-5):
 def test_the_closed_form_is_the_mean_squared_difference_of_exact_scores(sigma_fake):
     model = model_with([1.0, 0.3, 0.0], sigma_fake)
     covariance = learned_covariance(normal(3, 2, seed=1))
-    data, fake = laws(model, covariance)
+    data, fake = mixtures(model, covariance)
     points, n = fake.sample(200_000, generator=torch.Generator().manual_seed(2)), normal(
         200_000, 3, seed=3
     )  # fmt: skip
@@ -99,7 +98,7 @@ def test_the_reverse_kl_gradient_is_that_of_the_divergence():
     model, factor = model_with([1.0, 0.3, 0.0], 0.5), normal(3, 2, seed=1)
 
     def divergence(g):
-        b = model.generator_laws(learned_covariance(g))
+        b = model.generator_covariances(learned_covariance(g))
         inner = (model.data_precisions @ b).diagonal(dim1=-2, dim2=-1).sum(-1) - b.logdet()
         return (model.weights * inner / 2).sum()
 
@@ -128,7 +127,7 @@ def test_the_losses_that_networks_train_with_have_these_expected_gradients(name,
     x_t = x_g + variance**0.5 * nodes[:, 2:]
     # Each denoiser follows from its own score: D = x + variance * score.
     data = model.data_precisions[0]
-    fake = model.generator_laws(learned_covariance(held))[0].inverse()
+    fake = model.generator_covariances(learned_covariance(held))[0].inverse()
     pair = DenoiserPair(x_t - variance * x_t @ data, x_t - variance * x_t @ fake)
     if name == "reverse kl":
         loss, power = reverse_kl_loss(x_g, pair), 1
@@ -165,23 +164,6 @@ def test_no_generator_of_its_rank_does_better_than_the_predicted_one(sigma_fake,
     assert float(ideal_loss(model, other)) > best - 1e-12
 
 
-@pytest.mark.parametrize("sigma_fake", FAKE_NOISES)
-def test_the_optimum_depends_on_neither_levels_nor_weights(sigma_fake):
-    model = model_with([1.0, 0.3, 0.0], sigma_fake)
-    best = predicted_covariance(model, 2)
-    for levels, weights in (([0.1, 0.5], [1.0, 7.0]), ([9.0], [0.3])):
-        other = LinearModel(
-            model.clean,
-            0.6,
-            sigma_fake,
-            torch.tensor(levels).double(),
-            torch.tensor(weights).double(),
-        )
-        axes = torch.linalg.eigh(best).eigenvectors[:, 1:]
-        factor = axes * (axes.T @ best @ axes).diagonal().clamp(min=0).sqrt()
-        assert float(generator_gradient(other, factor, fisher_pull).abs().max()) < 1e-7
-
-
 def test_the_predicted_variances_are_those_of_the_theorem_and_its_extensions():
     variances, shared = [1.0, 0.5, 0.1, 0.0], {"sigma_y": 0.5}
     expected = {
@@ -216,14 +198,6 @@ def test_descent_from_random_starts_reaches_the_prediction(name, sigma_fake):
     assert float(subspace_error(reached, model.clean, 3).max()) < 1e-4
 
 
-def test_too_much_noise_on_the_fake_side_clips_what_is_faint():
-    model = model_with([1.0, 0.1, 0.0], 0.75)  # 0.1 + 0.36 < 0.5625
-    reached = descend(model, 0.3 * normal(4, 3, 3, seed=1), fisher_pull, num_steps=250)
-    variances = torch.linalg.eigvalsh(learned_covariance(reached))
-    torch.testing.assert_close(variances[:, 2], torch.full((4,), 0.7975, dtype=torch.float64))
-    assert float(variances[:, :2].abs().max()) < 1e-6
-
-
 @pytest.mark.parametrize("alpha", [1.1, 1.2, 1.5])
 def test_sid_with_alpha_above_one_turns_round_where_the_generator_is_much_too_wide(alpha):
     turn = alpha / (alpha - 1)
@@ -238,7 +212,7 @@ def test_sid_with_alpha_above_one_turns_round_where_the_generator_is_much_too_wi
     clean=st.floats(0.0, 2), sigma_y=st.floats(0.1, 1), wrong=st.floats(0.5, 1.5),
     sigma_add=st.floats(0.05, 3),
 )  # fmt: skip
-def test_regression_with_a_guessed_level_learns_the_law_that_the_theory_starts_from(
+def test_regression_with_a_guessed_level_learns_what_the_theory_starts_from(
     clean, sigma_y, wrong, sigma_add
 ):
     """The best gain on noisy data is a' / (a' + sigma^2), a' = a + sigma_y^2 - sigma_hat^2."""
@@ -263,14 +237,6 @@ def test_regression_with_a_guessed_level_learns_the_law_that_the_theory_starts_f
     assert best == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-@given(angle=st.floats(0, math.pi / 2))
-def test_the_subspace_error_is_the_sine_of_the_angle(angle):
-    c, s = math.cos(angle), math.sin(angle)
-    turned = torch.tensor([[c], [s], [0]], dtype=torch.float64)
-    flat = torch.diag(torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64))
-    assert float(subspace_error(turned @ turned.T, flat, 1)) == pytest.approx(s, abs=1e-9)
-
-
 def test_the_distance_is_that_of_the_theorems_corollary():
     """Noisy data are farther by the noise in all directions without data."""
     sigma, variances = 0.5, [1.0, 0.5, 0.0, 0.0]
@@ -282,13 +248,8 @@ def test_the_distance_is_that_of_the_theorems_corollary():
     assert wasserstein(best, model.clean) == pytest.approx(inside)
 
 
-# The command.
-
-MATCHED = "sigma_y (matched)"
-
-
-def test_a_row_tells_what_descent_reached():
-    narrow, wide = theorem_cases.measure(MATCHED, "SiD, alpha 1.2", 3, 0.5)
+def test_a_row_holds_the_worst_of_its_starts():
+    narrow, wide = theorem_cases.measure("sigma_y (matched)", "SiD, alpha 1.2", 3, 0.5)
     assert (narrow.starts, wide.starts) == ("narrow", "wide")
     assert narrow.arrived == theorem_cases.NUM_STARTS > wide.arrived
     assert narrow.eigenvalues == narrow.predicted == "1.00 0.40 0.10"
@@ -297,21 +258,22 @@ def test_a_row_tells_what_descent_reached():
     assert wide.eigenvalue_error > 1
 
 
-@pytest.mark.slow
 def test_the_command_finds_the_theorem_true_and_draws_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    cases = [*itertools.product(theorem_cases.FAKE_NOISES, ["Fisher"], [3], [0.5])]
+    fewer = {"all_cases": lambda: cases, "DIVERGENCES": ["Fisher"], "NUM_STEPS": 400}
+    for name, value in fewer.items():
+        monkeypatch.setattr(theorem, name, value)
+    monkeypatch.setattr(theorem_cases, "NUM_STEPS", 400)
     theorem.run(Paths(tmp_path))
     folder = tmp_path / "reports" / "theorem"
     rows = [*csv.DictReader((folder / "table.csv").open())]
-    cases = itertools.product(theorem_cases.FAKE_NOISES, theorem_cases.DIVERGENCES)
-    assert {(row["fake_noise"], row["divergence"]) for row in rows} == {*cases}
+    assert [row["fake_noise"] for row in rows[::2]] == [*theorem_cases.FAKE_NOISES]
     for row in rows:
-        if row["starts"] == "narrow" or row["divergence"] != "SiD, alpha 1.2":
-            assert float(row["eigenvalue_error"]) < 1e-4, row
-            assert float(row["subspace_error"]) < 1e-4, row
-            assert row["eigenvalues"] == row["predicted"]
+        assert float(row["eigenvalue_error"]) < 1e-4, row
+        assert float(row["subspace_error"]) < 1e-4, row
+        assert row["eigenvalues"] == row["predicted"]
     picture = np.asarray(Image.open(folder / "theorem.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
     printed = capsys.readouterr().out
-    assert "20/20" in printed
+    assert "5/5" in printed
     assert "reports/theorem/table.csv" in printed

@@ -1,4 +1,4 @@
-"""The toys: laws whose support is known, the network for points, and the figures' training."""
+"""The toys: data whose support is known, the network for points, and the figures' training."""
 
 import csv
 import dataclasses
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import optimize, stats
+from scipy import optimize
 
 from dsd.model.denoiser import Denoiser, coefficients
 from dsd.model.networks.mlp import MLP
@@ -39,7 +39,7 @@ def square():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_law_is_centred_with_a_standard_deviation_of_one_half(name):
+def test_points_are_centred_with_a_standard_deviation_of_one_half(name):
     points = draw(make_toy(name), 200_000)
     assert points.shape == (200_000, 2)
     assert points.mean(0).abs().max() < 0.006
@@ -56,42 +56,11 @@ def test_samples_lie_on_the_curves_and_cover_them(name):
     assert toy.coverage(points) == pytest.approx(expected, abs=0.015)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_samples_are_a_function_of_the_generator(name):
-    toy = make_toy(name)
-    assert torch.equal(draw(toy, 50, seed=1), draw(toy, 50, seed=1))
-    assert not torch.equal(draw(toy, 50, seed=1), draw(toy, 50, seed=2))
-
-
 @given(st.floats(0, 3), st.floats(0, 2 * math.pi))
 def test_the_distance_to_a_circle_is_the_known_offset(radius, angle):
     point = radius * torch.tensor([[math.cos(angle), math.sin(angle)]])
     distance = circle(0.7, corners=2000).distance(point)
     assert distance.item() == pytest.approx(abs(radius - 0.7), abs=3e-6)
-
-
-def test_the_rings_are_circles_with_radii_of_the_known_ratio():
-    """Uniform along rings of radii r and 2.5 r: the variances add up to twice 0.25."""
-    inner = math.sqrt(0.5 * 3.5 / (1 + 2.5**3))
-    origin = torch.zeros(1, 2)
-    far = torch.tensor([[3.0, 0.0]])
-    toy = make_toy("rings")
-    assert toy.distance(origin).item() == pytest.approx(inner, rel=1e-3)
-    assert toy.distance(far).item() == pytest.approx(3 - 2.5 * inner, rel=1e-3)
-
-
-def test_distance_to_segments_ends_at_their_ends():
-    segment = Toy(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    points = torch.tensor([[0.5, 2.0], [4.0, 4.0], [-3.0, 4.0]])
-    assert segment.distance(points).tolist() == [2.0, 5.0, 5.0]
-
-
-def test_a_law_is_uniform_along_the_length_not_over_the_segments():
-    long_and_short = Toy(
-        torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([[3.0, 0.0], [4.0, 0.0]])
-    )
-    x = draw(long_and_short, 5000)[:, 0]
-    assert stats.kstest(x.numpy() / 4, "uniform").pvalue > 0.01
 
 
 def test_coverage_counts_the_share_of_the_curve_that_has_its_mass():
@@ -104,14 +73,6 @@ def test_coverage_counts_the_share_of_the_curve_that_has_its_mass():
     assert shape.coverage(torch.cat([lower, -lower]), parts=4) == pytest.approx(0.5)
     assert shape.coverage(torch.cat([lower, lower, lower, -lower]), parts=4) == pytest.approx(0.5)
     assert shape.coverage(lower[:1], parts=64) == pytest.approx(1 / 64)
-
-
-@given(st.floats(-2, 2), st.floats(-2, 2))
-def test_a_shift_moves_the_sliced_distance_by_its_mean_projection(x, y):
-    """The mean of cos^2 over directions is one half."""
-    points = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)).double()
-    moved = points + torch.tensor([x, y], dtype=torch.float64)
-    assert sliced_wasserstein(points, moved) == pytest.approx(math.hypot(x, y) / math.sqrt(2))
 
 
 def test_the_sliced_distance_is_the_mean_of_scipys_distances_of_projections():
@@ -161,13 +122,6 @@ def test_a_fresh_network_leaves_the_skip_connection_alone():
     torch.testing.assert_close(fresh(x, sigma), skip[:, None, None, None] * x)
 
 
-def test_the_network_varies_slowly_with_the_noise_level():
-    """Its waves turn by less than half a turn between sigma and a tenth of it: no memory of
-    separate levels, which could not be continued below those of training."""
-    step = math.log(10) / 4
-    assert step * MLP(dimensions=2, width=1, depth=1).noise_frequencies.max() < math.pi / 2
-
-
 def small(kimg_teacher, kimg_student, *, batch_size=256, **changes):
     """The committed settings with a smaller network and shorter training."""
     both = {"lr_warmup_kimg": 2.0, "batch_size": batch_size}
@@ -176,32 +130,16 @@ def small(kimg_teacher, kimg_student, *, batch_size=256, **changes):
     return dataclasses.replace(SETTINGS, pretrain=pretrain, distill=distill, **changes)
 
 
-def test_the_student_comes_closer_to_the_curves_than_the_data_it_learned_from():
-    """Seeds 0 to 3 gave 0.55 to 0.68 of the noisy points' distance, 0.52 to 0.90 of their W2."""
-    settings = small(80.0, 60.0, batch_size=128, num_observations=4000, num_samples=1000, width=64)
-    outcome = train_case(Case("moons", 0.2, 0.2, seed=3), settings)
-    noisy, student = outcome.results["noisy"], outcome.results["one step"]
-    assert student.distance < 0.8 * noisy.distance
-    assert student.wasserstein < noisy.wasserstein
-    assert student.coverage > 0.75
-
-
-def test_a_case_is_a_function_of_its_seed():
+def test_a_case_is_a_function_of_its_seed_and_only_models_see_the_assumed_level():
     settings = small(2.0, 2.0, num_observations=300, num_samples=100, width=8, depth=1)
-    first, again, other = (
-        train_case(Case("rings", 0.1, 0.1, seed), settings) for seed in (0, 0, 1)
+    first, again, other, over = (
+        train_case(Case("rings", 0.1, *case), settings)
+        for case in ((0.1, 0), (0.1, 0), (0.1, 1), (0.2, 0))
     )
     for method, points in first.points.items():
         np.testing.assert_array_equal(points, again.points[method])
         assert not np.array_equal(points, other.points[method])
-
-
-def test_only_the_models_see_the_assumed_level():
-    settings = small(2.0, 2.0, num_observations=300, num_samples=100, width=8, depth=1)
-    right, over = (
-        train_case(Case("rings", 0.1, sigma_hat, 0), settings) for sigma_hat in (0.1, 0.2)
-    )
-    same = {name for name in right.points if np.array_equal(right.points[name], over.points[name])}
+    same = {name for name in first.points if np.array_equal(first.points[name], over.points[name])}
     assert same == {"clean", "noisy"}
 
 
@@ -269,9 +207,8 @@ def test_the_table_has_a_row_for_each_case_and_method(report):
 
 
 @pytest.mark.slow
-def test_processes_side_by_side_give_what_one_after_the_other_gives(outcomes):
-    """Slow because each process loads the libraries anew."""
-    for outcome, alone in zip(toys.train_all(toys.CASES[:2], TINY), outcomes[:2], strict=True):
+def test_other_processes_give_what_this_one_gives(outcomes):
+    for outcome, alone in zip(toys.train_all(toys.CASES[:1], TINY), outcomes[:1], strict=True):
         assert outcome.case == alone.case
         for method, points in alone.points.items():
             np.testing.assert_allclose(outcome.points[method], points, rtol=1e-4, atol=1e-5)

@@ -13,11 +13,6 @@ def test_one_sure_image_of_each_class_scores_their_number():
     assert inception_score(torch.eye(7).repeat(3, 1)) == pytest.approx(7)
 
 
-def test_images_of_one_class_and_undecided_images_score_one():
-    assert inception_score(torch.eye(7)[:1].repeat(5, 1)) == pytest.approx(1)
-    assert inception_score(torch.full((5, 7), 1 / 7)) == pytest.approx(1)
-
-
 @given(seed=st.integers(0, 2**32))
 def test_it_is_the_mean_divergence_from_the_mean(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -35,10 +30,6 @@ def test_clothes_score_high_and_blurred_or_fewer_kinds_of_clothes_lower():
     def score(x):
         return inception_score(classifier.probabilities(extract(classifier, x, batch_size=200)))
 
-    expected = classifier.logits(images).softmax(dim=1)
-    torch.testing.assert_close(
-        classifier.probabilities(classifier(images)), expected, rtol=1e-5, atol=1e-6
-    )
     grey = (images.float() * 0.3 + images.float().mean(dim=0) * 0.7).to(torch.uint8)
     assert 5.5 < score(images) < 10
     assert score(images[labels < 5]) < score(images) - 2

@@ -42,31 +42,11 @@ def test_it_agrees_with_clean_fid_where_that_uses_all_pairs():
     assert kernel_distance(a, b, seed=0).value == pytest.approx(expected, rel=1e-9)
 
 
-@given(seed=seeds)
-def test_it_is_symmetric_and_sees_neither_order_nor_rotation(seed):
-    a, b = normal(seed, 30, 4), normal(seed + 1, 20, 4, shift=0.3)
-    expected = kernel_distance(a, b, seed=0)
-    q = torch.linalg.qr(normal(seed + 2, 4, 4)).Q
-    for x, y in ((b, a), (a.flip(0), b.roll(3, 0)), (a @ q, b @ q)):
-        found = kernel_distance(x, y, seed=0)
-        assert found.value == pytest.approx(expected.value, rel=1e-9, abs=1e-12)
-        assert found.standard_error == pytest.approx(expected.standard_error, rel=1e-6)
-
-
 def test_memory_is_bounded_without_a_change(monkeypatch):
     a, b = normal(0, 50, 3), normal(1, 40, 3)
     expected = kernel_distance(a, b, seed=0)
     monkeypatch.setattr(kid, "_CHUNK_ENTRIES", 120)
     assert kernel_distance(a, b, seed=0) == pytest.approx(expected, rel=1e-12)
-
-
-def test_it_is_unbiased_for_few_images_of_one_law():
-    values = [
-        kernel_distance(normal(2 * i, 10, 3), normal(2 * i + 1, 10, 3), seed=0).value
-        for i in range(400)
-    ]
-    # A biased estimate would add about 2 k(x, x) / 10 = 1.6; three standard errors are 0.14.
-    assert abs(np.mean(values)) < 3 * np.std(values) / 20 < 0.2
 
 
 @pytest.mark.parametrize("block", [1000, 30])
@@ -80,15 +60,6 @@ def test_its_standard_error_is_the_spread_over_samples(block):
     spread = np.std([one.value for one in found])
     # The spread of 300 samples is known to 4 %.
     assert np.mean([one.standard_error for one in found]) == pytest.approx(spread, rel=0.15)
-
-
-def test_its_standard_error_is_too_large_rather_than_too_small_for_one_law():
-    found = [
-        kernel_distance(normal(2 * i, 100, 4), normal(2 * i + 1, 100, 4), seed=0)
-        for i in range(200)
-    ]
-    ratio = np.mean([one.standard_error for one in found]) / np.std([one.value for one in found])
-    assert 1 < ratio < 1.6
 
 
 def test_blocks_are_disjoint_and_average_to_the_same_distance():

@@ -56,31 +56,14 @@ def stored(device):
     network.scale.data.fill_(float(Path(__file__).with_name("scale.txt").read_text()))
     return network
 
-def ready(device):
-    return Ready(device)
-
-def number(device):
-    return 3
-
-def flat(device):
-    return Wrong(lambda x: x.float().mean(dim=(1, 2, 3)))
-
-def fewer(device):
-    return Wrong(lambda x: x[1:].float().flatten(1))
-
-def whole(device):
-    return Wrong(lambda x: x.flatten(1))
-
-def text(device):
-    return Wrong(lambda x: "features")
-
-def nan(device):
-    return Wrong(lambda x: x.float().flatten(1) / 0 - x.float().flatten(1) / 0)
-
-def channels(device):
-    convolution = nn.Conv2d(4, 2, 3)
-    return Wrong(lambda x: convolution(x.float()))
-
+ready = Ready
+number = lambda device: 3
+flat = lambda device: Wrong(lambda x: x.float().mean(dim=(1, 2, 3)))
+fewer = lambda device: Wrong(lambda x: x[1:].float().flatten(1))
+whole = lambda device: Wrong(lambda x: x.flatten(1))
+text = lambda device: Wrong(lambda x: "features")
+nan = lambda device: Wrong(lambda x: x.float().flatten(1) / 0 - x.float().flatten(1) / 0)
+channels = lambda device: Wrong(lambda x: nn.Conv2d(4, 2, 3)(x.float()))
 constant = 5
 '''
 
@@ -101,9 +84,11 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("own_features", None)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_a_users_network_gets_all_channels_and_is_in_evaluation_mode(module, channels):
+    before = torch.get_rng_state()
     extractor = load_extractor("own_features:means", device=CPU)
+    assert torch.equal(torch.get_rng_state(), before)
     images = pictures(5, channels)
     found = extract(extractor, images, batch_size=2)
     torch.testing.assert_close(found, images.double().mean(dim=(2, 3)), rtol=1e-6, atol=0)
@@ -111,12 +96,6 @@ def test_a_users_network_gets_all_channels_and_is_in_evaluation_mode(module, cha
     assert extractor.name == "own_features:means"
     assert extractor(images).dtype == torch.float32
     assert not extractor(images).requires_grad
-
-
-def test_loading_a_users_network_leaves_the_random_state_alone(module):
-    before = torch.get_rng_state()
-    load_extractor("own_features:means", device=CPU)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_users_extractor_is_taken_as_it_is(module):
@@ -145,7 +124,6 @@ def test_the_protocol_tells_code_and_weights_apart(module):
     [
         ("missing_module:means", "missing_module:means cannot be imported .*No module named"),
         ("own_features:missing", "own_features:missing cannot be imported .*no attribute"),
-        ("own_features", "own_features cannot be imported"),
         ("vgg", "vgg cannot be imported .*package.module:function"),
         ("", "cannot be imported"),
         ("own_features:constant", "is a int; it must be a function"),
@@ -189,36 +167,26 @@ def script(path, scale=1.0):
 
 
 @pytest.mark.parametrize("suffix", ["ts", "torchscript"])
-def test_a_torchscript_file_is_an_extractor(tmp_path, suffix):
-    path = script(tmp_path / f"features.{suffix}")
-    extractor = load_extractor(str(path), device=CPU)
+def test_a_torchscript_file_is_an_extractor_and_a_changed_one_another(tmp_path, suffix):
+    path, cache = tmp_path / f"features.{suffix}", FeatureCache(tmp_path / "cache")
     images = pictures(4, channels=5)
     expected = images.double().mean(dim=3).flatten(1)
-    torch.testing.assert_close(extract(extractor, images, batch_size=3), expected)
-    assert extractor.name == str(path)
-
-
-def test_a_changed_torchscript_file_is_another_protocol_and_other_features(tmp_path):
-    path, cache = tmp_path / "features.ts", FeatureCache(tmp_path / "cache")
-    first, second = (
-        (extractor.protocol, cache.features(extractor, pictures(3), batch_size=3))
-        for scale in (1.0, 2.0)
-        for extractor in [load_extractor(str(script(path, scale)), device=CPU)]
-    )
-    assert first[0] != second[0]
-    torch.testing.assert_close(2 * first[1], second[1])
+    protocols = set()
+    for scale in (1.0, 2.0):
+        extractor = load_extractor(str(script(path, scale)), device=CPU)
+        protocols.add(extractor.protocol)
+        found = cache.features(extractor, images, batch_size=3)
+        torch.testing.assert_close(found, scale * expected)
+        assert extractor.name == str(path)
+    assert len(protocols) == 2
 
 
 def test_broken_torchscript_files_are_refused(tmp_path):
     path = script(tmp_path / "features.ts")
-    whole = path.read_bytes()
-    for raw in (b"", b"not a network", whole[: len(whole) // 2]):
-        path.write_bytes(raw)
+    for raw in (b"", path.read_bytes()[:500], None):
+        path.unlink() if raw is None else path.write_bytes(raw)
         with pytest.raises(DataError, match=r"features\.ts cannot be read as TorchScript"):
             load_extractor(str(path), device=CPU)
-    path.unlink()
-    with pytest.raises(DataError, match=r"features\.ts cannot be read as TorchScript"):
-        load_extractor(str(path), device=CPU)
 
 
 def test_parameters_know_the_forms_of_a_users_extractor():
@@ -227,7 +195,7 @@ def test_parameters_know_the_forms_of_a_users_extractor():
 
 
 @pytest.mark.parametrize(
-    "value", ["fashion-clasifier", "own.features", "own features:means", ":means", "own:", ".", ""]
+    "value", ["fashion-clasifier", "own features:means", ":means", "own:", ""]
 )
 def test_parameters_refuse_other_texts(value):
     with pytest.raises(

@@ -7,12 +7,11 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from dsd.metrics.frechet import Moments, frechet_distance, moments
+from dsd.metrics.frechet import Moments, moments
 from dsd.metrics.intervals import frechet_estimate, sum_of_roots
-from dsd.utils.errors import DataError
 
 
-def law(dim, distance, *, heavy=False):
+def problem(dim, distance, *, heavy=False):
     """A reference with a decaying spectrum, a sampler at a distance from it, the distance."""
     variances = np.geomspace(3, 0.03, dim)
     reference = Moments(
@@ -34,7 +33,7 @@ def law(dim, distance, *, heavy=False):
 
 @cache
 def estimates(dim, distance, count, trials=400, heavy=False):
-    reference, sample, _ = law(dim, distance, heavy=heavy)
+    reference, sample, _ = problem(dim, distance, heavy=heavy)
     return [frechet_estimate(sample(seed, count), reference) for seed in range(trials)]
 
 
@@ -84,25 +83,12 @@ def test_the_limit_has_no_bias_where_the_plain_distance_has_a_large_one(distance
         assert np.mean(wider) > 4.7  # 4.4 without
 
 
-def test_half_as_many_images_again_as_features_are_enough_if_features_are_linear():
-    found = estimates(60, 1.0, 90, trials=30)
-    limits, values = (np.array([getattr(one, n) for one in found]) for n in ("limit", "value"))
-    assert values.mean() > 2.5
-    assert limits.mean() == pytest.approx(1.0, abs=3 * limits.std() / 30**0.5 + 0.02)
-
-
 def test_too_few_images_have_a_standard_error_but_no_limit():
-    reference, sample, _ = law(20, 1.0)
+    reference, sample, _ = problem(20, 1.0)
     found = frechet_estimate(sample(0, 25), reference)
     assert found.limit is found.interval is None
     assert found.standard_error > 0
     assert frechet_estimate(sample(0, 26), reference).limit is not None
-
-
-def test_the_value_is_the_plain_distance():
-    reference, sample, _ = law(5, 0.3)
-    x = sample(0, 50)
-    assert frechet_estimate(x, reference).value == frechet_distance(moments(x), reference)
 
 
 def plain(mean, cov, reference):
@@ -175,7 +161,7 @@ def test_the_integral_is_that_of_a_fine_grid():
 
 
 def test_features_that_never_vary_and_constant_references_are_no_trouble():
-    reference, sample, _ = law(4, 0.3)
+    reference, sample, _ = problem(4, 0.3)
     x = sample(0, 100)
     wide = torch.cat([x, torch.ones(100, 2)], dim=1)
     cov = torch.block_diag(reference.cov, torch.zeros(2, 2).double())
@@ -185,18 +171,3 @@ def test_features_that_never_vary_and_constant_references_are_no_trouble():
     psi = 2 * (x - x.mean(0)) @ (x.mean(0) - 1) + (x - x.mean(0)).square().sum(1)
     assert point.standard_error == pytest.approx(float(psi.std() / 10), rel=1e-9)
     assert point.limit == pytest.approx(point.value - float(x.var(0).sum()) / 100)
-
-
-def test_another_order_of_the_images_hardly_matters():
-    reference, sample, _ = law(4, 0.3)
-    x = sample(0, 300)
-    first, other = (frechet_estimate(y, reference) for y in (x, x[x[:, 0].argsort()]))
-    assert other.limit == pytest.approx(first.limit, rel=1e-9)
-    assert other.standard_error == pytest.approx(first.standard_error, rel=0.1)
-    assert frechet_estimate(x, reference) == first
-
-
-def test_features_of_other_lengths_are_refused():
-    reference, sample, _ = law(4, 0.3)
-    with pytest.raises(DataError, match="features of 3 and of 4 numbers"):
-        frechet_estimate(sample(0, 50)[:, :3], reference)

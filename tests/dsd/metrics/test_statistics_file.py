@@ -29,13 +29,6 @@ def test_statistics_in_a_file_are_as_good_as_features(file):
     assert frechet_distance(other, reference) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_custom_set_of_clean_fid_is_read(file):
-    """clean-fid writes mu and sigma, and EDM's files hold other arrays beside them."""
-    with np.load(file) as arrays:
-        np.savez(file, **arrays, images_seen=np.array(50))
-    assert load_statistics(file, unlabelled="any").mean.shape == (3,)
-
-
 def test_saved_statistics_keep_their_protocol(tmp_path):
     path, saved = tmp_path / "mine.npz", moments(features(0), protocol="mine")
     save_statistics(path, saved)
@@ -70,14 +63,14 @@ EDM, CLEAN = PROTOCOLS.values()
         ("mine_clean_1.npz", EDM, "inception-edm", EDM),
         ("cifar10-32x32.npz", None, None, "do not say their protocol"),
         ("cifar10_clean_train_32.npz", None, None, "do not say their protocol"),
-        ("cifar10-32x32.npz", None, "inception-clean", "go with inception-edm only"),
-        ("cifar10_clean_train_32.npz", None, "inception-edm", "clean-fid's mode clean, but"),
+        ("cifar10-32x32.npz", None, "inception-clean", "name: mode legacy_tensorflow"),
+        ("cifar10_clean_train_32.npz", None, "inception-edm", "name: mode clean"),
         ("cifar10_legacy_pytorch_train_32.npz", None, "inception-edm", "mode legacy_pytorch"),
         ("cifar10_legacy_tensorflow_train_32.npz", None, "inception-clean", "legacy_tensorflow"),
         ("mine.npz", EDM, "inception-clean", "not the protocol of inception-clean"),
         ("mine.npz", CLEAN, "inception-edm", "not the protocol of inception-edm"),
         ("mine.npz", "efficientnet", None, "not the protocol of inception-edm or"),
-        ("mine.npz", "", "inception-clean", "go with inception-edm only"),
+        ("mine.npz", "", "inception-clean", "name: mode legacy_tensorflow"),
     ],
 )
 def test_published_statistics_go_with_their_protocol_only(tmp_path, name, protocol, space, found):
@@ -96,14 +89,6 @@ def test_truncated_files_are_refused_wherever_they_end(file):
         file.write_bytes(whole[:length])
         with pytest.raises(DataError, match=r"stats\.npz: statistics cannot be read"):
             load_statistics(file, unlabelled="any")
-
-
-def test_changed_bytes_are_refused(file):
-    whole = bytearray(file.read_bytes())
-    whole[whole.index(b"NUMPY") + 150] ^= 0xFF
-    file.write_bytes(whole)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_statistics(file, unlabelled="any")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +114,3 @@ def test_other_content_is_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "stats.npz", **arrays)
     with pytest.raises(DataError, match=message):
         load_statistics(tmp_path / "stats.npz", unlabelled="any")
-
-
-def test_other_files_are_refused(tmp_path):
-    np.save(tmp_path / "one.npy", np.eye(3))
-    for name in ("one.npy", "missing.npz"):
-        with pytest.raises(DataError, match=f"{name}: statistics cannot be read"):
-            load_statistics(tmp_path / name, unlabelled="any")

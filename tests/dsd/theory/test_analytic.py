@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from gaussian import VARIANCES
-from gaussian import denoiser_of as gaussian_denoiser
 from hypothesis import given
 from hypothesis import strategies as st
 from stage_helpers import params_with
@@ -88,24 +86,6 @@ def test_the_score_of_noisy_data_is_the_clean_score_at_the_combined_level(sigma_
     torch.testing.assert_close(MIXTURE.score(x, level), noisy, rtol=1e-7, atol=1e-7)
 
 
-@given(sigma=LEVELS)
-def test_one_component_is_the_gaussian_closed_form(sigma):
-    zero = torch.zeros(1, 4, dtype=torch.float64)
-    gaussian = GaussianMixture(torch.ones(1), zero, VARIANCES.diag()[None])
-    x = sigma * torch.randn(20, 4, generator=torch.Generator().manual_seed(1)).double()
-    level = torch.full((20,), sigma, dtype=torch.float64)
-    expected = gaussian_denoiser(VARIANCES)(x, level)
-    torch.testing.assert_close(gaussian.denoiser(x, level), expected, rtol=1e-10, atol=1e-12)
-
-
-def test_each_state_has_its_own_level():
-    levels = torch.tensor([0.05, 0.6, 20.0], dtype=torch.float64)
-    x, _ = diffused(0.5, count=3)
-    for method in (MIXTURE.denoiser, MIXTURE.score, MIXTURE.log_prob):
-        alone = [method(x[[i]], levels[[i]]) for i in range(3)]
-        torch.testing.assert_close(method(x, levels), torch.cat(alone))
-
-
 def test_samples_have_the_moments_of_the_mixture():
     samples = draw(200_000, 3)
     mean = WEIGHTS @ MEANS
@@ -130,19 +110,6 @@ def test_rounding_makes_no_variance_negative(seed):
     covariances = direction[:, :, None] * direction[:, None]
     line = GaussianMixture(torch.ones(1), torch.zeros_like(direction), covariances)
     assert bool(line.sample(5, generator=torch.Generator()).isfinite().all())
-
-
-def test_samples_depend_on_the_generator_alone():
-    torch.testing.assert_close(draw(5, 1), draw(5, 1), rtol=0, atol=0)
-    assert not torch.equal(draw(5, 1), draw(5, 2))
-
-
-def test_the_denoiser_of_points_is_their_weighted_mean():
-    points = GaussianMixture(WEIGHTS, MEANS, torch.zeros_like(COVARIANCES))
-    x, level = diffused(0.8)
-    likelihood = WEIGHTS * torch.exp(-(torch.cdist(x, MEANS) ** 2) / (2 * 0.8**2))
-    expected = likelihood / likelihood.sum(1, keepdim=True) @ MEANS
-    torch.testing.assert_close(points.denoiser(x, level), expected)
 
 
 @pytest.mark.parametrize("sigma", [2e-3, 0.5, 80.0])

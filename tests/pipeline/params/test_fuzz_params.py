@@ -19,7 +19,8 @@ KEYS = [n for n, line in enumerate(LINES) if re.match(r" *\w+:", line)]
 ODD_VALUES = [
     ".nan", ".inf", "-.inf", "1e999", "-1", "0", "9" * 30, "9" * 4300, "-0.0", "1e-400", "0x10",
     "null", "~", "", "true", "yes", "'1'", '"\\0"', '"\\ud800"', "[]", "[1, [2, [3]]]", "{}",
-    "{a: b}", "{kind: mask}", "2026-01-01", "1:30", "1_000", "*x", "&x 1", "!!python/none",
+    "{a: b}", "{kind: mask}", "{number: 3}", "{auto: 1}", "[{a: 1}]", "[{}, 1]",
+    "2026-01-01", "1:30", "1_000", "*x", "&x 1", "!!python/none",
     "!!binary aGk=", "|", ">", "@", "`", "%", "- 1", "? a", "<<: {a: 1}", "a: b", "\t1", "é",
     "\u2028", "\ufeff", "\x7f", "\x00", "../../etc/passwd", "x" * 5000, "os:system", "a.ts",
 ]  # fmt: skip
@@ -81,6 +82,8 @@ def other_bytes(draw):
 @example(with_line(KEYS[0], "seed: " + "9" * 4301))
 @example(with_line(KEYS[0], "seed: 0\n\u200b\u202eseed: 0"))
 @example(with_line(KEYS[0], "seed: 1.0e+400"))
+@example(TEXT.replace("micro_batch_size: auto", "micro_batch_size: {}").encode())
+@example(TEXT.replace("micro_batch_size: auto", "micro_batch_size: {number: 3}").encode())
 @example(TEXT.replace("\n", "\r\n").encode())
 def test_any_damage_gives_parameters_or_one_message_that_says_where(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "params.yaml"

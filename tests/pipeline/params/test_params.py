@@ -1,17 +1,14 @@
 """params.yaml: everything a user can get wrong gives one message per mistake, and nothing runs."""
 
-import contextlib
+# ruff: noqa: E501 - a mistake and its message in one line each
 import re
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from dsd.utils.errors import ParamsError
 from pipeline.params.docs import render
-from pipeline.params.model import Params
 from pipeline.params.reader import _validated, flatten, load_params
 from pipeline.params.renamed import RENAMED
 from pipeline.params.schema import all_keys
@@ -47,88 +44,49 @@ def changed(name, line):
     raise KeyError(name)
 
 
-def test_the_repository_s_own_file_is_valid():
-    assert isinstance(load_params(ROOT), Params)
-
-
 def test_a_folder_stands_for_its_params_yaml(tmp_path):
-    assert load_text(tmp_path, TEXT) == load_params(tmp_path)
+    assert load_text(tmp_path, TEXT) == load_params(tmp_path) == load_params(ROOT)
 
 
 @pytest.mark.parametrize(
     ("name", "line", "expected"),
     [
-        (
-            "pretrain.learning_rate",
-            "learning_rte: 1.0e-3",
-            "pretrain.learning_rte is not a known key; did you mean pretrain.learning_rate?",
-        ),
+        ("pretrain.learning_rate", "learning_rte: 1.0e-3", "pretrain.learning_rte is not a known key; did you mean pretrain.learning_rate?"),
         ("corrupt", "corupt:", "corupt is not a known key; did you mean corrupt?"),
         ("seed", "seed: 0\nsigma: 1", "sigma is not a known key; did you mean corrupt.sigma?"),
-        ("corrupt.sigma", "sigma: -0.1", "corrupt.sigma = -0.1 must be >= 0 and <= 10"),
-        ("corrupt.sigma", "sigma: .nan", "sigma = .nan must be a finite number >= 0 and <= 10"),
-        ("corrupt.sigma", "sigma: -.inf", "sigma = -.inf must be a finite number >= 0"),
+        ("corrupt.sigma", "sigma: -0.1", "corrupt.sigma = -0.1 must be a number >= 0 and <= 10 or auto"),
+        ("corrupt.sigma", "sigma: .nan", "sigma = .nan must be a number >= 0 and <= 10 or auto"),
+        ("corrupt.sigma", "sigma: -.inf", "sigma = -.inf must be a number >= 0"),
         ("corrupt.sigma", "sigma:", "corrupt.sigma = null must be a number >= 0 and <= 10"),
-        ("corrupt.sigma", "sigma: true", "corrupt.sigma = true must be a number >= 0 and <= 10"),
+        ("corrupt.sigma", "", "corrupt.sigma is missing; add it: a number >= 0 and <= 10 or auto"),
+        ("pretrain.learning_rate", 'learning_rate: "1e-4"', 'learning_rate = "1e-4" must be a number > 0; it is a text now, so remove the quotes'),
         ("seed", "seed: 1.5", "seed = 1.5 must be a whole number >= 0 and < 4294967296"),
-        (
-            "network.model_channels",
-            "model_channels: 33",
-            "network.model_channels = 33 must be >= 8 and <= 1024 and a mult",
-        ),
+        ("seed", "seed: 2026-01-01", 'seed = "2026-01-01" must be a whole number'),
+        ("network.model_channels", "model_channels: 33", "= 33 must be a whole number >= 8 and <= 1024 and a mult"),
         ("network.patch_size", "patch_size: 3", "network.patch_size = 3 must be one of 1, 2, 4"),
-        ("network.channel_mult", "channel_mult: [0, 2]", "channel_mult[0] = 0 must be >= 1"),
+        ("network.channel_mult", "channel_mult: [0, 2]", "channel_mult[0] = 0 must be a whole number >= 1"),
         ("network.channel_mult", "channel_mult: []", "= [] must be a list of 1 to 6 entries"),
-        ("data.resolution", "resolution: 2", "= 2 must be >= 4 and <= 1024, or null"),
-        (
-            "distill.divergence",
-            "divergence: sd",
-            'distill.divergence: "sd" must be one of sid, dmd, sds, or a function package.module:',
-        ),
-        ("data.name", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
-        (
-            "distill.noise.sigma_min",
-            "sigma_min: 99.0",
-            "distill.noise: sigma_min 99 must be below",
-        ),
-        ("corrupt.sigma", "sigma: 0.5\nsigma: 1.0", 'found duplicate key "sigma"'),
-        (
-            "pretrain.lr_warmup_kimg",
-            "lr_warmup_kimg: 256.1",
-            "pretrain: lr_warmup_kimg 256.1 exceeds kimg 256, so the step size would",
-        ),
-        (
-            "distill.lr_warmup_kimg",
-            "lr_warmup_kimg: 91.0",
-            "distill: lr_warmup_kimg 91 exceeds kimg 90",
-        ),
         ("network.dropout", "dropout: 1.0e-6", "multiple of 1/65536, so it would drop nothing"),
-        (
-            "evaluate.features",
-            "features: [inception-edm, inception-edm]",
-            "evaluate: features names inception-edm more than once",
-        ),
-        ("evaluate.features", "features: [inception]", "name inception-edm (as in the papers"),
-        (
-            "evaluate.inception_statistics",
-            "inception_statistics: x.npz",
-            "inception_statistics needs inception-edm or inception-clean in features",
-        ),
-        (
-            "evaluate.inception_statistics",
-            "inception_statistics: inception-clean:x.npz",
-            "inception_statistics needs inception-clean in features",
-        ),
-        ("evaluate.sampler.rho", "rho: 0.001", "evaluate.sampler.rho = 0.001 must be >= 0.5"),
+        ("data.resolution", "resolution: 2", "= 2 must be a whole number >= 4 and <= 1024 or null"),
+        ("data.name", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
         ("data.content", "content: noisy", "data.pad is 2 while data.content is noisy"),
+        ("distill.divergence", "divergence: sd", 'distill.divergence: "sd" must be one of sid, dmd, sds, or a function package.module:'),
+        ("distill.noise.sigma_min", "sigma_min: 99.0", "distill.noise: sigma_min 99 must be below"),
+        ("pretrain.lr_warmup_kimg", "lr_warmup_kimg: 256.1", "pretrain: lr_warmup_kimg 256.1 exceeds kimg 256, so the step size would"),
+        ("evaluate.features", "features: [inception-edm, inception-edm]", "evaluate: features names inception-edm more than once"),
+        ("evaluate.features", "features: [inception]", "name inception-edm (as in the papers"),
+        ("evaluate.inception_statistics", "inception_statistics: x.npz", "inception_statistics needs inception-edm or inception-clean in features"),
+        ("evaluate.inception_statistics", "inception_statistics: inception-clean:x.npz", "inception_statistics needs inception-clean in features"),
+        ("evaluate.sampler.sigma_max", "sigma_max: 0.4", "evaluate.sampler.sigma_max is 0.4 but must be above corrupt.sigma = 0.5"),
+        ("corrupt.sigma", "sigma: auto", "corrupt.sigma is auto while data.content is clean"),
+        ("corrupt.sigma", "sigma: 0.5\nsigma: 1.0", 'found duplicate key "sigma"'),
         ("seed", "seed: !!python/name:os.system 0", "line 3: a tag (!) is not allowed"),
         ("seed", "seed: &s 0", "line 3: an anchor or alias (& or *) is not allowed"),
         ("seed", "%YAML 1.1\n---\nseed: 0", "a directive (%) is not allowed"),
         ("seed", "seed: [1", "expected ',' or ']'"),
-        ("seed", "seed: 2026-01-01", 'seed = "2026-01-01" must be a whole number'),
         ("seed", "seed: 0\n3: 4", "top level: the key 3 must be a text"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expected):
     message = refusal(tmp_path, changed(name, line))
     assert expected in message
@@ -139,12 +97,9 @@ def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expecte
 @pytest.mark.parametrize(
     ("operator", "expected"),
     [
-        (
-            "{kind: msk}",
-            '.kind = "msk" must be one of identity, mask, blur, downsample, fourier; d',
-        ),
+        ("{kind: msk}", '.kind = "msk" must be one of identity, mask, blur, downsample, fourier'),
         ("{keep_prob: 0.4}", ".kind is missing; add it: one of identity, mask"),
-        ("{kind: blur, std: 2.0, radius: 0}", ".radius = 0 must be >= 1 and <= 64"),
+        ("{kind: blur, std: 2.0, radius: 0}", ".radius = 0 must be a whole number >= 1 and <= 64"),
         ("{kind: blur, std: 2.0}", ".radius is missing; add it: a whole number >= 1"),
         (
             "{kind: mask, keep_prob: 0.4, further_mask_prop: 0.1}",
@@ -154,10 +109,6 @@ def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expecte
             "{kind: identity, keep_prob: 0.4}",
             ".keep_prob does not go with this corrupt.operator.kind; remov",
         ),
-        (
-            "{kind: mask, keep_prob: 1.0, further_mask_prob: 0.1}",
-            ".keep_prob = 1.0 must be > 0 and < 1",
-        ),
         ("identity", ' = "identity" must be a section with the keys kind, keep_prob'),
         (
             "{kind: fourier, acceleration: 4.0, center: 0.1, further_mask_prob: 0.1}",
@@ -165,45 +116,39 @@ def test_a_mistake_gives_one_message_that_names_it(tmp_path, name, line, expecte
         ),
     ],
 )
-def test_a_mistake_in_the_operator_is_told_like_any_other(tmp_path, operator, expected):
-    text = TEXT.replace("    kind: identity\n", "").replace(
-        "  operator:", f"  operator: {operator}"
-    )
-    message = refusal(tmp_path, text)
+def test_a_mistake_in_the_operator_is_one_line_too(tmp_path, operator, expected):
+    message = refusal(tmp_path, with_operator(TEXT, operator))
     assert message.startswith("params.yaml: corrupt.operator")
     assert expected in message
     assert len(message.splitlines()) == 1
 
 
+def with_operator(text, operator):
+    return text.replace("    kind: identity\n", "").replace(
+        "  operator:", f"  operator: {operator}"
+    )
+
+
 @pytest.mark.parametrize(
-    ("data", "operator", "expected"),
+    ("old", "new", "expected"),
     [
-        ("phase: smooth", "identity", "data.phase is smooth while data.content is noisy"),
+        ("phase: none", "phase: smooth", "data.phase is smooth while data.content is noisy"),
         (
-            "phase: none",
-            "{kind: mask, keep_prob: 0.4, further_mask_prob: 0.1}",
+            "clean_fraction: 0.0",
+            "clean_fraction: 0.5",
+            "corrupt.clean_fraction is 0.5, but data.content is noisy",
+        ),
+        (
+            "    kind: identity",
+            "    {kind: mask, keep_prob: 0.4, further_mask_prob: 0.1}",
             "kind is mask while data.content",
         ),
     ],
 )
-def test_noisy_sources_are_neither_given_a_phase_nor_a_mask(tmp_path, data, operator, expected):
-    text = TEXT.replace("content: clean", "content: noisy").replace("phase: none", data)
-    if operator != "identity":
-        text = text.replace("    kind: identity\n", "")
-        text = text.replace("  operator:", f"  operator: {operator}")
-    assert expected in refusal(tmp_path, text)
-
-
-def test_quoted_numbers_are_refused_with_the_remedy(tmp_path):
-    message = refusal(tmp_path, changed("pretrain.learning_rate", 'learning_rate: "1e-4"'))
-    assert 'pretrain.learning_rate = "1e-4" must be a number > 0' in message
-    assert "remove the quotes" in message
-
-
-def test_a_missing_key_says_what_to_add(tmp_path):
-    message = refusal(tmp_path, changed("corrupt.sigma", ""))
-    assert message == (
-        "params.yaml: corrupt.sigma is missing; add it: a number >= 0 and <= 10 or auto"
+def test_noisy_sources_stay_as_they_are(tmp_path, old, new, expected):
+    assert old in TEXT
+    assert expected in refusal(
+        tmp_path, TEXT.replace("content: clean", "content: noisy").replace(old, new)
     )
 
 
@@ -222,7 +167,7 @@ def test_exponents_without_a_point_and_whole_numbers_are_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "the file is empty"),
+        (None, "params.yaml: cannot be read (No such file"),
         (b"# nothing\n", "the file is empty"),
         (b"[1, 2]", "not a mapping"),
         (b"a: b: c", "line 1: mapping values are not allowed here"),
@@ -237,52 +182,12 @@ def test_exponents_without_a_point_and_whole_numbers_are_numbers(tmp_path):
 )
 def test_what_is_no_file_of_parameters_is_refused_quickly(tmp_path, content, expected):
     file = tmp_path / "params.yaml"
-    file.write_bytes(content)
+    if content is not None:
+        file.write_bytes(content)
     start = time.process_time()
     with pytest.raises(ParamsError, match=expected.replace("(", r"\(")):
         load_params(file)
     assert time.process_time() - start < 5
-
-
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(ParamsError, match=r"params.yaml: cannot be read \(No such file"):
-        load_params(tmp_path / "params.yaml")
-
-
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=60)
-@given(st.text(alphabet="ab:-?[]{}#&*!|>'\"%@,1.e \n\t\\", max_size=60) | st.text(max_size=40))
-def test_any_text_gives_parameters_or_a_params_error(tmp_path_factory, text):
-    file = tmp_path_factory.mktemp("any", numbered=True) / "params.yaml"
-    file.write_text(text, encoding="utf-8", errors="replace")
-    with pytest.raises(ParamsError):
-        load_params(file)
-
-
-@settings(max_examples=60)
-@given(st.sampled_from(sorted(all_keys())), _VALUES)
-def test_any_value_of_any_key_gives_parameters_or_a_params_error(tmp_path_factory, name, value):
-    yaml = YAML(typ="safe", pure=True)
-    document = yaml.load(TEXT)
-    *sections, last = name.split(".")
-    inner = document
-    for section in sections:
-        inner = inner[section]
-    inner[last] = value
-    file = tmp_path_factory.mktemp("any", numbered=True) / "params.yaml"
-    with file.open("w", encoding="utf-8") as stream:
-        yaml.dump(document, stream)
-    with contextlib.suppress(ParamsError):
-        assert isinstance(load_params(file), Params)
 
 
 def test_flattening_keeps_every_value_under_its_dotted_name():

@@ -5,9 +5,6 @@ with those of images drawn from the saved weights.
 """
 
 import hashlib
-import json
-import shutil
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from metric_twins import frechet, jackknifed, kid, observed, quantised, shares
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import save_file
 from scipy.stats import rankdata
-from stage_helpers import Recorder, params_with
+from stage_helpers import params_with
 from tiny_features import features_of
 from tiny_run import ASSUMED, CHANGES, SHAPE, SIGMA
 from twins import karras_grid, sample
@@ -25,7 +22,6 @@ from dsd.features.extractor import load_extractor
 from dsd.model.checkpoint import load_generator
 from dsd.utils.philox import noise_of
 from dsd.utils.random import derive_seed
-from pipeline.execution.run import run_stage
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import write_csv
 from pipeline.stages import evaluate
@@ -108,85 +104,6 @@ def test_distances_are_those_of_images_drawn_from_the_saved_weights(
         assert found[name] == pytest.approx(value, abs=0.012), name
 
 
-def test_the_models_can_be_told_apart(summary):
-    """Otherwise the test above could not; of each kind of distance one space is enough."""
-    for a, b in combinations(MODELS, 2):
-        for name in ("frechet", "proximal_frechet"):
-            assert any(
-                abs(by_features(summary, a, kind)[name] / by_features(summary, b, kind)[name] - 1)
-                > 0.005
-                for kind in ("fine", "rough")
-            )
-
-
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("kind", "close"), [("fine", 0.2), ("rough", 0.25)])
-def test_errors_and_limits_are_those_of_the_jackknife(kind, close, model, summary, models, data):
-    """Which leaves out one image at a time."""
-    images = models[0][model]
-    for prefix, made, reference in (
-        ("", images, data.clean),
-        ("proximal_", observed(images, data.levels, NOISE), data.noisy),
-    ):
-        error, unbiased = jackknifed(*(features_of(kind, x) for x in (made, reference)))
-        found = by_features(summary, model, kind)
-        assert found[f"{prefix}frechet_standard_error"] == pytest.approx(error, rel=close)
-        low, limit, high = (
-            found[f"{prefix}frechet_infinity{end}"] for end in ("_low", "", "_high")
-        )
-        assert low < unbiased < high
-        assert low < limit < high
-        assert limit == pytest.approx(unbiased, abs=error)
-
-
-def test_fewer_images_than_features_have_no_limit(summary):
-    for model in MODELS:
-        found = summary[model]["by_features"]["fashion-classifier"]
-        assert "frechet_standard_error" in found
-        assert not {name for name in found if "infinity" in name}
-
-
-def test_the_kernel_distances_error_is_that_of_the_jackknife_of_both_sides(summary, models, data):
-    for model in MODELS:
-        a = features_of("fine", models[0][model])
-        b = features_of("fine", data.clean[:COUNT])
-        without = [
-            np.array([kid(*pair) for pair in pairs])
-            for pairs in (
-                [(np.delete(a, i, 0), b) for i in range(COUNT)],
-                [(a, np.delete(b, i, 0)) for i in range(COUNT)],
-            )
-        ]
-        error = np.sqrt(sum((COUNT - 1) * values.var() for values in without))
-        found = by_features(summary, model, "fine")["kid_standard_error"]
-        assert found == pytest.approx(error, rel=0.2)
-
-
-def test_the_inception_score_is_the_classifiers(summary, models):
-    classifier = load_extractor("fashion-classifier", device=CPU)
-    for model in MODELS:
-        with torch.no_grad():
-            logits = classifier.logits(torch.from_numpy(models[0][model])).double().numpy()
-        p = np.exp(logits - logits.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        score = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
-        measured = summary[model]["by_features"]
-        assert measured["fashion-classifier"]["inception_score"] == pytest.approx(score, rel=1e-3)
-        assert "inception_score" not in measured["tiny_features:fine"]
-
-
-def test_noisy_data_are_measured_like_a_model_of_clean_images(summary, data):
-    for kind in ("fine", "rough"):
-        made = features_of(kind, data.noisy[:COUNT])
-        clean = features_of(kind, data.clean)
-        found = by_features(summary, "noisy_data", kind)
-        assert found["frechet"] == pytest.approx(frechet(made, clean), rel=1e-4)
-        assert found["kid"] == pytest.approx(kid(made, clean[:COUNT]), rel=1e-4)
-        for name, value in shares(made, clean[:COUNT]).items():
-            assert found[name] == pytest.approx(value)
-        assert "proximal_frechet" not in found
-
-
 def test_the_first_space_stands_at_the_top(summary):
     for model in (*MODELS, "noisy_data"):
         own, first = summary[model], by_features(summary, model, "fine")
@@ -198,18 +115,6 @@ def test_the_first_space_stands_at_the_top(summary):
 def test_evaluations_are_the_calls_that_each_kind_of_image_needs_alone(summary, models):
     assert {name: summary[name]["evaluations"] for name in MODELS} == models[1]
     assert len({*models[1].values()}) == len(MODELS)
-
-
-def test_teachers_and_generator_draw_without_dropout(tiny_run):
-    """Each call can be made again from the saved weights."""
-    generator = load_generator(tiny_run.paths.artifact("distill") / "generator").eval()
-    quiet = {True: generator.denoiser, False: tiny_run.teacher().eval()}
-    calls = tiny_run.calls("evaluate", inference=True)
-    assert [len(call.x) for call in calls if (call.sigma == np.float32(1.7)).all()] == [40, 20]
-    for call in calls:
-        with torch.no_grad():
-            again = quiet[bool((call.sigma == np.float32(1.7)).all())](call.x, call.sigma)
-        torch.testing.assert_close(again, call.out)
 
 
 def test_the_protocol_says_what_the_numbers_depend_on(summary, data):
@@ -390,31 +295,3 @@ def test_neighbours_are_generated_images_above_an_observation_and_its_clean_imag
         assert np.abs(made - own).max((1, 2)).min() <= 1
         (at,) = np.flatnonzero((data.noisy[:, 0] == noisy).all((1, 2)))
         np.testing.assert_array_equal(clean, data.clean[data.numbers[at], 0])
-
-
-def test_without_churn_and_with_another_choice(tiny_run, data, tmp_path):
-    """The same weights, in one batch; and a trajectory of which another moment was the best."""
-    sections = json.loads(json.dumps(CHANGES))
-    sections["evaluate"]["features"] = ["tiny_features:fine"]
-    sections["evaluate"]["sampler"]["churn"]["S_churn"] = 0.0
-    sections["run"]["eval_batch_size"] = 500
-    shutil.copytree(tiny_run.paths.root / "data", tmp_path / "data")
-    paths = Paths(tmp_path)
-    table = paths.artifact("distill") / "trajectory.csv"
-    header, *rows = table.read_text().splitlines()
-    values = [row.split(",") for row in rows]
-    # Without errors the least distance chooses.
-    reversed_ = [
-        [*row[:2], other[2], "0"] for row, other in zip(values, values[::-1], strict=True)
-    ]
-    table.write_text("\n".join([header, *map(",".join, reversed_)]) + "\n")
-    paths.report("evaluate").mkdir(parents=True)
-    run_stage(evaluate, params_with(**sections), paths, Recorder())
-    summary = json.loads(paths.summary.read_text())
-    best = min(reversed_, key=lambda row: float(row[2]))
-    assert summary["selection"]["chosen"]["images"] == int(best[0])
-    assert tiny_run.json("summary.json")["selection"]["chosen"]["images"] != int(best[0])
-    clean = features_of("fine", data.clean)
-    for model, images in drawn(tiny_run, 0.0)[0].items():
-        expected = frechet(features_of("fine", images), clean)
-        assert summary[model]["frechet"] == pytest.approx(expected, rel=2e-3)
