@@ -28,7 +28,7 @@ from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.utils.config import Precision
 from dsd.utils.precision import float32_products
-from dsd.utils.random import DropoutMasks, seeded_dropout, step_generator
+from dsd.utils.random import seeded_dropout, step_generator
 from dsd.utils.shapes import Level, PerSample
 
 __all__ = ["DistillStep", "Distillation"]
@@ -200,10 +200,10 @@ class Distillation:
         trial = copy.copy(self)
         trial._team = team
         noise, fake_noises = trial._sample_noise(self._random())
-        with float32_products(tf32=self._precision == "tf32"), self._dropout() as masks:
+        with float32_products(tf32=self._precision == "tf32"), self._dropout():
             x_g = trial._generate_all(noise.z, retain_graph=len(trial._parts) == 1)
             for fake_noise in fake_noises[:1]:
-                trial._backward_fake(x_g, fake_noise, masks)
+                trial._backward_fake(x_g, fake_noise)
             _, grad_x = trial._differentiate(x_g, noise)
             trial._backward_generator(noise.z, x_g, grad_x)
 
@@ -211,11 +211,11 @@ class Distillation:
         """Take one step of Algorithm 1: the fake denoiser learns, then the generator moves."""
         self._set_learning_rates()
         noise, fake_noises = self._sample_noise(self._random())
-        with self._dropout() as masks:
+        with self._dropout():
             # One part keeps what its gradient needs; several are computed again for it, since
             # parts are there to save memory.
             x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
-            loss_fake = self._update_fake(x_g, fake_noises, masks)
+            loss_fake = self._update_fake(x_g, fake_noises)
             gaps, grad_x = self._differentiate(x_g, noise)
             self._update_generator(noise.z, x_g, grad_x, gaps)
         self.step += 1
@@ -236,9 +236,10 @@ class Distillation:
         """Source of this step's random inputs."""
         return step_generator(self._seed, "distill", self.step, self._sigma_y.device)
 
-    def _dropout(self) -> AbstractContextManager[DropoutMasks]:
+    def _dropout(self) -> AbstractContextManager[None]:
         """Randomness of dropout in this step."""
-        return seeded_dropout(self._seed, "distill", self.step, self._sigma_y.device)
+        device, rank = self._sigma_y.device, self._team.rank
+        return seeded_dropout(self._seed, "distill", self.step, device, rank)
 
     def _checked_of_fake(
         self, loss: PerSample | None, noises: list[_FakeNoise]
@@ -322,23 +323,19 @@ class Distillation:
             x_g = project_to_range(x_g)
         return self._operator.mapped(x_g)
 
-    def _update_fake(
-        self, x_g: list[Tensor], noises: list[_FakeNoise], masks: DropoutMasks
-    ) -> PerSample | None:
+    def _update_fake(self, x_g: list[Tensor], noises: list[_FakeNoise]) -> PerSample | None:
         """Take all steps of the fake denoiser: on ``x_g`` first, then on more images."""
         loss = None
         for number, noise in enumerate(noises):
             if number > 0:
                 x_g = self._generate_all(noise.z, retain_graph=False)
             self.optimizer_fake.zero_grad(set_to_none=True)
-            loss = self._backward_fake(x_g, noise, masks)
+            loss = self._backward_fake(x_g, noise)
             self._team.add_up([*gradients(self.fake), loss])
             self.optimizer_fake.step()
         return loss
 
-    def _backward_fake(
-        self, x_g: list[Tensor], noise: _FakeNoise, masks: DropoutMasks
-    ) -> PerSample:
+    def _backward_fake(self, x_g: list[Tensor], noise: _FakeNoise) -> PerSample:
         """Add this process' share to the gradients of the fake denoiser.
 
         Returns:
@@ -347,7 +344,7 @@ class Distillation:
         batch = self._config.batch_size
         losses = torch.zeros_like(noise.sigma_y)
         self.fake.train().requires_grad_(True)
-        for rows, images in zip(masks.parts(self._parts, batch), x_g, strict=True):
+        for rows, images in zip(self._parts, x_g, strict=True):
             loss = self._fake_loss(images.detach(), noise[rows])
             (loss.sum() / batch).backward()
             losses[rows] = loss.detach()

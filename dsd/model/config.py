@@ -6,9 +6,6 @@ from pydantic import Field, model_validator
 
 from dsd.utils.config import Count, Finite, Fraction, NonNegative, Positive, Rho, Section, TopLevel
 
-DROPOUT_LEVELS = 2**16
-"""Values of the random numbers that decide what dropout keeps."""
-
 
 class Network(Section):
     """The U-Net inside every denoiser."""
@@ -31,7 +28,7 @@ class Network(Section):
     The middle of the network attends in any case."""
 
     dropout: Fraction
-    """Dropout probability inside residual blocks; it is rounded to a multiple of 1/65536."""
+    """Dropout probability inside residual blocks."""
 
     sigma_data: Positive
     """Standard deviation assumed by the EDM preconditioning."""
@@ -62,16 +59,6 @@ class Network(Section):
             )
             raise ValueError(msg)
         return [height // self.patch_size // 2**level for level in range(len(self.channel_mult))]
-
-    @model_validator(mode="after")
-    def _dropout_drops(self) -> "Network":
-        if self.dropout > 0 and round(self.dropout * DROPOUT_LEVELS) == 0:
-            msg = (
-                f"dropout {self.dropout:g} is rounded to a multiple of 1/{DROPOUT_LEVELS}, so it "
-                "would drop nothing; raise it, or set it to 0.0"
-            )
-            raise ValueError(msg)
-        return self
 
 
 class TeacherNoise(Section):

@@ -417,15 +417,14 @@ class TeacherTraining:
         losses = torch.zeros_like(noise.sigma)
         parts = self._team.parts(config.batch_size)
         few = self._team.parts(config.consistency.batch_size, len(parts))
-        with seeded_dropout(self._seed, "pretrain", self.step, device) as masks:
-            for rows, some in zip(masks.parts(parts, config.batch_size), few, strict=True):
+        with seeded_dropout(self._seed, "pretrain", self.step, device, self._team.rank):
+            for rows, some in zip(parts, few, strict=True):
                 with autocast(device, self._precision):
                     loss = denoising_step_loss(
                         self.denoiser, y[rows], noise[rows], config.weighting
                     )
                     total = loss.sum() / config.batch_size
                     if consistency_noise is not None and some.stop > some.start:
-                        masks.take(some, config.consistency.batch_size)
                         total = total + self._consistency_term(y[some], consistency_noise[some])
                 total.backward()
                 losses[rows] = loss.detach()

@@ -5,6 +5,7 @@ same arithmetic with 53 bits, to tell rounding from mistakes.
 """
 
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -32,12 +33,12 @@ OPERATORS = {
 SHORT = {"batch_size": BATCH, "kimg": 0.033, "lr_warmup_kimg": 0.0, "ema_rampup_ratio": 1.0}
 
 
-def params(**distill):
+def params(dropout, **distill):
     network = {
         "model_channels": 8,
         "channel_mult": [1],
         "attention_resolutions": [8],
-        "dropout": 0.13,
+        "dropout": dropout,
     }
     consistency = {"weight": 1.5, "batch_size": 5, "num_steps": 2}
     return params_with(
@@ -52,30 +53,30 @@ def operator(kind):
     return Operator(choice, SHAPE)
 
 
-def denoiser(observed):
-    network = build_denoiser(
-        params().network, observed.observed_shape, seed=1, views=observed.views
-    )
+def denoiser(wanted, observed):
+    network = build_denoiser(wanted.network, observed.observed_shape, seed=1, views=observed.views)
     random = torch.Generator().manual_seed(3)
     for parameter in network.parameters():  # fresh weights end in zeros
         torch.nn.init.normal_(parameter, std=0.1, generator=random)
     return network.to(torch.get_default_dtype())
 
 
-def teacher_training(kind, team):
+def teacher_training(kind, team, dropout):
+    wanted = params(dropout)
     observed, random = operator(kind), torch.Generator().manual_seed(5)
     y = torch.randn(30, *observed.observed_shape, generator=random)
     view = None if observed.views is None else observed.views.draw(30, random)
     return TeacherTraining(
-        denoiser(observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
-        params().pretrain, seed=0, precision="float32", view=view, team=team,
+        denoiser(wanted, observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
+        wanted.pretrain, seed=0, precision="float32", view=view, team=team,
     )  # fmt: skip
 
 
-def distillation(kind, divergence, team):
-    wanted, observed = params(divergence=divergence), operator(kind)
+def distillation(kind, divergence, team, dropout):
+    wanted, observed = params(dropout, divergence=divergence), operator(kind)
     return Distillation(
-        denoiser(observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill, wanted.pretrain,
+        denoiser(wanted, observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill,
+        wanted.pretrain,
         seed=0, precision="float32", operator=observed, team=team,
     )  # fmt: skip
 
@@ -104,10 +105,10 @@ def ended(training):
 
 
 CASES = {
-    "pretrain": lambda team: teacher_training("mask", team),
-    "sid": lambda team: distillation("mask", "sid", team),
-    "dmd": lambda team: distillation("downsample", "dmd", team),
-    "sds": lambda team: distillation("identity", "sds", team),
+    "pretrain": partial(teacher_training, "mask", dropout=0.13),
+    "sid": partial(distillation, "mask", "sid", dropout=0.13),
+    "dmd": partial(distillation, "downsample", "dmd", dropout=0.13),
+    "sds": partial(distillation, "identity", "sds", dropout=0.13),
 }
 AT_ONCE = {"whole": None, "parts": 2}
 
@@ -117,13 +118,13 @@ SOME = ("pretrain", "sid")
 
 def cases(names, rank, size):
     for name, (word, at_once) in product(names, AT_ONCE.items()):
-        yield f"{name} {word}", CASES[name](Team(rank, size, at_once))
+        yield f"{name} {word}", CASES[name](Team(rank, size, at_once), dropout=0.0)
 
 
 def resumed(rank, size, folder):
     """A training that the next smaller team began, and half of one for the next larger."""
     smaller, mine = folder / f"{size // 2}.state", folder / f"{size}.state"
-    training = teacher_training("mask", Team(rank, size))
+    training = teacher_training("mask", Team(rank, size), 0.0)
     state = TrainingState(modules(training), {"adam": training.optimizer})
     for _ in training.steps():
         if training.step == 2:

@@ -1,7 +1,6 @@
 """Less memory, same bits: activation checkpointing, and batches in the largest parts that fit."""
 
 import gc
-import threading
 from itertools import islice
 
 import pytest
@@ -18,7 +17,6 @@ from dsd.pretraining.trainer import TeacherTraining
 from dsd.training.distributed import Team
 from dsd.training.memory import Line, largest_part, peak_bytes, recompute_activations
 from dsd.utils.errors import ParamsError
-from dsd.utils.random import seeded_dropout
 from pipeline.execution import distributed as pipeline_team
 from pipeline.execution.distributed import fit_into_memory
 
@@ -80,43 +78,6 @@ def deep_network(**changes):
     return network.train()
 
 
-def gradients_of_rows(network, *, backward):
-    """Gradients of the middle rows of a batch; ``backward`` comes when later rows are current."""
-    x, level = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(7)
-    network.zero_grad(set_to_none=True)
-    with seeded_dropout(0, "test", 3, CPU) as masks:
-        rows = iter(masks.parts([slice(2, 4), slice(4, 7)], 7))
-        part = next(rows)
-        loss = network(x[part], level[part]).square().sum()
-        next(rows)
-        backward(loss)
-    return [parameter.grad.clone() for parameter in network.parameters()]
-
-
-def in_a_thread(loss):
-    """As autograd does on GPUs; a new thread knows of no step."""
-    thread = threading.Thread(target=loss.backward)
-    thread.start()
-    thread.join()
-
-
-@pytest.mark.parametrize("backward", [torch.Tensor.backward, in_a_thread])
-def test_what_is_repeated_gets_the_masks_that_it_had(backward):
-    network = deep_network()
-    expected = gradients_of_rows(network, backward=torch.Tensor.backward)
-    recompute_activations(network, True)
-    assert equal(gradients_of_rows(network, backward=backward), expected)
-
-
-def test_a_gradient_can_be_computed_twice():
-    network = deep_network()
-    recompute_activations(network, True)
-    with seeded_dropout(0, "test", 3, CPU):
-        loss = network(torch.randn(2, 1, 8, 8), torch.zeros(2)).sum()
-        first = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
-        assert equal(torch.autograd.grad(loss, list(network.parameters())), first)
-
-
 def test_nothing_is_repeated_without_gradients(repeated):
     network = deep_network()
     recompute_activations(network, True)
@@ -144,20 +105,6 @@ def test_the_switch_is_for_what_is_trained_and_not_for_what_is_kept(make):
     assert not kept.recomputes
     assert all(network.recomputes for network in unets(run)[:-1])
     assert not any(network.recomputes for network in unets(make(tiny_params())))
-
-
-def test_rows_of_masks_do_not_hold_those_of_the_whole_batch():
-    network = deep_network(num_blocks=1, channel_mult=[1])
-    x, level = torch.randn(2, 1, 8, 8), torch.zeros(2)
-
-    def kept(total):
-        with seeded_dropout(0, "test", 0, CPU) as masks:
-            next(masks.parts([slice(0, 2)], total))
-            network(x, level).sum().backward()
-
-    one_mask = 200 * 8 * 4 * 4 * 4
-    more = peak_bytes(lambda: kept(202), CPU) - peak_bytes(lambda: kept(3), CPU)
-    assert more < 3.5 * one_mask  # of five masks only the one that is being drawn
 
 
 def test_bytes_are_counted_for_as_long_as_tensors_live():

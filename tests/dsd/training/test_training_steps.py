@@ -18,7 +18,6 @@ from tiny_training import (
 )
 
 from dsd.model.checkpoint import build_denoiser
-from dsd.model.networks.unet import _Dropout
 from dsd.model.noise_levels import sample_generator_levels, sample_teacher_levels
 from dsd.pretraining.consistency_loss import consistency_loss
 from dsd.pretraining.denoising_loss import ambient_denoising_loss
@@ -147,8 +146,8 @@ def modes_of_a_step(run):
     seen = []
     for name in NETWORKS:
         for layer in getattr(run, name, torch.nn.Identity()).modules():
-            if isinstance(layer, _Dropout):
-                assert layer.probability > 0.05
+            if isinstance(layer, torch.nn.Dropout):
+                assert layer.p > 0.05
                 layer.register_forward_pre_hook(
                     lambda layer, _, name=name: seen.append((name, layer.training))
                 )
@@ -231,9 +230,9 @@ def test_every_step_of_the_fake_sees_images_of_its_own(monkeypatch):
     run = distillation(tiny_params(distill={"fake_updates_per_step": 3}))
     seen, train = [], run._backward_fake
 
-    def spy(v, drawn, masks):
+    def spy(v, drawn):
         seen.extend(v)
-        return train(v, drawn, masks)
+        return train(v, drawn)
 
     monkeypatch.setattr(run, "_backward_fake", spy)
     next(run.steps())

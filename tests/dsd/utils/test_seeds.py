@@ -74,9 +74,10 @@ def test_dropout_is_seeded_and_the_global_state_put_back():
     layer = torch.nn.Dropout(0.5)
     ones, before = torch.ones(100), torch.get_rng_state()
     masks = []
-    for step in (3, 3, 4):
-        with seeded_dropout(0, "pretrain", step, CPU):
+    for step, rank in ((3, 0), (3, 0), (4, 0), (3, 1)):
+        with seeded_dropout(0, "pretrain", step, CPU, rank):
             masks.append(layer(ones))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[3])
     assert torch.equal(before, torch.get_rng_state())

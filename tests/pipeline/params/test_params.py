@@ -102,7 +102,6 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
             "lr_warmup_kimg: 91.0",
             "distill: lr_warmup_kimg 91 exceeds kimg 90",
         ),
-        ("network.dropout", "dropout: 1.0e-6", "multiple of 1/65536, so it would drop nothing"),
         (
             "evaluate.features",
             "features: [inception-edm, inception-edm]",
