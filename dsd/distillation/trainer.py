@@ -1,6 +1,5 @@
 """Distilling a teacher of noisy data into a one-step generator of clean images."""
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -23,7 +22,7 @@ from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.loss_meter import step_line
-from dsd.training.memory import recompute_activations
+from dsd.training.memory import enable_activation_checkpointing
 from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.utils.config import Precision
@@ -143,7 +142,7 @@ class Distillation:
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
         self.average = frozen_copy(self.generator)
         for module in (self.teacher, self.fake, student):
-            recompute_activations(module, activation_checkpointing)
+            enable_activation_checkpointing(module, activation_checkpointing)
         betas = (config.betas[0], config.betas[1])
         self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
@@ -169,11 +168,6 @@ class Distillation:
         return self._config.batch_size
 
     @property
-    def least(self) -> int:
-        """Fewest images that need memory as many do, for each."""
-        return 1
-
-    @property
     def optimizers(self) -> list[optim.Optimizer]:
         """What moves the weights; with ``sds`` there is no fake to move."""
         followed = self._config.divergence != "sds"
@@ -191,21 +185,18 @@ class Distillation:
                 record = self._step()
             yield record
 
-    def rehearse(self, team: Team) -> None:
-        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
+    def dry_run(self) -> None:
+        """Add this process' share of the next step to the gradients; change nothing else.
 
-        Gradients accumulate into ``.grad``; the next step zeroes them. All steps of the fake
-        denoiser need the same memory; only one is rehearsed.
+        All steps of the fake denoiser need the same memory; only one is computed.
         """
-        trial = copy.copy(self)
-        trial._team = team
-        noise, fake_noises = trial._sample_noise(self._random())
+        noise, fake_noises = self._sample_noise(self._random())
         with float32_products(tf32=self._precision == "tf32"), self._dropout():
-            x_g = trial._generate_all(noise.z, retain_graph=len(trial._parts) == 1)
+            x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
             for fake_noise in fake_noises[:1]:
-                trial._backward_fake(x_g, fake_noise)
-            _, grad_x = trial._differentiate(x_g, noise)
-            trial._backward_generator(noise.z, x_g, grad_x)
+                self._backward_fake(x_g, fake_noise)
+            _, grad_x = self._differentiate(x_g, noise)
+            self._backward_generator(noise.z, x_g, grad_x)
 
     def _step(self) -> DistillStep:
         """Take one step of Algorithm 1: the fake denoiser learns, then the generator moves."""

@@ -1,6 +1,5 @@
 """Fitting the teacher denoiser to noisy images."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_den
 from dsd.training.distributed import Rows, Team, gradients
 from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.loss_meter import step_line
-from dsd.training.memory import recompute_activations
+from dsd.training.memory import enable_activation_checkpointing
 from dsd.training.nonfinite import Vital, vitals_of
 from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
 from dsd.utils.config import Precision
@@ -278,7 +277,7 @@ class TeacherTraining:
         require_data_units(images)
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
-        recompute_activations(denoiser, activation_checkpointing)
+        enable_activation_checkpointing(denoiser, activation_checkpointing)
         self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
         self.step = 0
         self._images = images
@@ -309,25 +308,14 @@ class TeacherTraining:
         return self._config.batch_size
 
     @property
-    def least(self) -> int:
-        """Images of a step for one of which the consistency term is computed, too."""
-        config = self._config.consistency
-        return 1 if config.weight == 0 else -(-self.batch_size // config.batch_size)
-
-    @property
     def optimizers(self) -> list[optim.Optimizer]:
         """What moves the weights."""
         return [self.optimizer]
 
-    def rehearse(self, team: Team) -> None:
-        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
-
-        Gradients accumulate into ``.grad``; the next step zeroes them.
-        """
-        trial = copy.copy(self)
-        trial._team = team
+    def dry_run(self) -> None:
+        """Add this process' share of the next step to the gradients; change nothing else."""
         with float32_products(tf32=self._precision == "tf32"):
-            trial._backward(*trial._sample_batch(self._random()))
+            self._backward(*self._sample_batch(self._random()))
 
     def _step(self) -> TeacherStep:
         """Take one step: ambient Tweedie's loss, its gradient, Adam, the average."""

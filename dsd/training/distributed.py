@@ -35,22 +35,18 @@ class Team:
     Args:
         rank: Number of this process, from 0.
         size: How many there are; more than one need an initialised ``torch.distributed``.
-        at_once: On how many images a process computes at once; None for its whole share.
+        micro_batch_size: Most images in one forward pass of a process; None for its whole share.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, at_once: int | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, micro_batch_size: int | None = None) -> None:
         self.rank = rank
         self.size = size
-        self._at_once = at_once
+        self.micro_batch_size = micro_batch_size
 
     @property
     def leads(self) -> bool:
         """Whether this is the one process that writes and speaks."""
         return self.rank == 0
-
-    def take_at_once(self, images: int) -> None:
-        """Compute on at most so many images at once from now on."""
-        self._at_once = images
 
     def parts(self, total: int, count: int | None = None) -> list[slice]:
         """This process' rows of a batch, in the parts on which it computes one after the other.
@@ -61,7 +57,7 @@ class Team:
         """
         first, last = (total * rank // self.size for rank in (self.rank, self.rank + 1))
         if count is None:
-            count = max(1, -(-(last - first) // (self._at_once or total or 1)))
+            count = max(1, -(-(last - first) // (self.micro_batch_size or total or 1)))
         borders = [first + (last - first) * part // count for part in range(count + 1)]
         return [slice(*border) for border in pairwise(borders)]
 

@@ -9,9 +9,9 @@ import torch
 from torch import distributed as dist
 
 from dsd.training.distributed import Team
-from dsd.training.memory import Rehearsing, largest_part
+from dsd.training.memory import DryRunnable, find_micro_batch_size
 from dsd.utils.errors import Interrupted, ParamsError
-from pipeline.execution.device import free_memory, resolve_device
+from pipeline.execution.device import resolve_device
 from pipeline.params.config import Compute
 
 __all__ = ["fit_into_memory", "joined_team"]
@@ -19,7 +19,6 @@ __all__ = ["fit_into_memory", "joined_team"]
 _PATIENCE = timedelta(hours=2)
 """How long processes wait for the one that measures; the end of one is noticed at once."""
 
-_NAMES = {"cuda": "GPU's memory", "cpu": "main memory"}
 _SPARE = "set compute.activation_checkpointing to true, "
 _SMALLER = (
     "make the network smaller (network.model_channels, network.num_blocks) or end other programs"
@@ -40,9 +39,9 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
         ParamsError: There is no such device, or there are more processes than images.
     """
     device = resolve_device(compute)
-    at_once = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
+    asked = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
     if not dist.is_torchelastic_launched():
-        yield Team(at_once=at_once), device
+        yield Team(micro_batch_size=asked), device
         return
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if size > batch_size:
@@ -55,7 +54,7 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Team(rank, size, at_once), device
+        yield Team(rank, size, asked), device
     except Interrupted:  # all stop at the same step
         dist.destroy_process_group()
         raise
@@ -64,14 +63,16 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
 
 
 def fit_into_memory(
-    training: Rehearsing, team: Team, compute: Compute, device: torch.device
+    training: DryRunnable, team: Team, compute: Compute, device: torch.device
 ) -> str:
-    """Let all processes take as many images at once as fit, where that is left to us.
+    """Choose the micro-batches of all processes where that is left to us.
+
+    On a CPU ``auto`` is the whole share of a process.
 
     Args:
         training: About to begin, or to go on; its weights are on the device.
         team: Its processes.
-        compute: How many images a process takes at once, or ``auto``.
+        compute: The size of micro-batches, or ``auto``.
         device: Where this process computes.
 
     Returns:
@@ -80,20 +81,13 @@ def fit_into_memory(
     Raises:
         ParamsError: Not even one image fits.
     """
-    asked = compute.micro_batch_size
-    if asked != "auto":
-        return f"takes at most {asked} images at once, as compute.micro_batch_size says"
-    # All processes calculate with the same number, or with an error some would be left alone.
-    (least,) = team.largest(-free_memory(device))
-    found = largest_part(training, team, free=-least, device=device)
-    (images,) = (-value for value in team.largest(-found.images))
-    room = (
-        f"{found.needed / 1e9:.2f} GB more of the {_NAMES[device.type]}, of which "
-        f"{found.usable / 1e9:.2f} GB may be taken"
-    )
-    if images == 0:
-        spare = "" if compute.activation_checkpointing else _SPARE
-        msg = f"not even one image fits: a step needs {room}; {spare}{_SMALLER}"
-        raise ParamsError(msg)
-    team.take_at_once(int(images))
-    return f"takes {images:.0f} of {found.share} images of a step at once: {room}"
+    share = -(-training.batch_size // team.size)
+    if compute.micro_batch_size == "auto" and device.type == "cuda":
+        try:
+            find_micro_batch_size(training, team)
+        except torch.OutOfMemoryError as error:
+            spare = "" if compute.activation_checkpointing else _SPARE
+            msg = f"not even one image fits into the GPU's memory ({error}): {spare}{_SMALLER}"
+            raise ParamsError(msg) from error
+    images = min(share, team.micro_batch_size or share)
+    return f"takes {images} of {share} images of a step in one pass"

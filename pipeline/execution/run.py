@@ -10,7 +10,7 @@ from typing import final
 import torch
 
 from dsd.training.distributed import Team
-from dsd.training.memory import Rehearsing
+from dsd.training.memory import DryRunnable
 from dsd.training.state import TrainingState
 from dsd.utils.config import Precision
 from pipeline.execution.checkpoints import (
@@ -117,6 +117,6 @@ class _Attempt:
         minutes = self.params.run.checkpoint_minutes
         return Resumable(self.folder, state, minutes=minutes, log=self.log, team=self.team)
 
-    def fit_into_memory(self, training: Rehearsing) -> None:
+    def fit_into_memory(self, training: DryRunnable) -> None:
         """Choose how many images the processes take at once, and say so."""
         self.log.say(fit_into_memory(training, self.team, self.params.compute, self.device))

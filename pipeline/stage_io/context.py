@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from dsd.training.distributed import Team
-    from dsd.training.memory import Rehearsing
+    from dsd.training.memory import DryRunnable
     from dsd.training.state import TrainingState
     from dsd.utils.config import Precision
     from pipeline.params.model import Params
@@ -64,7 +64,7 @@ class Attempt(Protocol):
         """The saved states of this run."""
         ...
 
-    def fit_into_memory(self, training: "Rehearsing") -> None:
+    def fit_into_memory(self, training: "DryRunnable") -> None:
         """Choose how many images the processes take at once."""
         ...
 

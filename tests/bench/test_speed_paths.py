@@ -80,8 +80,8 @@ def stand_in(monkeypatch):
 
 
 CASES = {
-    "teacher, views": lambda: team_teacher("mask", Team(at_once=6)),
-    "sid, views": lambda: team_distillation("mask", "sid", Team(at_once=6)),
+    "teacher, views": lambda: team_teacher("mask", Team(micro_batch_size=6)),
+    "sid, views": lambda: team_distillation("mask", "sid", Team(micro_batch_size=6)),
     "dmd, map": lambda: team_distillation("downsample", "dmd", Team()),
     "sds": lambda: team_distillation("identity", "sds", Team()),
 }
@@ -139,7 +139,7 @@ def test_all_networks_compute_as_asked_in_steps_and_nothing_else_does(make, prec
     for _ in range(2):
         next(steps)
         assert allowed() == before
-    training.rehearse(Team())
+    training.dry_run()
     rounds = precision == "tf32"
     assert set(seen) == {(rounds, rounds, dtype), (rounds, rounds, None)}
     assert allowed() == before

@@ -110,15 +110,15 @@ CASES = {
     "dmd": partial(distillation, "downsample", "dmd", dropout=0.13),
     "sds": partial(distillation, "identity", "sds", dropout=0.13),
 }
-AT_ONCE = {"whole": None, "parts": 2}
+MICRO_BATCHES = {"whole": None, "parts": 2}
 
 
 SOME = ("pretrain", "sid")
 
 
 def cases(names, rank, size):
-    for name, (word, at_once) in product(names, AT_ONCE.items()):
-        yield f"{name} {word}", CASES[name](Team(rank, size, at_once), dropout=0.0)
+    for name, (word, micro_batch_size) in product(names, MICRO_BATCHES.items()):
+        yield f"{name} {word}", CASES[name](Team(rank, size, micro_batch_size), dropout=0.0)
 
 
 def resumed(rank, size, folder):

@@ -25,25 +25,27 @@ BOUNDS = {"float64": 1e-13, "float32": 1e-5}
 @given(
     total=st.integers(0, 70),
     size=st.integers(1, 9),
-    at_once=st.none() | st.integers(1, 20),
+    micro_batch_size=st.none() | st.integers(1, 20),
     count=st.none() | st.integers(1, 9),
 )
-def test_the_parts_of_all_processes_are_the_batch(total, size, at_once, count):
-    everything = [Team(rank, size, at_once).parts(total, count) for rank in range(size)]
+def test_the_parts_of_all_processes_are_the_batch(total, size, micro_batch_size, count):
+    everything = [Team(rank, size, micro_batch_size).parts(total, count) for rank in range(size)]
     rows = [row for parts in everything for part in parts for row in range(total)[part]]
     assert rows == list(range(total))
     shares = [sum(part.stop - part.start for part in parts) for parts in everything]
     assert max(shares) - min(shares) <= 1
     if count is not None:
         assert all(len(parts) == count for parts in everything)
-    elif at_once is not None:
-        assert all(part.stop - part.start <= at_once for p in everything for part in p)
+    elif micro_batch_size is not None:
+        assert all(part.stop - part.start <= micro_batch_size for p in everything for part in p)
 
 
 def test_a_batch_of_at_least_one_image_for_each_process_has_no_empty_part():
-    for size, at_once in ((4, 1), (4, 2), (3, None)):
+    for size, micro_batch_size in ((4, 1), (4, 2), (3, None)):
         for total in range(size, 40):
-            parts = [p for rank in range(size) for p in Team(rank, size, at_once).parts(total)]
+            parts = [
+                p for rank in range(size) for p in Team(rank, size, micro_batch_size).parts(total)
+            ]
             assert all(part.stop > part.start for part in parts)
 
 
@@ -67,11 +69,11 @@ def test_rows_are_taken_of_every_member():
     assert taken.other.tolist() == [[2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
 @pytest.mark.parametrize("make", [teacher_training, distillation])
-def test_parts_learn_what_the_whole_batch_does(make, at_once):
+def test_parts_learn_what_the_whole_batch_does(make, micro_batch_size):
     params = tiny_params(dropout=0.0, distill={"fake_updates_per_step": 2})
-    whole, parts = make(params), make(params, team=Team(at_once=at_once))
+    whole, parts = make(params), make(params, team=Team(micro_batch_size=micro_batch_size))
     for run in (whole, parts):
         run_steps(run, 3)
     for first, second in zip(weights(whole), weights(parts), strict=True):

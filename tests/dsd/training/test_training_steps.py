@@ -23,7 +23,7 @@ from dsd.pretraining.consistency_loss import consistency_loss
 from dsd.pretraining.denoising_loss import ambient_denoising_loss
 from dsd.pretraining.trainer import denoising_step_loss, sample_denoising_noise
 from dsd.training.distributed import Team
-from dsd.training.memory import recompute_activations
+from dsd.training.memory import enable_activation_checkpointing
 from dsd.training.optim import autocast
 from dsd.utils.random import step_generator
 
@@ -170,34 +170,36 @@ IN_TWO = {
 
 
 @pytest.mark.parametrize("divergence", WHOLE)
-@pytest.mark.parametrize(("at_once", "expected"), [(None, WHOLE), (6, IN_TWO)])
+@pytest.mark.parametrize(("micro_batch_size", "expected"), [(None, WHOLE), (6, IN_TWO)])
 def test_only_the_fake_has_dropout_in_a_distillation_and_only_while_it_learns(
-    divergence, at_once, expected
+    divergence, micro_batch_size, expected
 ):
     """With masks for sid and a linear map for dmd, and two steps of the fake for each."""
-    run = CASES[divergence](Team(at_once=at_once))
+    run = CASES[divergence](Team(micro_batch_size=micro_batch_size))
     assert modes_of_a_step(run) == expected[divergence]
 
 
 @pytest.mark.parametrize("divergence", WHOLE)
 def test_what_is_computed_twice_to_save_memory_has_the_same_modes(divergence):
     """Recomputed for gradients: the fake's and what both judges make of images, not images."""
-    run = CASES[divergence](Team(at_once=6))
+    run = CASES[divergence](Team(micro_batch_size=6))
     for module in (run.fake, run.teacher, run.generator):
-        recompute_activations(module, True)
+        enable_activation_checkpointing(module, True)
     assert set(modes_of_a_step(run)) == set(IN_TWO[divergence])
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
-@pytest.mark.parametrize("at_once", [None, 6])
-def test_the_teacher_learns_with_dropout_the_consistency_term_included(at_once, recomputes):
-    run = CASES["pretrain"](Team(at_once=at_once))
-    recompute_activations(run.denoiser, recomputes)
+@pytest.mark.parametrize("micro_batch_size", [None, 6])
+def test_the_teacher_learns_with_dropout_the_consistency_term_included(
+    micro_batch_size, recomputes
+):
+    run = CASES["pretrain"](Team(micro_batch_size=micro_batch_size))
+    enable_activation_checkpointing(run.denoiser, recomputes)
     calls = []
     run.denoiser.register_forward_hook(lambda *call: calls.append(1))
     assert modes_of_a_step(run) == [("denoiser", True)]
     # In each part one for the loss; a walk of two steps and three of the pair besides.
-    assert len(calls) == (1 + 2 + 3) * (1 if at_once is None else 2)
+    assert len(calls) == (1 + 2 + 3) * (1 if micro_batch_size is None else 2)
 
 
 @pytest.mark.parametrize("divergence", ["sid", "dmd"])
