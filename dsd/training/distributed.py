@@ -1,9 +1,9 @@
 """Several processes that train one model together.
 
-Each process keeps a copy of everything that is trained. All of them draw what chance decides for
+Each process keeps a copy of everything that is trained. All of them draw the random inputs of
 whole batches, from the same seeds, and each computes on its own rows of a batch. The sum of their
 gradients then moves all copies alike: weights are never sent, records are about whole batches
-everywhere, and what comes out does not depend on the number of processes but for rounding.
+everywhere, and without dropout the number of processes changes nothing except rounding.
 
 Deviates:
     PyTorch's DistributedDataParallel averages gradients while ``backward`` runs, once for each
@@ -30,7 +30,7 @@ RowsT = TypeVar("RowsT", bound="Rows")
 
 @final
 class Team:
-    """The processes of one training; made without arguments, this process alone.
+    """The processes of one training; without arguments, this process alone.
 
     Args:
         rank: Number of this process, from 0.
@@ -45,15 +45,15 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+        """Whether this is the process that writes and logs."""
         return self.rank == 0
 
     def parts(self, total: int, count: int | None = None) -> list[slice]:
-        """This process' rows of a batch, in the parts on which it computes one after the other.
+        """This process' rows of a batch, split into micro-batches.
 
         Args:
             total: Rows of the batch.
-            count: In how many parts, some of them perhaps empty; None for as few as allowed.
+            count: Number of micro-batches, some of them perhaps empty; None for as few as allowed.
         """
         first, last = (total * rank // self.size for rank in (self.rank, self.rank + 1))
         if count is None:
@@ -77,14 +77,14 @@ class Team:
             tensor.copy_(piece.view(tensor.shape))
 
     def largest(self, *values: float | int) -> list[float]:
-        """The largest of each value over all processes, which all of them hear.
+        """Return the largest of each value over all processes.
 
         Raises:
             LostProcessError: Another process ended.
         """
         if self.size == 1:
             return [float(value) for value in values]
-        # On the CPU, so that nobody waits for a GPU to come to this point.
+        # On the CPU, so that no process waits for its GPU.
         together = torch.tensor(values, dtype=torch.float64)
         _all_reduce(together, dist.ReduceOp.MAX)
         found: list[float] = together.tolist()
@@ -102,7 +102,7 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
-    """The gradients of ``module`` as they lie in memory, of those weights that have one."""
+    """The gradients of the weights of ``module`` that have one."""
     return [weight.grad for weight in module.parameters() if weight.grad is not None]
 
 

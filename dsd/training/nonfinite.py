@@ -1,7 +1,7 @@
-"""Whether what a training computes is finite, told in the step in which it no longer is.
+"""Checks that every number of a training is finite.
 
-Nothing is masked, clamped or left out: one number that is NaN or infinite ends the attempt, and
-no state is saved before all steps up to it were found well.
+Nothing is masked, clamped or left out: a NaN or infinite value aborts the attempt. Checkpoints are
+written only after all earlier steps were verified.
 """
 
 from collections import deque
@@ -22,22 +22,22 @@ __all__ = ["Health", "HealthWatch", "Vital", "vitals_of"]
 T = TypeVar("T")
 
 _NAMED = 4
-"""Noise levels or weights that a message names."""
+"""Most noise levels or weights that a message names."""
 
 _LAG = 2
-"""Steps that a GPU may have in hand before one of them is looked at."""
+"""Steps for which the answer of a GPU may be outstanding."""
 
 
 @final
 @dataclass(frozen=True)
 class Vital:
-    """Numbers of one step that are all finite while all is well; on the device until read.
+    """Numbers of one step that must be finite; on the device until read.
 
     Args:
-        term: What they are, for people, such as "the teacher's loss".
+        term: Name in messages, such as "the teacher's loss".
         values: The numbers.
         sigma: Noise level of each, where each is of one sample.
-        module: Whose weights or gradients they are norms of, where they are.
+        module: Network of which they are norms of weights or gradients.
     """
 
     term: str
@@ -48,17 +48,15 @@ class Vital:
 
 @runtime_checkable
 class Health(Protocol):
-    """What a step says of itself."""
+    """Record of a step."""
 
     @property
     def images_seen(self) -> int:
-        """Images that the training has seen after it."""
-        ...
+        """Images of all steps so far."""
 
     @property
     def vitals(self) -> Sequence[Vital]:
-        """What must be finite, causes before effects."""
-        ...
+        """Numbers that must be finite, causes before effects."""
 
 
 def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
@@ -66,11 +64,11 @@ def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
 
     A norm is not finite if one number in it is not, or if the sum of their squares is too large
     for float32. Adam could not take such a gradient either: its second moment would be infinite
-    and the weight would rest for ever, as finite as before.
+    and the weight would never move again.
 
     Args:
-        name: The network, for people, such as "the teacher".
-        module: The network; a weight without a gradient counts as one whose gradient is zero.
+        name: Name in messages, such as "the teacher".
+        module: The network; a missing gradient counts as zero.
     """
     weights: list[Tensor] = [*module.parameters()]
     gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
@@ -87,12 +85,10 @@ def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
 
 @final
 class HealthWatch:
-    """Looks at the vitals of every step.
-
-    On a GPU it looks at a step when two more have been asked for, so that nobody waits.
+    """Verifies every step; on a GPU two steps later, so that the GPU does not wait.
 
     Args:
-        team: The processes of the training, which all hear what one finds, at the same step.
+        team: The processes of the training, which all raise at the same step.
     """
 
     def __init__(self, team: Team) -> None:
@@ -100,7 +96,7 @@ class HealthWatch:
         self._waiting: deque[tuple[Health, _Answer]] = deque()
 
     def see(self, step: Health) -> None:
-        """Look at a step, or at an earlier one.
+        """Verify a step, or an earlier one.
 
         Raises:
             NonFiniteError: A number of it is NaN or infinite; the message names the step's images,
@@ -112,25 +108,17 @@ class HealthWatch:
         self._judge(_LAG if answer.late else 0)
 
     def settle(self) -> None:
-        """Look at all steps that were not looked at yet; to be called before a state is saved.
-
-        Raises:
-            NonFiniteError: As :meth:`see`.
-        """
+        """Verify all outstanding steps, as before a state is saved; raises as :meth:`see`."""
         self._judge(0)
 
     def by_leader(self, work: Callable[[], T], images_seen: int) -> T | None:
-        """Let the process that leads do something with images; all hear if they are not finite.
-
-        Args:
-            work: Images are made in it, and a pixel that is not finite raises.
-            images_seen: Images that the training has seen.
+        """Do ``work`` in the main process; where it meets a non-finite pixel all processes raise.
 
         Returns:
-            What ``work`` returned; None in all other processes.
+            The result of ``work``; None in all other processes.
 
         Raises:
-            NonFiniteError: A pixel is NaN or infinite.
+            NonFiniteError: ``work`` raised it; ``images_seen`` is added to the message.
         """
         done, found = None, None
         if self._team.leads:
@@ -155,7 +143,7 @@ class HealthWatch:
 
 @final
 class _Answer:
-    """A truth value on its way from a device."""
+    """A truth value on its way from the device."""
 
     def __init__(self, value: Tensor) -> None:
         self.late = value.is_cuda
@@ -173,14 +161,14 @@ class _Answer:
 
 
 def _diagnosis(step: Health) -> str:
-    """What of a step is not finite."""
+    """Message about a step that is not finite."""
     found = [part for vital in step.vitals if (part := _findings(vital))]
     terms = "; ".join(found) or "a number in another process of the training"
     return f"NaN or infinite after {step.images_seen:,} images: {terms}"
 
 
 def _findings(vital: Vital) -> str:
-    """Which numbers are not finite, or nothing."""
+    """The numbers that are not finite, in words; empty if there are none."""
     bad = (~vital.values.isfinite()).nonzero().flatten().tolist()
     if not bad:
         return ""

@@ -227,7 +227,7 @@ def all_gradients(module):
 def test_bfloat16_does_nearly_what_float32_does(name):
     """Three steps, with dropout, views, the consistency term and two steps of the fake."""
     plain, short = (TEAM_CASES[name](Team()) for _ in range(2))
-    short._precision = "bfloat16"
+    short._schedule.precision = "bfloat16"
     gap, generator = DIFFERENCES.get(name, (0, 0))
     bounds = {**BOUNDS, "gap": gap, "generator": generator}
     for _ in range(3):

@@ -138,7 +138,9 @@ def test_sds_moves_images_to_what_the_teacher_expects_and_nothing_else():
     x_g = x_g[:50].requires_grad_()
     teacher = pair_at(x_g, n[:50], 0.8, fake=DATA).teacher
     (gradient,) = torch.autograd.grad(
-        score_distillation_sampling_loss(x_g, teacher).sum(), x_g, retain_graph=True
+        score_distillation_sampling_loss(x_g, DenoiserPair(teacher, teacher)).sum(),
+        x_g,
+        retain_graph=True,
     )
     torch.testing.assert_close(gradient, ((x_g - teacher) / scale_of(x_g, teacher)).detach())
 
@@ -150,7 +152,7 @@ def test_sds_shrinks_a_gaussian_generator_to_its_mode_even_at_the_data(factor):
     x_g, n = generated(scales)
     teacher = pair_at(x_g, n, 0.8, fake=DATA).teacher
     omega = scale_of(x_g, teacher).squeeze(1).detach()
-    loss = (score_distillation_sampling_loss(x_g, teacher) * omega).mean()
+    loss = (score_distillation_sampling_loss(x_g, DenoiserPair(teacher, teacher)) * omega).mean()
     (gradient,) = torch.autograd.grad(loss, scales)
     expected = scales * (1 - DATA / (DATA + 0.8**2))
     torch.testing.assert_close(gradient, expected.detach(), rtol=0.03, atol=3e-3)

@@ -53,7 +53,7 @@ def test_recomputed_blocks_change_no_bit(name, precision, micro_batch_size, repe
     runs = [CASES[name](Team(micro_batch_size=micro_batch_size)) for _ in range(2)]
     enable_activation_checkpointing(runs[1].average, False)
     for run, wanted in zip(runs, (False, True), strict=True):
-        run._precision = precision
+        run._schedule.precision = precision
         for network in unets(run):
             network.recomputes = wanted
     records = [list(islice(run.steps(), 2)) for run in runs]

@@ -12,9 +12,8 @@ from tiny_training import (
     weights,
 )
 
-from dsd.training.ema import ema_decay, frozen_copy, update_ema
 from dsd.training.loss_meter import LevelMeter
-from dsd.training.optim import learning_rate_factor
+from dsd.training.optim import ema_decay, frozen_copy, learning_rate_factor, update_ema
 from dsd.utils.errors import DataError
 
 

@@ -24,7 +24,6 @@ from dsd.pretraining.denoising_loss import ambient_denoising_loss
 from dsd.pretraining.trainer import denoising_step_loss, sample_denoising_noise
 from dsd.training.distributed import Team
 from dsd.training.memory import enable_activation_checkpointing
-from dsd.training.optim import autocast
 from dsd.utils.random import step_generator
 
 MAKERS = {"pretrain": teacher_training, "distill": distillation}
@@ -319,7 +318,7 @@ def test_the_average_is_that_of_the_trained_weights(kind):
 )
 def test_networks_compute_in_the_precision_asked_for(precision, dtype):
     x = torch.ones(2, 2)
-    with autocast(torch.device("cpu"), precision):
+    with teacher_training(tiny_params(), precision=precision)._schedule.autocast():
         assert (x @ x).dtype is dtype
 
 
