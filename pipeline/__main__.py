@@ -62,19 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:
         if isinstance(error, LostProcessError) and stop.number is None:
-            launch.wait_for_the_end()
-        return launch.tell(str(error), error.exit_code)
+            launch.wait_for_termination()
+        return launch.report_error(str(error), error.exit_code)
     except KeyboardInterrupt:
         message = f"{command} was stopped; the same command starts it again"
-        return launch.tell(message, 128 + (stop.number or 2))
+        return launch.report_error(message, 128 + (stop.number or 2))
     except OSError as error:
         if error.errno not in _DISK_REMEDIES:
             raise
-        return launch.tell(_disk_message(error, command), _DISK_EXIT_CODE)
+        return launch.report_error(_disk_message(error, command), _DISK_EXIT_CODE)
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
             raise
-        return launch.tell(_memory_message(error, command), _MEMORY_EXIT_CODE)
+        return launch.report_error(_memory_message(error, command), _MEMORY_EXIT_CODE)
     return 0
 
 
@@ -118,13 +118,13 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
         stop.install()
         die_with_parent()
         if launch.is_worker():
-            launch.become_worker(stage)
+            launch.setup_worker(stage)
         params = _load(paths)
         count = 1 if launch.is_worker() else launch.num_processes(stage, params)
         if count > 1:
             stop.close()  # this process outlives the others, each of which ends in time
             launch.start(stage, count)
-        elif launch.leads():
+        elif launch.is_main_process():
             _lead_stage(stage, params, paths, stop)
         else:
             _follow_stage(stage, params, paths, stop)
@@ -135,8 +135,8 @@ def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) 
     from pipeline.execution.run import run_stage
 
     module = import_module(f"pipeline.stages.{stage}")
-    stop.polite = True
-    run_stage(module, params, paths, launch.FollowerLog(stop))
+    stop.graceful = True
+    run_stage(module, params, paths, launch.NullLog(stop))
 
 
 def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
@@ -154,10 +154,10 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         with tracking.run(stage, params, paths, stop=stop) as log:
             for remark in remarks:
                 log.say(remark)
-            stop.polite = STAGES[stage].trains
+            stop.graceful = STAGES[stage].trains
             run_stage(module, params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
-            stop.polite = True
+            stop.graceful = True
             if stage == "evaluate":
                 # Here, and not in the stage: other words on a page must not repeat an evaluation.
                 _report(params, paths, seconds=time.monotonic() - started)

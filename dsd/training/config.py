@@ -1,6 +1,6 @@
 """What the sections of both trainings have in common."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,7 +33,7 @@ class TrainingSection(Section):
     """The half-life is at most this fraction of the images seen so far."""
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> Self:
+    def _warm_up_ends(self) -> "TrainingSection":
         if self.lr_warmup_kimg > self.kimg:
             msg = (
                 f"lr_warmup_kimg {self.lr_warmup_kimg:g} exceeds kimg {self.kimg:g}, so the step "

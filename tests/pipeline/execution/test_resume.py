@@ -112,13 +112,13 @@ def distances(monkeypatch):
 
     They change after a kill, as on a GPU, which rounds in another way each time.
     """
-    measure, found = distill._Run._judge, {0: 2.0, 64: 1.0}
+    measure, found = distill._DistillJob._judge, {0: 2.0, 64: 1.0}
 
     def judge(self):
         measure(self)
         return found.get(self.history.images_seen, 9.0), 0.0
 
-    monkeypatch.setattr(distill._Run, "_judge", judge)
+    monkeypatch.setattr(distill._DistillJob, "_judge", judge)
     return found
 
 
@@ -472,7 +472,7 @@ from pipeline.runtime.signals import StopSignal
 
 stop = StopSignal(seconds=float(sys.argv[2]))
 stop.install()
-stop.polite = True
+stop.graceful = True
 x = torch.randn(int(sys.argv[1]), int(sys.argv[1]))
 print("ready", flush=True)
 torch.linalg.svdvals(x)  # one operation, in which Python hears nothing

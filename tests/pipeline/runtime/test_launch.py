@@ -105,7 +105,7 @@ def test_stages_for_one_process_refuse_to_be_one_of_several(monkeypatch, tmp_pat
 
 def test_a_process_that_only_computes_is_silent_but_hears_signals(capfd):
     stop = StopSignal()
-    log: StageLog = launch.FollowerLog(stop)
+    log: StageLog = launch.NullLog(stop)
     with log.progress(10) as progress:
         progress.update(5, loss=1.0)
     log.metrics(5, {"loss": 1.0})
