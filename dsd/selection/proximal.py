@@ -2,9 +2,9 @@
 
 Proximal FID judges a generator without clean images: its samples are observed like the data,
 through the same operator and with noise of the same level, and compared with the observations.
-Both sides are what a file would hold: samples are 8-bit before that, and re-noised samples and
-observations are clamped to [-1, 1] and quantised alike. A reference is measured once, then used
-for any number of sets; with a cache of features, once for any number of runs.
+Both sides are as saved: samples are 8-bit before that, and re-noised samples and observations are
+clamped to [-1, 1] and quantised alike. A reference is measured once for any number of sets, and
+with a cache of features once for any number of runs.
 
 Reference:
     Denoising Score Distillation (arXiv:2503.07578).
@@ -44,7 +44,7 @@ def renoise(
         images: Images.
         sigma: Level for each image, or one for all.
         seed: Of the noise.
-        operator: What is lost besides; None if nothing is.
+        operator: Operator of the observations; None for none.
 
     Raises:
         DataError: The images are not 8-bit.
@@ -140,10 +140,11 @@ class FrechetReference:
         return frechet_distance(generated, self._moments)
 
     def _require_same_shape(self, images: Pixels) -> None:
-        if images.shape[1:] != self._shape:
+        found, wanted = (" x ".join(map(str, s)) for s in (images.shape[1:], self._shape))
+        if found != wanted:
             msg = (
-                f"images of {_size(images.shape[1:])} cannot be compared with a reference of "
-                f"{_size(self._shape)} (channels x height x width): an extractor's resizing would "
+                f"images of {found} cannot be compared with a reference of "
+                f"{wanted} (channels x height x width): an extractor's resizing would "
                 "count as a difference; bring both to one size"
             )
             raise DataError(msg)
@@ -153,10 +154,6 @@ class FrechetReference:
         self._require_same_shape(images)
         features = extract(self._extractor, images, batch_size=self._batch_size)
         return frechet_estimate(features, self._moments)
-
-
-def _size(shape: torch.Size) -> str:
-    return " x ".join(map(str, shape))
 
 
 @final

@@ -1,4 +1,4 @@
-"""Joining the processes that were started together for one training, and sharing its batches."""
+"""The processes that were started together for one training, and their micro-batches."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from pipeline.params.config import Compute
 __all__ = ["fit_into_memory", "joined_team"]
 
 _PATIENCE = timedelta(hours=2)
-"""How long processes wait for the one that measures; the end of one is noticed at once."""
+"""Longest wait for the process that measures; the end of a process is noticed without it."""
 
 _SPARE = "set compute.activation_checkpointing to true, "
 _SMALLER = (
@@ -27,12 +27,10 @@ _SMALLER = (
 
 @contextmanager
 def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch.device]]:
-    """The team that this process belongs to, and the device that it computes on.
-
-    A process that no launcher started is a team of its own.
+    """The team of this process, alone without a launcher, and the device that it computes on.
 
     Args:
-        compute: Which kind of device, and how much it takes at once.
+        compute: Section of the parameters.
         batch_size: Images of a step, which the team shares.
 
     Raises:
@@ -50,7 +48,7 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     if device.type == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    # Gradients travel between GPUs, the word to stop between CPUs.
+    # Gradients travel between GPUs, signals to stop between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
@@ -65,18 +63,10 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
 def fit_into_memory(
     training: DryRunnable, team: Team, compute: Compute, device: torch.device
 ) -> str:
-    """Choose the micro-batches of all processes where that is left to us.
-
-    On a CPU ``auto`` is the whole share of a process.
-
-    Args:
-        training: About to begin, or to go on; its weights are on the device.
-        team: Its processes.
-        compute: The size of micro-batches, or ``auto``.
-        device: Where this process computes.
+    """Choose the micro-batches of all processes; on a CPU ``auto`` is a process' whole share.
 
     Returns:
-        How a step is computed, for people.
+        A line for the log.
 
     Raises:
         ParamsError: Not even one image fits.

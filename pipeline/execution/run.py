@@ -1,4 +1,4 @@
-"""Running a stage: on its device, a training alone or in a team, resumed and retried."""
+"""Running a stage: a training on its device and processes, resumed and retried."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -35,14 +35,7 @@ __all__ = ["run_stage"]
 
 
 def run_stage(module: ModuleType, params: Params, paths: Paths, log: StageLog) -> None:
-    """Run a stage in this process.
-
-    Args:
-        module: Of ``pipeline.stages``, named like the stage.
-        params: All parameters.
-        paths: The workspace.
-        log: Of the stage.
-    """
+    """Run the stage of ``module``, one of ``pipeline.stages``, in this process."""
     stage = module.__name__.rpartition(".")[2]
     module.run(StageContext(params, paths, log, _Execution(stage, params, paths, log)))
 
@@ -62,13 +55,12 @@ class _Execution:
         return resolve_device(self.params.compute)
 
     def train(self, build: Callable[[Attempt], JobT], inputs: Mapping[str, str]) -> JobT:
-        """Train, write the outputs, and return the job that came to its end.
+        """Train, write the outputs, and return the finished job.
 
         Raises:
             BusyError: Another process computes the same.
-            OSError: The disk refuses. That this user may not replace the outputs is known before
-                the training begins.
-            NonFiniteError: As many attempts as there may be met a number that is not finite.
+            OSError: The disk refuses; outputs that cannot be replaced are found before training.
+            NonFiniteError: All attempts met a non-finite value.
             ParamsError: There is no such device, or there are more processes than images.
         """
         stage, paths, compute = self.stage, self.paths, self.params.compute
@@ -118,5 +110,5 @@ class _Attempt:
         return Resumable(self.folder, state, minutes=minutes, log=self.log, team=self.team)
 
     def fit_into_memory(self, training: DryRunnable) -> None:
-        """Choose how many images the processes take at once, and say so."""
+        """Choose the size of micro-batches, and log it."""
         self.log.say(fit_into_memory(training, self.team, self.params.compute, self.device))
