@@ -125,13 +125,13 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
             stop.close()  # this process outlives the others, each of which ends in time
             launch.start(stage, count)
         elif launch.is_main_process():
-            _lead_stage(stage, params, paths, stop)
+            _run_main(stage, params, paths, stop)
         else:
-            _follow_stage(stage, params, paths, stop)
+            _run_other(stage, params, paths, stop)
 
 
-def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
-    """Only compute, with the process that leads."""
+def _run_other(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+    """Only compute, beside the main process."""
     from pipeline.execution.run import run_stage
 
     module = import_module(f"pipeline.stages.{stage}")
@@ -139,7 +139,7 @@ def _follow_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) 
     run_stage(module, params, paths, launch.NullLog(stop))
 
 
-def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
@@ -148,7 +148,7 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
         from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
-        _forget_done_before(stage, paths)
+        _remove_finished_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
@@ -163,16 +163,16 @@ def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) ->
                 _report(params, paths, seconds=time.monotonic() - started)
 
 
-def _forget_done_before(stage: str, paths: Paths) -> None:
+def _remove_finished_before(stage: str, paths: Paths) -> None:
     """Delete the states of other stages' complete trainings.
 
     That this stage begins shows that DVC has noted them.
     """
-    from pipeline.execution.checkpoints import forget_done
+    from pipeline.execution.checkpoints import remove_finished
 
     for other in TRAININGS:
         if other != stage:
-            forget_done(paths.state(other), paths.root)
+            remove_finished(paths.state(other), paths.root)
 
 
 def _report(params: "Params", paths: Paths, *, seconds: float) -> None:

@@ -17,10 +17,10 @@ from dsd.operators.config import IdentityOperator
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
-from dsd.training.distributed import Rows, Team, gradients
+from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
 from dsd.training.memory import enable_activation_checkpointing
-from dsd.training.nonfinite import Vital, vitals_of
+from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
 from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
@@ -42,7 +42,7 @@ class DistillStep:
     generated image."""
 
     sigma: Level
-    vitals: tuple[Vital, ...]
+    checks: tuple[FiniteCheck, ...]
 
     def __repr__(self) -> str:
         losses = {"gap": self.gap, "loss_fake": self.loss_fake}
@@ -51,7 +51,7 @@ class DistillStep:
 
 @final
 @dataclass(frozen=True)
-class _FakeNoise(Rows):
+class _FakeNoise(TensorBatch):
     """Random inputs of one step of the fake denoiser."""
 
     z: Images
@@ -68,7 +68,7 @@ class _FakeNoise(Rows):
 
 @final
 @dataclass(frozen=True)
-class _GeneratorNoise(Rows):
+class _GeneratorNoise(TensorBatch):
     """Random inputs of one step of the generator."""
 
     z: Images
@@ -100,7 +100,7 @@ class Distillation:
         operator: Through which the data were observed; None where images themselves were. The
             fake denoiser learns from generated images observed likewise, through fresh views; what
             the generator's loss compares is A G(z), without noise and in all coefficients.
-        team: The processes that share the work; None for this one alone.
+        distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the networks twice, for less memory.
 
     Deviates:
@@ -129,7 +129,7 @@ class Distillation:
         seed: int,
         precision: Precision,
         operator: Operator | None = None,
-        team: Team | None = None,
+        distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         self.teacher = frozen_copy(teacher)
@@ -148,11 +148,16 @@ class Distillation:
         device = next(teacher.parameters()).device
         self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
-        self._team = team or Team()
+        self._distributed = distributed or DistributedContext()
         self._config = config
         self._objective = objective
         self._schedule = Schedule(
-            config, "distill", seed=seed, precision=precision, device=device, team=self._team
+            config,
+            "distill",
+            seed=seed,
+            precision=precision,
+            device=device,
+            distributed=self._distributed,
         )
         self._loss = divergence_of(config.divergence, alpha=config.alpha)
 
@@ -164,7 +169,7 @@ class Distillation:
     @property
     def _parts(self) -> list[slice]:
         """This process' rows of each batch."""
-        return self._team.parts(self._config.batch_size)
+        return self._distributed.micro_batches(self._config.batch_size)
 
     def steps(self) -> Iterator[DistillStep]:
         """Distil from the current step to the last; between records the state is consistent."""
@@ -204,19 +209,19 @@ class Distillation:
         schedule.update_average(self.step, self.average, self.generator)
         checked = (
             *self._checked_of_fake(loss_fake, fake_noises),
-            Vital("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
-            *vitals_of("the generator", self.generator),
+            FiniteCheck("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
+            *grad_and_weight_norms("the generator", self.generator),
         )
         seen = schedule.images_seen(self.step)
         return DistillStep(seen, loss_fake, gaps, noise.sigma, checked)
 
     def _checked_of_fake(
         self, loss: PerSample | None, noises: list[_FakeNoise]
-    ) -> Iterator[Vital]:
+    ) -> Iterator[FiniteCheck]:
         """What must be finite of the fake denoiser, where there is one."""
         if loss is not None:
-            yield Vital("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
-            yield from vitals_of("the fake denoiser", self.fake)
+            yield FiniteCheck("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
+            yield from grad_and_weight_norms("the fake denoiser", self.fake)
 
     def _sample_noise(self, random: torch.Generator) -> tuple[_GeneratorNoise, list[_FakeNoise]]:
         """All random inputs of a step, the same in every process.
@@ -279,7 +284,7 @@ class Distillation:
                 x_g = self._generate_all(noise.z, retain_graph=False)
             self.optimizer_fake.zero_grad(set_to_none=True)
             loss = self._backward_fake(x_g, noise)
-            self._team.add_up([*gradients(self.fake), loss])
+            self._distributed.all_reduce_sum_([*gradients(self.fake), loss])
             self.optimizer_fake.step()
         return loss
 
@@ -341,7 +346,7 @@ class Distillation:
         """Move the generator down the gradient; sum ``gaps`` over the processes by the way."""
         self.optimizer.zero_grad(set_to_none=True)
         self._backward_generator(z, x_g, grad_x)
-        self._team.add_up([*gradients(self.generator), gaps])
+        self._distributed.all_reduce_sum_([*gradients(self.generator), gaps])
         self.optimizer.step()
 
     def _backward_generator(self, z: Images, x_g: list[Tensor], grad_x: list[Tensor]) -> None:

@@ -21,15 +21,15 @@ from dsd.pretraining.consistency_loss import (
     reverse_steps,
 )
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
-from dsd.training.distributed import Rows, Team, gradients
+from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
 from dsd.training.memory import enable_activation_checkpointing
-from dsd.training.nonfinite import Vital, vitals_of
+from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
 from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
 from dsd.utils.images import require_data_units
-from dsd.utils.random import BatchOrder
+from dsd.utils.random import EpochSampler
 from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = [
@@ -51,7 +51,7 @@ class TeacherStep:
     images_seen: int
     loss: PerSample
     sigma: Level
-    vitals: tuple[Vital, ...]
+    checks: tuple[FiniteCheck, ...]
 
     def __repr__(self) -> str:
         return step_line("TeacherStep", self.images_seen, self.sigma, loss=self.loss)
@@ -59,7 +59,7 @@ class TeacherStep:
 
 @final
 @dataclass(frozen=True)
-class DenoisingNoise(Rows):
+class DenoisingNoise(TensorBatch):
     """Random inputs of a denoiser's loss on observations."""
 
     sigma_y: Level
@@ -147,7 +147,7 @@ def denoising_step_loss(
 
 @final
 @dataclass(frozen=True)
-class ConsistencyNoise(Rows):
+class ConsistencyNoise(TensorBatch):
     """Random inputs of the consistency loss."""
 
     sigma: Level
@@ -251,7 +251,7 @@ class TeacherTraining:
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
         view: What was observed of each image, on their device; None where all was.
-        team: The processes that share the work; None for this one alone.
+        distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
 
     Raises:
@@ -268,7 +268,7 @@ class TeacherTraining:
         seed: int,
         precision: Precision,
         view: View | None = None,
-        team: Team | None = None,
+        distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         require_data_units(images)
@@ -280,11 +280,11 @@ class TeacherTraining:
         self.batch_size = config.batch_size
         self.step = 0
         self._images = images
-        self._order = BatchOrder(seed, len(images), images.device)
+        self._order = EpochSampler(seed, len(images), images.device)
         self._sigma_y = as_levels(sigma_y, images)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
-        self._team = team or Team()
+        self._distributed = distributed or DistributedContext()
         self._config = config
         self._schedule = Schedule(
             config,
@@ -292,7 +292,7 @@ class TeacherTraining:
             seed=seed,
             precision=precision,
             device=images.device,
-            team=self._team,
+            distributed=self._distributed,
         )
 
     @property
@@ -317,13 +317,13 @@ class TeacherTraining:
         y, noise, consistency_noise = self._sample_batch(schedule.generator(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(y, noise, consistency_noise)
-        self._team.add_up([*gradients(self.denoiser), loss])
+        self._distributed.all_reduce_sum_([*gradients(self.denoiser), loss])
         self.optimizer.step()
         self.step += 1
         schedule.update_average(self.step, self.average, self.denoiser)
         checked = (
-            Vital("the teacher's loss", loss, sigma=noise.sigma),
-            *vitals_of("the teacher", self.denoiser),
+            FiniteCheck("the teacher's loss", loss, sigma=noise.sigma),
+            *grad_and_weight_norms("the teacher", self.denoiser),
         )
         return TeacherStep(schedule.images_seen(self.step), loss, noise.sigma, checked)
 
@@ -368,8 +368,8 @@ class TeacherTraining:
         """
         config = self._config
         losses = torch.zeros_like(noise.sigma)
-        parts = self._team.parts(config.batch_size)
-        few = self._team.parts(config.consistency.batch_size, len(parts))
+        parts = self._distributed.micro_batches(config.batch_size)
+        few = self._distributed.micro_batches(config.consistency.batch_size, len(parts))
         with self._schedule.dropout(self.step):
             for rows, some in zip(parts, few, strict=True):
                 with self._schedule.autocast():

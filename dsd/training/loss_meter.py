@@ -7,13 +7,13 @@ from torch import nn
 
 from dsd.utils.shapes import Level, PerSample
 
-__all__ = ["LevelMeter", "Reading", "step_line"]
+__all__ = ["BinnedMean", "Means", "step_line"]
 
 _EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Borders of the noise levels' bins, in data units."""
 
 
-class Reading(NamedTuple):
+class Means(NamedTuple):
     """Means since the last reading."""
 
     mean: float
@@ -22,7 +22,7 @@ class Reading(NamedTuple):
 
 
 @final
-class LevelMeter(nn.Module):
+class BinnedMean(nn.Module):
     """Mean of a value, overall and by noise level; a module so that states save it."""
 
     edges: torch.Tensor
@@ -42,7 +42,7 @@ class LevelMeter(nn.Module):
         self.totals.index_add_(0, bins, values.double())
         self.counts.index_add_(0, bins, torch.ones_like(values, dtype=torch.float64))
 
-    def read(self) -> Reading:
+    def read(self) -> Means:
         """Return the means since the last reading, and start again."""
         totals, counts = self.totals.tolist(), self.counts.tolist()
         names = [f"<={edge:g}" for edge in _EDGES] + [f">{_EDGES[-1]:g}"]
@@ -51,7 +51,7 @@ class LevelMeter(nn.Module):
         mean = sum(totals) / max(sum(counts), 1.0)
         self.totals.zero_()
         self.counts.zero_()
-        return Reading(mean, by_level)
+        return Means(mean, by_level)
 
 
 def step_line(name: str, images_seen: int, sigma: Level, **losses: PerSample | None) -> str:

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn, optim
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 
 __all__ = ["DryRunnable", "enable_activation_checkpointing", "find_micro_batch_size"]
 
@@ -37,8 +37,8 @@ def enable_activation_checkpointing(module: nn.Module, enabled: bool) -> None:
             setattr(network, "recomputes", enabled)  # noqa: B010 - nn.Module types no flags
 
 
-def find_micro_batch_size(training: DryRunnable, team: Team) -> int:
-    """Halve a process' share of a batch until a step fits into memory, and let ``team`` use it.
+def find_micro_batch_size(training: DryRunnable, distributed: DistributedContext) -> int:
+    """Halve a process' share of a batch until a step fits into memory; set it in ``distributed``.
 
     All processes get the same number. The training is as it was afterwards.
 
@@ -48,16 +48,16 @@ def find_micro_batch_size(training: DryRunnable, team: Team) -> int:
     Reference:
         ``find_executable_batch_size`` of Hugging Face's Accelerate.
     """
-    team.micro_batch_size = -(-training.batch_size // team.size)
+    distributed.micro_batch_size = -(-training.batch_size // distributed.world_size)
     while True:
         error = _memory_error(training)
         torch.cuda.empty_cache()
-        (failed,) = team.largest(error is not None)
+        (failed,) = distributed.all_reduce_max(error is not None)
         if not failed:
-            return team.micro_batch_size
-        if team.micro_batch_size == 1:
+            return distributed.micro_batch_size
+        if distributed.micro_batch_size == 1:
             raise error or torch.OutOfMemoryError("out of memory in another process")
-        team.micro_batch_size = -(-team.micro_batch_size // 2)
+        distributed.micro_batch_size = -(-distributed.micro_batch_size // 2)
 
 
 def _memory_error(training: DryRunnable) -> torch.OutOfMemoryError | None:

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.utils.errors import NonFiniteError
 from dsd.utils.shapes import Level
 
-__all__ = ["Health", "HealthWatch", "Vital", "vitals_of"]
+__all__ = ["FiniteCheck", "NonFiniteMonitor", "StepOutput", "grad_and_weight_norms"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _LAG = 2
 
 @final
 @dataclass(frozen=True)
-class Vital:
+class FiniteCheck:
     """Numbers of one step that must be finite; on the device until read.
 
     Args:
@@ -47,7 +47,7 @@ class Vital:
 
 
 @runtime_checkable
-class Health(Protocol):
+class StepOutput(Protocol):
     """Record of a step."""
 
     @property
@@ -55,11 +55,11 @@ class Health(Protocol):
         """Images of all steps so far."""
 
     @property
-    def vitals(self) -> Sequence[Vital]:
+    def checks(self) -> Sequence[FiniteCheck]:
         """Numbers that must be finite, causes before effects."""
 
 
-def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
+def grad_and_weight_norms(name: str, module: nn.Module) -> tuple[FiniteCheck, FiniteCheck]:
     """The norms of a network's gradients and of its weights, after a step of its optimiser.
 
     A norm is not finite if one number in it is not, or if the sum of their squares is too large
@@ -73,8 +73,8 @@ def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
     weights: list[Tensor] = [*module.parameters()]
     gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
     return (
-        Vital(f"{name}'s gradients", _norms(gradients), module=module),
-        Vital(f"{name}'s weights", _norms(weights), module=module),
+        FiniteCheck(f"{name}'s gradients", _norms(gradients), module=module),
+        FiniteCheck(f"{name}'s weights", _norms(weights), module=module),
     )
 
 
@@ -84,34 +84,34 @@ def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
 
 
 @final
-class HealthWatch:
+class NonFiniteMonitor:
     """Verifies every step; on a GPU two steps later, so that the GPU does not wait.
 
     Args:
-        team: The processes of the training, which all raise at the same step.
+        distributed: The processes of the training, which all raise at the same step.
     """
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
-        self._waiting: deque[tuple[Health, _Answer]] = deque()
+    def __init__(self, distributed: DistributedContext) -> None:
+        self._distributed = distributed
+        self._waiting: deque[tuple[StepOutput, _DeferredFlag]] = deque()
 
-    def see(self, step: Health) -> None:
+    def check(self, step: StepOutput) -> None:
         """Verify a step, or an earlier one.
 
         Raises:
             NonFiniteError: A number of it is NaN or infinite; the message names the step's images,
                 the terms, and their noise levels or weights.
         """
-        numbers = torch.cat([vital.values.detach().float() for vital in step.vitals])
-        answer = _Answer(numbers.isfinite().all())
+        numbers = torch.cat([vital.values.detach().float() for vital in step.checks])
+        answer = _DeferredFlag(numbers.isfinite().all())
         self._waiting.append((step, answer))
-        self._judge(_LAG if answer.late else 0)
+        self._verify(_LAG if answer.late else 0)
 
-    def settle(self) -> None:
-        """Verify all outstanding steps, as before a state is saved; raises as :meth:`see`."""
-        self._judge(0)
+    def flush(self) -> None:
+        """Verify all outstanding steps, as before a state is saved; raises as :meth:`check`."""
+        self._verify(0)
 
-    def by_leader(self, work: Callable[[], T], images_seen: int) -> T | None:
+    def on_main_process(self, work: Callable[[], T], images_seen: int) -> T | None:
         """Do ``work`` in the main process; where it meets a non-finite pixel all processes raise.
 
         Returns:
@@ -121,28 +121,28 @@ class HealthWatch:
             NonFiniteError: ``work`` raised it; ``images_seen`` is added to the message.
         """
         done, found = None, None
-        if self._team.leads:
+        if self._distributed.is_main_process:
             try:
                 done = work()
             except NonFiniteError as error:
                 found = error
-        (bad,) = self._team.largest(found is not None)
+        (bad,) = self._distributed.all_reduce_max(found is not None)
         if bad:
-            what = found or "pixels in the process that leads"
+            what = found or "pixels in the main process"
             msg = f"NaN or infinite after {images_seen:,} images: {what}"
             raise NonFiniteError(msg, images_seen) from found
         return done
 
-    def _judge(self, left: int) -> None:
+    def _verify(self, left: int) -> None:
         while len(self._waiting) > left:
             step, answer = self._waiting.popleft()
-            (bad,) = self._team.largest(not answer.read())
+            (bad,) = self._distributed.all_reduce_max(not answer.read())
             if bad:
                 raise NonFiniteError(_diagnosis(step), step.images_seen)
 
 
 @final
-class _Answer:
+class _DeferredFlag:
     """A truth value on its way from the device."""
 
     def __init__(self, value: Tensor) -> None:
@@ -160,14 +160,14 @@ class _Answer:
         return bool(self._value)
 
 
-def _diagnosis(step: Health) -> str:
+def _diagnosis(step: StepOutput) -> str:
     """Message about a step that is not finite."""
-    found = [part for vital in step.vitals if (part := _findings(vital))]
+    found = [part for vital in step.checks if (part := _findings(vital))]
     terms = "; ".join(found) or "a number in another process of the training"
     return f"NaN or infinite after {step.images_seen:,} images: {terms}"
 
 
-def _findings(vital: Vital) -> str:
+def _findings(vital: FiniteCheck) -> str:
     """The numbers that are not finite, in words; empty if there are none."""
     bad = (~vital.values.isfinite()).nonzero().flatten().tolist()
     if not bad:

@@ -9,7 +9,7 @@ import torch
 from torch import nn, optim
 
 from dsd.training.config import TrainingSection
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.optim import ema_decay, learning_rate_factor, update_ema
 from dsd.utils.config import Precision
 from dsd.utils.precision import float32_products
@@ -30,7 +30,7 @@ class Schedule:
         seed: Root of all randomness.
         precision: Arithmetic inside the networks.
         device: Where the training computes.
-        team: Its processes.
+        distributed: Its processes.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Schedule:
         seed: int,
         precision: Precision,
         device: torch.device,
-        team: Team,
+        distributed: DistributedContext,
     ) -> None:
         self.num_steps = math.ceil(config.kimg * 1000 / config.batch_size)
         self.precision: Precision = precision
@@ -49,7 +49,7 @@ class Schedule:
         self._purpose = purpose
         self._seed = seed
         self._device = device
-        self._team = team
+        self._distributed = distributed
 
     def images_seen(self, step: int) -> int:
         """Images of the first ``step`` steps."""
@@ -71,7 +71,9 @@ class Schedule:
 
     def dropout(self, step: int) -> AbstractContextManager[None]:
         """Context manager that seeds dropout for this process' share of a step."""
-        return seeded_dropout(self._seed, self._purpose, step, self._device, self._team.rank)
+        return seeded_dropout(
+            self._seed, self._purpose, step, self._device, self._distributed.rank
+        )
 
     def set_learning_rate(self, step: int, optimizer: optim.Optimizer, peak: float) -> None:
         """Use the step size of ``step``, whose largest value is ``peak``."""

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = ["BatchOrder", "derive_seed", "seeded_dropout", "step_generator"]
+__all__ = ["EpochSampler", "derive_seed", "seeded_dropout", "step_generator"]
 
 
 def derive_seed(*parts: str | int) -> int:
@@ -33,7 +33,7 @@ def seeded_dropout(
 
 
 @final
-class BatchOrder:
+class EpochSampler:
     """Which images each step takes: every epoch visits each once, in an order of its own.
 
     The order of one epoch stays on the device, so that a step neither shuffles all images nor

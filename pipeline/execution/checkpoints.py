@@ -15,7 +15,7 @@ from typing import TypeVar, final
 
 from pydantic import JsonValue
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState, read_info
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from dsd.utils.files import published
@@ -24,12 +24,12 @@ from pipeline.execution.origin import Origin
 from pipeline.stage_io.log import StageLog
 
 __all__ = [
-    "Resumable",
+    "CheckpointManager",
     "begin",
-    "forget_done",
-    "forget_superseded",
-    "mark_done",
-    "reserved",
+    "lock_run_dir",
+    "mark_finished",
+    "remove_finished",
+    "remove_superseded",
     "retry_on_nonfinite",
 ]
 
@@ -44,18 +44,18 @@ _DONE = "done"
 
 
 @contextmanager
-def reserved(folder: Path, team: Team) -> Iterator[Path]:
-    """Lock the folder of a run for the processes of ``team``, and yield it.
+def lock_run_dir(folder: Path, distributed: DistributedContext) -> Iterator[Path]:
+    """Lock the folder of a run for the processes of ``distributed``, and yield it.
 
     Raises:
         BusyError: Another process computes the same; the message says which.
     """
     purpose = f"a training with the same parameters and images (its state is {folder})"
-    with exclusive(_lock_of(folder), purpose) if team.leads else nullcontext():
+    with exclusive(_lock_of(folder), purpose) if distributed.is_main_process else nullcontext():
         yield folder
 
 
-def forget_done(states: Path, root: Path, *, but: str = "") -> None:
+def remove_finished(states: Path, root: Path, *, but: str = "") -> None:
     """Delete the states of finished trainings, once DVC has recorded their results.
 
     Args:
@@ -91,13 +91,13 @@ def begin(folder: Path, origin: Origin, log: StageLog) -> None:
     )
 
 
-def mark_done(folder: Path, root: Path) -> None:
-    """Record that a run is complete, with results in ``root``; see :func:`forget_done`."""
+def mark_finished(folder: Path, root: Path) -> None:
+    """Record that a run is complete, with results in ``root``; see :func:`remove_finished`."""
     with published(folder / _DONE) as note:
         note.write(bytes(root.resolve()))
 
 
-def forget_superseded(folder: Path, origin: Origin) -> None:
+def remove_superseded(folder: Path, origin: Origin) -> None:
     """Delete unfinished states of this workspace with the parameters of a finished run.
 
     They had other code or images. States of other parameters stay: setting these again continues
@@ -183,7 +183,7 @@ def _diagnosis(error: NonFiniteError, steps: list[int | None]) -> str:
 
 
 @final
-class Resumable:
+class CheckpointManager:
     """Saved states of one training run: the last one and, in case it breaks, the one before.
 
     Args:
@@ -191,7 +191,7 @@ class Resumable:
         state: Modules and optimisers to save.
         minutes: Time between two saves.
         log: Log of the stage.
-        team: The processes of the run; all read the state, one writes it, and all stop together.
+        distributed: Processes of the run: all read the state, one writes it, all stop together.
     """
 
     def __init__(
@@ -201,11 +201,11 @@ class Resumable:
         *,
         minutes: float,
         log: StageLog,
-        team: Team,
+        distributed: DistributedContext,
     ) -> None:
         self.folder = folder
         self._state = state
-        self._team = team
+        self._distributed = distributed
         self._signal = 0
         self._seconds = minutes * 60
         self._saved_at = self._asked_at = time.monotonic()
@@ -220,7 +220,7 @@ class Resumable:
         info, damaged = self._load()
         seen = -1 if info is None else info["images_seen"]
         assert isinstance(seen, int)
-        most, least = self._team.largest(seen, -seen)
+        most, least = self._distributed.all_reduce_max(seen, -seen)
         if most != -least:
             msg = (
                 f"{self.folder} is not the same for all processes: let them share one workspace, "
@@ -229,7 +229,7 @@ class Resumable:
             raise DataError(msg)
         for file in damaged:
             self._log.say(f"{file} is damaged, and deleted; going on from the state before it")
-            if self._team.leads:
+            if self._distributed.is_main_process:
                 file.unlink()  # or the next state would take the place of the good one
         if info is not None:
             self._log.say(f"resumed after {seen:,} images")
@@ -251,7 +251,7 @@ class Resumable:
 
     def save(self, info: Mapping[str, JsonValue]) -> None:
         """Save now, in the main process."""
-        if self._team.leads:
+        if self._distributed.is_main_process:
             last = self.folder / _LAST
             self._state.save(self.folder / _NEWEST, info)
             with suppress(FileNotFoundError):
@@ -259,7 +259,7 @@ class Resumable:
             (self.folder / _NEWEST).replace(last)
         self._saved_at = time.monotonic()
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Whether all processes should save: before the interval is exceeded, or after a signal.
 
         The next step is taken to be as long as the last one.
@@ -267,12 +267,12 @@ class Resumable:
         now = time.monotonic()
         step, self._asked_at = now - self._asked_at, now
         waited = now + step - self._saved_at > self._seconds
-        late, number = self._team.largest(waited, self._log.stop_signal() or 0)
+        late, number = self._distributed.all_reduce_max(waited, self._log.stop_signal() or 0)
         self._signal = int(number)
         return bool(late or number)
 
-    def stop_if_asked(self, images_seen: int) -> None:
-        """Raise :class:`Interrupted` if a signal came before :meth:`due`; call after a save."""
+    def raise_if_stopping(self, images_seen: int) -> None:
+        """Raise ``Interrupted`` if a signal came before :meth:`should_save`; call after a save."""
         if self._signal:
             msg = f"stopped after {images_seen:,} images; the same command continues from there"
             raise Interrupted(msg, self._signal)

@@ -8,15 +8,15 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.memory import DryRunnable, find_micro_batch_size
 from dsd.utils.errors import Interrupted, ParamsError
 from pipeline.execution.device import resolve_device
 from pipeline.params.config import Compute
 
-__all__ = ["fit_into_memory", "joined_team"]
+__all__ = ["choose_micro_batch_size", "init_distributed"]
 
-_PATIENCE = timedelta(hours=2)
+_TIMEOUT = timedelta(hours=2)
 """Longest wait for the process that measures; the end of a process is noticed without it."""
 
 _SPARE = "set compute.activation_checkpointing to true, "
@@ -26,12 +26,14 @@ _SMALLER = (
 
 
 @contextmanager
-def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch.device]]:
-    """The team of this process, alone without a launcher, and the device that it computes on.
+def init_distributed(
+    compute: Compute, batch_size: int
+) -> Iterator[tuple[DistributedContext, torch.device]]:
+    """The processes of this training, one without a launcher, and the device of this one.
 
     Args:
         compute: Section of the parameters.
-        batch_size: Images of a step, which the team shares.
+        batch_size: Images of a step, which the processes share.
 
     Raises:
         ParamsError: There is no such device, or there are more processes than images.
@@ -39,7 +41,7 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     device = resolve_device(compute)
     asked = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
     if not dist.is_torchelastic_launched():
-        yield Team(micro_batch_size=asked), device
+        yield DistributedContext(micro_batch_size=asked), device
         return
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if size > batch_size:
@@ -50,9 +52,9 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
         torch.cuda.set_device(device)
     # Gradients travel between GPUs, signals to stop between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        yield Team(rank, size, asked), device
+        yield DistributedContext(rank, size, asked), device
     except Interrupted:  # all stop at the same step
         dist.destroy_process_group()
         raise
@@ -60,8 +62,8 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     dist.destroy_process_group()
 
 
-def fit_into_memory(
-    training: DryRunnable, team: Team, compute: Compute, device: torch.device
+def choose_micro_batch_size(
+    training: DryRunnable, distributed: DistributedContext, compute: Compute, device: torch.device
 ) -> str:
     """Choose the micro-batches of all processes; on a CPU ``auto`` is a process' whole share.
 
@@ -71,13 +73,13 @@ def fit_into_memory(
     Raises:
         ParamsError: Not even one image fits.
     """
-    share = -(-training.batch_size // team.size)
+    share = -(-training.batch_size // distributed.world_size)
     if compute.micro_batch_size == "auto" and device.type == "cuda":
         try:
-            find_micro_batch_size(training, team)
+            find_micro_batch_size(training, distributed)
         except torch.OutOfMemoryError as error:
             spare = "" if compute.activation_checkpointing else _SPARE
             msg = f"not even one image fits into the GPU's memory ({error}): {spare}{_SMALLER}"
             raise ParamsError(msg) from error
-    images = min(share, team.micro_batch_size or share)
+    images = min(share, distributed.micro_batch_size or share)
     return f"takes {images} of {share} images of a step in one pass"

@@ -121,7 +121,7 @@ class _DistillJob:
     def __init__(self, params: "Params", given: _Inputs, log: StageLog, attempt: Attempt) -> None:
         self._params = params
         self._log = log
-        self._team = attempt.team
+        self._distributed = attempt.distributed
         device = attempt.device
         self._operator = Operator.of_store(given.train.meta.info)
         self._network = read_spec(given.teacher).network
@@ -134,10 +134,12 @@ class _DistillJob:
             seed=params.seed,
             precision=attempt.precision,
             operator=self._operator,
-            team=attempt.team,
+            distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
         )
-        self._proximal = _proximal(params, given, device) if attempt.team.leads else None
+        self._proximal = (
+            _proximal(params, given, device) if attempt.distributed.is_main_process else None
+        )
         self._latents = make_latents(
             params.distill.selection.num_samples,
             self._operator.shape,
@@ -175,7 +177,7 @@ class _DistillJob:
         seen = self.history.images_seen
         gap = self._loop.read(self.history.gap_by_level) if seen else None
         judged = self._loop.on_main_process(self._judge)
-        proximal, error = self._team.largest(*(judged or (-math.inf, -math.inf)))
+        proximal, error = self._distributed.all_reduce_max(*(judged or (-math.inf, -math.inf)))
         measurement = Measurement(
             images_seen=seen,
             gap=gap,
@@ -183,7 +185,7 @@ class _DistillJob:
             proximal_frechet_standard_error=error,
         )
         self.history.measurements.append(measurement)
-        if self._team.leads:
+        if self._distributed.is_main_process:
             self._keep_generator()
         self._report(measurement)
 
@@ -244,7 +246,7 @@ class _DistillJob:
     def _remove_worse(self) -> None:
         """After a save, remove the generators that neither this state nor the last one names."""
         best = self._best()
-        if self._team.leads:
+        if self._distributed.is_main_process:
             self._remove_generators(best | self._best_before)
         self._best_before = best
 

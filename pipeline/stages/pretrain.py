@@ -82,7 +82,7 @@ class _PretrainJob:
             seed=params.seed,
             precision=attempt.precision,
             view=None if view is None else view.to(device),
-            team=attempt.team,
+            distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
         )
         self._loop = training.TrainingLoop(

@@ -6,9 +6,9 @@ from typing import Generic, Protocol, TypeVar, final
 from pydantic import BaseModel
 from torch import nn, optim
 
-from dsd.training.loss_meter import LevelMeter
+from dsd.training.loss_meter import BinnedMean
 from dsd.training.memory import DryRunnable
-from dsd.training.nonfinite import Health, HealthWatch
+from dsd.training.nonfinite import NonFiniteMonitor, StepOutput
 from dsd.training.state import TrainingState
 from dsd.utils.images import save_grid
 from dsd.utils.shapes import Pixels
@@ -19,7 +19,7 @@ __all__ = ["GRID_IMAGES", "History", "TrainingLoop"]
 GRID_IMAGES, _GRID_COLUMNS = 32, 8
 
 T = TypeVar("T")
-RecordT = TypeVar("RecordT", bound=Health, covariant=True)
+RecordT = TypeVar("RecordT", bound=StepOutput, covariant=True)
 HistoryT = TypeVar("HistoryT", bound="History")
 
 
@@ -62,9 +62,9 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
         optimizers: Mapping[str, optim.Optimizer],
         attempt: Attempt,
     ) -> None:
-        self.meter = LevelMeter().to(attempt.device)
+        self.meter = BinnedMean().to(attempt.device)
         self._training = training
-        self._watch = HealthWatch(attempt.team)
+        self._watch = NonFiniteMonitor(attempt.distributed)
         self._checkpoints = attempt.checkpoints(
             TrainingState({**modules, "meter": self.meter}, optimizers)
         )
@@ -72,7 +72,7 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
         saved = self._checkpoints.restore()
         self.history = history if saved is None else type(history).model_validate(saved)
         training.step = self.history.images_seen // training.batch_size
-        attempt.fit_into_memory(training)
+        attempt.choose_micro_batch_size(training)
 
     @property
     def total_images(self) -> int:
@@ -86,14 +86,14 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
             saved: Called after each save.
         """
         for record in self._training.steps():
-            self._watch.see(record)
+            self._watch.check(record)
             self.history.images_seen = record.images_seen
             yield record
-            if self._checkpoints.due():
-                self._watch.settle()
+            if self._checkpoints.should_save():
+                self._watch.flush()
                 self.save()
                 saved()
-                self._checkpoints.stop_if_asked(self.history.images_seen)
+                self._checkpoints.raise_if_stopping(self.history.images_seen)
 
     def save(self) -> None:
         """Save state and history."""
@@ -106,7 +106,7 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
 
     def read(self, curve: list[tuple[int, str, float]]) -> float:
         """Return the mean since the last reading; add those by noise level to ``curve``."""
-        self._watch.settle()
+        self._watch.flush()
         reading = self.meter.read()
         seen = self.history.images_seen
         curve += [(seen, *item) for item in reading.by_level.items()]
@@ -114,8 +114,8 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
 
     def on_main_process(self, work: Callable[[], T]) -> T | None:
         """Do ``work`` with images in the main process, after all steps were verified."""
-        self._watch.settle()
-        return self._watch.by_leader(work, self.history.images_seen)
+        self._watch.flush()
+        return self._watch.on_main_process(work, self.history.images_seen)
 
     def save_pictures(self, images: Pixels) -> None:
         """Save a grid of the first images, named by the images seen."""

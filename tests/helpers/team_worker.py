@@ -1,4 +1,4 @@
-"""Trainings in one process of a team; run as ``python team_worker.py FOLDER SIZE RANK``.
+"""Trainings in one of several processes; run as ``python team_worker.py FOLDER SIZE RANK``.
 
 Writes what every case ends with to ``FOLDER/<size>-<rank>.safetensors``. Cases in float64 do the
 same arithmetic with 53 bits, to tell rounding from mistakes.
@@ -20,7 +20,7 @@ from dsd.model.checkpoint import build_denoiser
 from dsd.operators.config import OperatorChoice
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState
 
 SHAPE = (1, 8, 8)
@@ -61,23 +61,23 @@ def denoiser(wanted, observed):
     return network.to(torch.get_default_dtype())
 
 
-def teacher_training(kind, team, dropout):
+def teacher_training(kind, distributed, dropout):
     wanted = params(dropout)
     observed, random = operator(kind), torch.Generator().manual_seed(5)
     y = torch.randn(30, *observed.observed_shape, generator=random)
     view = None if observed.views is None else observed.views.draw(30, random)
     return TeacherTraining(
         denoiser(wanted, observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
-        wanted.pretrain, seed=0, precision="float32", view=view, team=team,
+        wanted.pretrain, seed=0, precision="float32", view=view, distributed=distributed,
     )  # fmt: skip
 
 
-def distillation(kind, divergence, team, dropout):
+def distillation(kind, divergence, distributed, dropout):
     wanted, observed = params(dropout, divergence=divergence), operator(kind)
     return Distillation(
         denoiser(wanted, observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill,
         wanted.pretrain,
-        seed=0, precision="float32", operator=observed, team=team,
+        seed=0, precision="float32", operator=observed, distributed=distributed,
     )  # fmt: skip
 
 
@@ -113,26 +113,17 @@ CASES = {
 MICRO_BATCHES = {"whole": None, "parts": 2}
 
 
-SOME = ("pretrain", "sid")
-
-
-def cases(names, rank, size):
-    for name, (word, micro_batch_size) in product(names, MICRO_BATCHES.items()):
-        yield f"{name} {word}", CASES[name](Team(rank, size, micro_batch_size), dropout=0.0)
-
-
 def resumed(rank, size, folder):
-    """A training that the next smaller team began, and half of one for the next larger."""
-    smaller, mine = folder / f"{size // 2}.state", folder / f"{size}.state"
-    training = teacher_training("mask", Team(rank, size), 0.0)
-    state = TrainingState(modules(training), {"adam": training.optimizer})
+    """A training that one process began."""
+    state = folder / "begun.state"
+    training = teacher_training("mask", DistributedContext(rank, size), 0.0)
+    saved = TrainingState(modules(training), {"adam": training.optimizer})
+    if size > 1:
+        saved.load(state)
+        training.step = 2
     for _ in training.steps():
-        if training.step == 2:
-            break
-    if rank == 0:
-        state.save(mine, {})
-    if smaller.exists():
-        state.load(smaller)
+        if size == 1 and training.step == 2:
+            saved.save(state, {})
     return training
 
 
@@ -141,15 +132,15 @@ def main(folder, size, rank):
     if size > 1:
         meeting = f"file://{folder}/meeting-{size}"
         dist.init_process_group("gloo", init_method=meeting, world_size=size, rank=rank)
-    found = {}
-    for name, training in cases(SOME if size < 4 else (), rank, size):
-        found |= {f"{name} float32/{key}": value for key, value in ended(training).items()}
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
-    for name, training in cases(CASES if size < 4 else SOME, rank, size):
-        found |= {f"{name} float64/{key}": value for key, value in ended(training).items()}
+    found = {}
+    for name, (word, micro_batch_size) in product(CASES, MICRO_BATCHES.items()):
+        distributed = DistributedContext(rank, size, micro_batch_size)
+        values = ended(CASES[name](distributed, dropout=0.0))
+        found |= {f"{name} {word}/{key}": value for key, value in values.items()}
     values = ended(resumed(rank, size, folder))
-    found |= {f"resumed float64/{key}": value for key, value in values.items()}
+    found |= {f"resumed/{key}": value for key, value in values.items()}
     save_file(found, folder / f"{size}-{rank}.safetensors")
     if size > 1:
         dist.destroy_process_group()

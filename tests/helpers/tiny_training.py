@@ -31,20 +31,20 @@ def tiny_params(dropout=0.1, **sections):
     )
 
 
-def teacher_training(params, seed=0, team=None, precision="float32", **more):
+def teacher_training(params, seed=0, distributed=None, precision="float32", **more):
     denoiser = build_denoiser(params.network, SHAPE, seed=1)
     images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
     levels = torch.full((30,), SIGMA)
     return TeacherTraining(
-        denoiser, images, levels, params.pretrain, seed=seed, precision=precision, team=team,
-        **more,
+        denoiser, images, levels, params.pretrain, seed=seed, precision=precision,
+        distributed=distributed, **more,
     )  # fmt: skip
 
 
-def distillation(params, seed=0, team=None, precision="float32", teacher=None, **more):
+def distillation(params, seed=0, distributed=None, precision="float32", teacher=None, **more):
     return Distillation(
         teacher or random_teacher(params), torch.full((30,), SIGMA), SHAPE, params.distill,
-        params.pretrain, seed=seed, precision=precision, team=team, **more,
+        params.pretrain, seed=seed, precision=precision, distributed=distributed, **more,
     )  # fmt: skip
 
 

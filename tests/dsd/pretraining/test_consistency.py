@@ -61,11 +61,6 @@ def test_a_coordinate_without_variance_is_exact_in_one_step():
     assert float(low[:, 3].std()) == pytest.approx(0.2, rel=0.01)
 
 
-def test_equal_levels_leave_the_state_as_it_is():
-    x, low = drawn(2, sigma=0.7, sigma_low=0.7)
-    torch.testing.assert_close(low, x, rtol=0, atol=1e-12)
-
-
 def test_draws_have_no_gradient_and_start_from_the_denoisers_level():
     seen = []
     gain = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from dsd.model.checkpoint import build_denoiser
 from dsd.model.networks import unet
 from dsd.model.networks.unet import UNet
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.memory import enable_activation_checkpointing, find_micro_batch_size
 from dsd.utils.errors import ParamsError
-from pipeline.execution.distributed import fit_into_memory
+from pipeline.execution.distributed import choose_micro_batch_size
 
 CPU = torch.device("cpu")
 LEVELS = {
@@ -45,12 +45,13 @@ def repeated(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 2], ids=["whole", "parts"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "precision", "micro_batch_size"),
+    [("pretrain", "float32", 4), ("sid", "bfloat16", None), ("dmd", "float32", 4)],
+)
 def test_recomputed_blocks_change_no_bit(name, precision, micro_batch_size, repeated):
     """With dropout, views, the consistency term, all divergences, and frozen networks."""
-    runs = [CASES[name](Team(micro_batch_size=micro_batch_size)) for _ in range(2)]
+    runs = [CASES[name](DistributedContext(micro_batch_size=micro_batch_size)) for _ in range(2)]
     enable_activation_checkpointing(runs[1].average, False)
     for run, wanted in zip(runs, (False, True), strict=True):
         run._schedule.precision = precision
@@ -95,14 +96,14 @@ def test_the_switch_is_for_what_is_trained_and_not_for_what_is_kept(make):
 class Memory:
     """Lets a training run out of memory where a pass has more images than fit."""
 
-    def __init__(self, training, team, images):
-        self.training, self.team, self.images = training, team, images
+    def __init__(self, training, distributed, images):
+        self.training, self.distributed, self.images = training, distributed, images
         self.passes, dry_run = [], training.dry_run
 
         def limited():
             dry_run()
-            self.passes.append(team.micro_batch_size)
-            if team.micro_batch_size > images:
+            self.passes.append(distributed.micro_batch_size)
+            if distributed.micro_batch_size > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         training.dry_run = limited
@@ -110,31 +111,36 @@ class Memory:
 
 @pytest.mark.parametrize("make", [teacher_training, distillation])
 def test_micro_batches_are_halved_until_they_fit_and_nothing_else_changes(make):
-    team = Team()
-    plain, tried = make(tiny_params()), make(tiny_params(), team=team)
+    distributed = DistributedContext()
+    plain, tried = make(tiny_params()), make(tiny_params(), distributed=distributed)
     for run in (plain, tried):
         run_steps(run, 1)
-    state, memory = torch.get_rng_state(), Memory(tried, team, images=3)
-    assert find_micro_batch_size(tried, team) == team.micro_batch_size == 2
+    state, memory = torch.get_rng_state(), Memory(tried, distributed, images=3)
+    assert find_micro_batch_size(tried, distributed) == distributed.micro_batch_size == 2
     assert memory.passes == [8, 4, 2]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(weight.grad is None for network in unets(tried) for weight in network.parameters())
-    team.micro_batch_size = None
+    distributed.micro_batch_size = None
     for run in (plain, tried):
         run_steps(run, 2)
     assert equal(weights(plain), weights(tried))
 
 
-class Fuller(Team):
-    """Another process of the team, whose device has room for three images."""
+class Fuller(DistributedContext):
+    """Another process, whose device has room for three images."""
 
-    def largest(self, *values):
+    def all_reduce_max(self, *values):
         return [float(self.micro_batch_size > 3) or float(value) for value in values]
 
 
 def test_all_processes_take_what_the_fullest_device_can():
-    team = Fuller(1, 2)
-    assert find_micro_batch_size(teacher_training(tiny_params(), team=team), team) == 2
+    distributed = Fuller(1, 2)
+    assert (
+        find_micro_batch_size(
+            teacher_training(tiny_params(), distributed=distributed), distributed
+        )
+        == 2
+    )
 
 
 def compute(**changes):
@@ -145,34 +151,34 @@ CUDA = torch.device("cuda")
 
 
 def test_auto_halves_on_a_gpu_and_takes_all_on_a_cpu():
-    team = Team()
-    training = teacher_training(tiny_params(), team=team)
-    Memory(training, team, images=3)
-    assert fit_into_memory(training, team, compute(), CPU) == (
+    distributed = DistributedContext()
+    training = teacher_training(tiny_params(), distributed=distributed)
+    Memory(training, distributed, images=3)
+    assert choose_micro_batch_size(training, distributed, compute(), CPU) == (
         "takes 8 of 8 images of a step in one pass"
     )
-    assert team.parts(8) == [slice(0, 8)]
-    assert "takes 2 of 8 images" in fit_into_memory(training, team, compute(), CUDA)
-    assert len(team.parts(8)) == 4
+    assert distributed.micro_batches(8) == [slice(0, 8)]
+    assert "takes 2 of 8 images" in choose_micro_batch_size(training, distributed, compute(), CUDA)
+    assert len(distributed.micro_batches(8)) == 4
 
 
 def test_a_number_is_taken_without_a_try():
-    team = Team(micro_batch_size=5)
-    training = teacher_training(tiny_params(), team=team)
-    memory = Memory(training, team, images=0)
-    said = fit_into_memory(training, team, compute(micro_batch_size=5), CUDA)
+    distributed = DistributedContext(micro_batch_size=5)
+    training = teacher_training(tiny_params(), distributed=distributed)
+    memory = Memory(training, distributed, images=0)
+    said = choose_micro_batch_size(training, distributed, compute(micro_batch_size=5), CUDA)
     assert "takes 5 of 8 images" in said
     assert memory.passes == []
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_does_not_fit_is_told_with_remedies(checkpointing):
-    team = Team()
-    training = teacher_training(tiny_params(), team=team)
-    memory = Memory(training, team, images=0)
+    distributed = DistributedContext()
+    training = teacher_training(tiny_params(), distributed=distributed)
+    memory = Memory(training, distributed, images=0)
     wanted = compute(activation_checkpointing=checkpointing)
     with pytest.raises(ParamsError) as caught:
-        fit_into_memory(training, team, wanted, CUDA)
+        choose_micro_batch_size(training, distributed, wanted, CUDA)
     message = str(caught.value)
     assert memory.passes == [8, 4, 2, 1]
     assert message.startswith("not even one image fits into the GPU's memory (CUDA out of memory)")
