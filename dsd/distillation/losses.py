@@ -6,7 +6,7 @@ difference is the difference of the two scores times sigma^2. No clean image ent
 
 Deviates:
     The authors multiply the generator's losses by 100, against underflow in float16, which is not
-    used here. The minimum is the same and so are Adam's steps, but for its eps, which weighs 100
+    used here. The minimum is the same and so are Adam's steps, except that its eps weighs 100
     times more.
 """
 

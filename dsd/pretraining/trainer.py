@@ -113,33 +113,33 @@ def sample_denoising_noise(
 
 
 def denoising_step_loss(
-    denoiser: AnyDenoiser, y: State, drawn: DenoisingNoise, weighting: Weighting
+    denoiser: AnyDenoiser, y: State, noise: DenoisingNoise, weighting: Weighting
 ) -> PerSample:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
 
     Args:
         denoiser: The denoiser.
         y: Observations.
-        drawn: Noise and levels for these observations.
+        noise: Noise and levels for these observations.
         weighting: Weight of each level.
     """
     loss_of: Callable[..., PerSample] = ambient_denoising_loss
     if isinstance(denoiser, MaskedDenoiser):
-        assert drawn.view is not None, "what was observed of each image?"
-        assert drawn.given is not None, "and what of it is given?"
+        assert noise.view is not None, "what was observed of each image?"
+        assert noise.given is not None, "and what of it is given?"
         loss_of = partial(
             projected_denoising_loss,
             views=denoiser.views,
-            observed=drawn.view,
-            given=drawn.given,
+            observed=noise.view,
+            given=noise.given,
         )
     return loss_of(
         denoiser,
         y,
-        sigma_y=drawn.sigma_y,
-        sigma=drawn.sigma,
-        sigma_add=drawn.sigma_add,
-        n=drawn.n,
+        sigma_y=noise.sigma_y,
+        sigma=noise.sigma,
+        sigma_add=noise.sigma_add,
+        n=noise.n,
         weighting=weighting,
         sigma_data=denoiser.sigma_data,
     )
@@ -211,7 +211,7 @@ def sample_consistency_noise(
 
 
 def consistency_step_loss(
-    denoiser: Callable[..., State], y: State, drawn: ConsistencyNoise
+    denoiser: Callable[..., State], y: State, noise: ConsistencyNoise
 ) -> PerSample:
     """Distance of a denoiser from its own mean a little further down its reverse process.
 
@@ -220,21 +220,21 @@ def consistency_step_loss(
     Args:
         denoiser: The denoiser.
         y: Observations.
-        drawn: Noise and levels for these observations.
+        noise: Noise and levels for these observations.
 
     Returns:
         The loss of each sample. Its mean is below 1e-3 at the exact denoiser
         (see ``PAIR_RATIO``). Dropout adds its variance at the upper level, whose one value is in
         both factors.
     """
-    denoise = with_view(denoiser, drawn.given)
-    high, low = drawn.sigma_high, drawn.sigma_low
-    x = y + append_dims(drawn.sigma_add, y) * drawn.n
-    x = reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=high, noise=drawn.walk)
+    denoise = with_view(denoiser, noise.given)
+    high, low = noise.sigma_high, noise.sigma_low
+    x = y + append_dims(noise.sigma_add, y) * noise.n
+    x = reverse_steps(denoise, x, sigma=noise.sigma, sigma_low=high, noise=noise.walk)
     denoised = denoise(x, high)
     first, second = (
         denoise(posterior_draw(x, denoised.detach(), n, current=high, following=low), low)
-        for n in drawn.ends.unbind(1)
+        for n in noise.ends.unbind(1)
     )
     return consistency_loss(denoised, first, second)
 

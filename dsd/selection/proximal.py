@@ -11,6 +11,7 @@ Reference:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -26,7 +27,7 @@ from dsd.operators.operator import Operator
 from dsd.utils.errors import DataError
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import AnyLevel, Level, Pixels, State, as_levels
+from dsd.utils.shapes import AnyLevel, Level, Pixels, as_levels
 
 __all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
@@ -51,7 +52,9 @@ def renoise(
     """
     x = from_uint8(images)
     v = x if operator is None else operator.mapped(x)
-    eps = torch.stack([_noise(seed, i, v.shape[1:]) for i in range(len(v))]).to(v.device)
+    seeds = [derive_seed(seed, "renoise", i) for i in range(len(v))]
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
+    eps = torch.stack([torch.randn(v.shape[1:], generator=g) for g in generators]).to(v.device)
     y = v + as_levels(sigma, v).to(v)[:, None, None, None] * eps
     if operator is not None and operator.views is not None:
         views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
@@ -78,13 +81,8 @@ def observe_like(
     return renoise(images, sigma, seed=seed, operator=operator)
 
 
-def _noise(seed: int, index: int, shape: torch.Size) -> State:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "renoise", index))
-    return torch.randn(shape, generator=generator)
-
-
 def measure(extractor: Extractor, images: Pixels, *, batch_size: int) -> Moments:
-    """Moments of the features of many images, without holding all features at once."""
+    """Moments of the features of many images; features are held for one batch only."""
     batches = (
         extract(extractor, batch, batch_size=batch_size) for batch in images.split(batch_size)
     )
@@ -98,7 +96,7 @@ class FrechetReference:
     Args:
         images: The reference images, as saved.
         extractor: Makes the features of both sides.
-        batch_size: Images that go through the extractor at once.
+        batch_size: Images in one pass through the extractor.
         cache: Of features, for the reference; None makes them again.
 
     Raises:
@@ -164,7 +162,7 @@ class ProximalReference:
         observations: The noisy images, clamped and quantised by ``dsd.utils.images.to_uint8``.
         sigma: Their noise levels, in data units.
         extractor: Makes the features of both sides.
-        batch_size: Images that go through the extractor at once.
+        batch_size: Images in one pass through the extractor.
         seed: Of the noise put on generated images, the same for each set.
         cache: Of features, for the observations; None makes them again.
 
@@ -185,25 +183,21 @@ class ProximalReference:
         self._reference = FrechetReference(
             observations, extractor, batch_size=batch_size, cache=cache
         )
-        self._sigma = sigma
-        self._seed = seed
+        self._observed = partial(observe_like, levels=sigma, seed=seed)
 
     def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
         """Proximal distance of clean ``images``; see :func:`observe_like`."""
-        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
-        return self._reference.distance(observed)
+        return self._reference.distance(self._observed(images, operator=operator))
 
     def estimate(self, images: Pixels, *, operator: Operator | None = None) -> FrechetEstimate:
         """The same with its error."""
-        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
-        return self._reference.estimate(observed)
+        return self._reference.estimate(self._observed(images, operator=operator))
 
 
 def choose(distances: Sequence[float], standard_errors: Sequence[float]) -> int:
-    """Position of the checkpoint to keep: the last that is as good as the best.
+    """Position of the checkpoint to keep: the last within one standard error of the best.
 
-    The least of many distances is partly luck, and late checkpoints have learned more. So it is
-    the last whose distance exceeds the least by no more than the standard error of that one.
+    The least of many distances is partly luck, and late checkpoints have learned more.
 
     Args:
         distances: Of the checkpoints, in the order of training.

@@ -34,7 +34,7 @@ def seeded_dropout(
 
 @final
 class EpochSampler:
-    """Which images each step takes: every epoch visits each once, in an order of its own.
+    """Numbers of the images of each step: every epoch visits each once, in another order.
 
     The order of one epoch stays on the device, so that a step neither shuffles all images nor
     sends anything there.
