@@ -85,38 +85,6 @@ def test_the_loss_is_the_weighted_error_of_the_predicted_observation(
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_inverse_variance_weight_gives_every_level_the_same_expected_loss():
-    """For Gaussian data with the assumed variance and the exact denoiser the loss is one."""
-    variances = torch.tensor([0.25], dtype=torch.float64)
-    x0 = sample(variances, 200_000, 1)
-    y = x0 + SIGMA_Y * sample(torch.ones_like(variances), len(x0), 2)
-    n = sample(torch.ones_like(variances), len(x0), 3)
-    for sigma_add in (0.05, 0.5, 5.0):
-        loss = loss_of(
-            denoiser_of(variances), y, n, sigma_y=SIGMA_Y, sigma_add=sigma_add,
-            weighting="inverse-variance",
-        )  # fmt: skip
-        assert float(loss.mean()) == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("sigma_add", [0.15, 0.6, 3.0])
-def test_ambient_omni_gives_the_denoiser_itself_edms_weight(sigma_add):
-    """A shift of the exact denoiser by d adds weight * d^2, EDM's weight, whatever the level."""
-    _, y = observations()
-    n = sample(torch.ones_like(VARIANCES), len(y), 3)
-    shift = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
-    exact = denoiser_of(VARIANCES)
-    loss = loss_of(
-        lambda x, sigma: exact(x, sigma) + shift, y, n, sigma_y=SIGMA_Y, sigma_add=sigma_add,
-        weighting="ambient-omni",
-    )  # fmt: skip
-    (slope,) = torch.autograd.grad(loss.mean(), shift, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope, shift)
-    sigma = (SIGMA_Y**2 + sigma_add**2) ** 0.5
-    edm = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
-    assert float(curvature) == pytest.approx(2 * edm)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @given(sigma=st.floats(0.3, 80))
