@@ -78,19 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:
         if isinstance(error, LostProcessError) and stop.number is None:
-            launch.wait_for_the_end()
-        return launch.tell(str(error), error.exit_code)
+            launch.wait_for_termination()
+        return launch.report_error(str(error), error.exit_code)
     except KeyboardInterrupt:
         message = f"{command} was stopped; the same command starts it again"
-        return launch.tell(message, 128 + (stop.number or 2))
+        return launch.report_error(message, 128 + (stop.number or 2))
     except OSError as error:
         if error.errno not in _DISK_REMEDIES:
             raise
-        return launch.tell(_disk_message(error, command), _DISK_EXIT_CODE)
+        return launch.report_error(_disk_message(error, command), _DISK_EXIT_CODE)
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
             raise
-        return launch.tell(_memory_message(error, command), _MEMORY_EXIT_CODE)
+        return launch.report_error(_memory_message(error, command), _MEMORY_EXIT_CODE)
     return 0
 
 
@@ -137,49 +137,63 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
         stop.install()
         die_with_parent()
         if launch.is_worker():
-            launch.become_worker(stage)
+            launch.setup_worker(stage)
         params = _load(paths)
         count = 1 if launch.is_worker() else launch.num_processes(stage, params)
         if count > 1:
             stop.close()  # this process outlives the others, each of which ends in time
             launch.start(stage, count)
-        elif launch.leads():
-            _lead_stage(stage, params, paths, stop)
-        else:  # only compute, with the process that leads
-            from pipeline.execution.run import run_stage
-
-            module = import_module(f"pipeline.stages.{stage}")
-            stop.polite = True
-            run_stage(module, params, paths, launch.FollowerLog(stop))
+        elif launch.is_main_process():
+            _run_main(stage, params, paths, stop)
+        else:
+            _run_other(stage, params, paths, stop)
 
 
-def _lead_stage(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+def _run_other(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+    """Only compute, beside the main process."""
+    from pipeline.execution.run import run_stage
+
+    module = import_module(f"pipeline.stages.{stage}")
+    stop.graceful = True
+    run_stage(module, params, paths, launch.NullLog(stop))
+
+
+def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
         from pipeline.checks.check import check_before
-        from pipeline.execution.checkpoints import forget_done
         from pipeline.execution.run import run_stage
         from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
-        for other in TRAININGS:
-            if other != stage:  # that this stage begins shows that DVC has noted them
-                forget_done(paths.state(other), paths.root)
+        _remove_finished_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         with tracking.run(stage, params, paths, stop=stop) as log:
             for remark in remarks:
                 log.say(remark)
-            stop.polite = STAGES[stage].trains
+            stop.graceful = STAGES[stage].trains
             run_stage(module, params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
-            stop.polite = True
+            stop.graceful = True
             if stage == "evaluate":
                 # Not in the stage: other words on a page must not repeat an evaluation.
                 from pipeline.reports.report import write_report
 
                 write_report(params, paths, seconds=time.monotonic() - started)
+
+
+def _remove_finished_before(stage: str, paths: Paths) -> None:
+    """Delete the states of other stages' complete trainings.
+
+    That this stage begins shows that DVC has noted them.
+    """
+    from pipeline.execution.checkpoints import remove_finished
+
+    for other in TRAININGS:
+        if other != stage:
+            remove_finished(paths.state(other), paths.root)
 
 
 def _load(paths: Paths) -> "Params":

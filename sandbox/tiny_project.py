@@ -43,7 +43,7 @@ from pipeline.runtime.signals import StopSignal, die_with_parent
 name, seconds = sys.argv[1], float(sys.argv[2])
 stop = StopSignal()
 stop.install()
-stop.polite = True
+stop.graceful = True
 die_with_parent()
 with exclusive(Path(".dsd/locks") / name, name):
     state = Path(".dsd") / f"{name}.state"

@@ -46,7 +46,6 @@ def convert(theirs: Any) -> tuple[AnyDenoiser, UNetConfig]:  # noqa: ANN401 - a 
     )
     channels, resolution = theirs.img_channels, theirs.img_resolution
     denoiser = build_denoiser(network, (channels, resolution, resolution), seed=0)
-    assert isinstance(denoiser, Denoiser)
     denoiser.network.load_state_dict(from_song_unet(song.state_dict(), network, resolution))
     return denoiser.eval(), network
 

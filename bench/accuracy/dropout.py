@@ -35,7 +35,6 @@ from dsd.model.denoiser import Denoiser
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.sources.reader import Reader, find_images
 from dsd.utils.images import from_uint8
-from dsd.utils.random import DropoutMasks
 from dsd.utils.shapes import PerSample, Pixels
 from pipeline.params.model import Params
 from pipeline.params.reader import preview_params
@@ -81,11 +80,9 @@ def as_the_authors(run: Distillation) -> None:
     """The fake learns images without dropout and judges images with it."""
     follow = run._update_fake
 
-    def separately(
-        _v: list[Tensor], fakes: list[_FakeNoise], masks: DropoutMasks
-    ) -> PerSample | None:
+    def separately(_v: list[Tensor], fakes: list[_FakeNoise]) -> PerSample | None:
         run.generator.eval()
-        loss = follow(run._generate_all(fakes[0].z, retain_graph=False), fakes, masks)
+        loss = follow(run._generate_all(fakes[0].z, retain_graph=False), fakes)
         run.generator.train()
         return loss
 

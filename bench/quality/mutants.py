@@ -210,7 +210,7 @@ def page(before: str, results: Sequence[Result], commit: str) -> str:
 
 
 def _rows(report: str, *, columns: int) -> dict[str, list[str]]:
-    """Rows by file of the report's table with this many columns."""
+    """TensorBatch by file of the report's table with this many columns."""
     rows: dict[str, list[str]] = {}
     for line in report.splitlines():
         if line.startswith("| `") and line.count("|") == columns + 1:

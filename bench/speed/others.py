@@ -22,7 +22,7 @@ from dsd.model.samplers import sample_teacher
 from dsd.storage.image_store import ImageStore
 from dsd.utils.random import step_generator
 from pipeline.execution.run import run_stage
-from pipeline.runtime.launch import FollowerLog
+from pipeline.runtime.launch import NullLog
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, prepare
@@ -88,7 +88,7 @@ def data_stages(setting: Setting, device: torch.device, images: int) -> Iterator
     source = {"path": str(ROOT / params.data.path), "max_images": images}
     held = params.corrupt.model_copy(update={"num_heldout": images // 10})
     changes = {"data": params.data.model_copy(update=source), "corrupt": held}
-    log = FollowerLog(StopSignal())
+    log = NullLog(StopSignal())
     with TemporaryDirectory() as folder:
         paths = Paths(Path(folder))
         few = params.model_copy(update=changes)

@@ -1,18 +1,38 @@
 """The distillation: the section ``distill``."""
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from dsd.model.config import GeneratorNoise, TeacherNoise
 from dsd.selection.config import Selection
-from dsd.training.config import _check_warmup
-from dsd.utils.config import Count, Fraction, NonNegative, Positive, Section
+from dsd.training.config import TrainingSection
+from dsd.utils.config import Count, Fraction, Positive
 from dsd.utils.functions import FUNCTION_PATTERN, is_function_name
 
-DIVERGENCES = ("sid", "dmd", "sds")
-"""Divergences that come with dsd."""
+
+class Divergence(NamedTuple):
+    """A loss of the generator: an entry of :data:`DIVERGENCES`, or a function of a user's own."""
+
+    function: str
+    """``package.module:function``, called with generated images and a ``DenoiserPair``."""
+
+    options: tuple[str, ...] = ()
+    """Keys of ``distill`` that are further arguments."""
+
+    needs_fake: bool = True
+    """Whether a fake denoiser learns. Otherwise the generated image stands for what it returns."""
+
+
+DIVERGENCES = {
+    "sid": Divergence("dsd.distillation.losses:score_identity_loss", options=("alpha",)),
+    "dmd": Divergence("dsd.distillation.losses:reverse_kl_loss"),
+    "sds": Divergence(
+        "dsd.distillation.losses:score_distillation_sampling_loss", needs_fake=False
+    ),
+}
+"""Divergences that come with dsd, by name."""
 
 
 def _known_divergence(value: str) -> str:
@@ -35,8 +55,23 @@ DivergenceName = Annotated[
 ]
 
 
-class Distill(Section):
+class Distill(TrainingSection):
     """Distilling the teacher into a one-step generator."""
+
+    kimg: Positive
+    """Length of distillation, counted in images generated for the generator's own step."""
+
+    learning_rate: Positive
+    """Peak Adam step size of the generator."""
+
+    learning_rate_fake: Positive
+    """Peak Adam step size of the fake denoiser. Not used with ``sds``."""
+
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    """Adam's decay rates, for both networks."""
+
+    fake_updates_per_step: Count
+    """Steps of the fake denoiser for each step of the generator. Not used with ``sds``."""
 
     divergence: DivergenceName
     """``sid``: Fisher divergence with SiD's gradient; ``dmd``: reverse Kullback-Leibler
@@ -63,37 +98,10 @@ class Distill(Section):
     """Distribution of the noise level while the fake denoiser trains; its objective is the
     teacher's. Not used with ``sds``."""
 
-    batch_size: Count
-    kimg: Positive
-    """Length of distillation, counted in images generated for the generator's own step."""
-
-    learning_rate: Positive
-    """Peak Adam step size of the generator."""
-
-    learning_rate_fake: Positive
-    """Peak Adam step size of the fake denoiser. Not used with ``sds``."""
-
-    lr_warmup_kimg: NonNegative
-    """Linear warm-up of both step sizes, at most ``kimg``."""
-
-    lr_schedule: Literal["constant", "cosine"]
-    """Both step sizes after the warm-up."""
-
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-    """Adam's decay rates, for both networks."""
-
-    fake_updates_per_step: Count
-    """Steps of the fake denoiser for each step of the generator. Not used with ``sds``."""
-
-    ema_halflife_kimg: Positive
-    """Half-life of the exponential moving average of the generator's weights."""
-
-    ema_rampup_ratio: Annotated[float, Field(gt=0, le=1)]
-    """The half-life is at most this fraction of the images seen so far."""
-
     selection: Selection
 
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> "Distill":
-        _check_warmup(self.lr_warmup_kimg, self.kimg)
-        return self
+    @property
+    def needs_fake(self) -> bool:
+        """Whether the divergence compares the teacher with a fake denoiser."""
+        known = DIVERGENCES.get(self.divergence)
+        return known is None or known.needs_fake

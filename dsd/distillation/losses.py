@@ -1,12 +1,12 @@
 r"""Generator losses of score distillation: how far teacher and fake denoiser disagree.
 
 x_g = G(z) is generated, x_t = x_g + sigma n is diffused; D_teacher and D_fake denoise it. The fake
-denoiser knows the law of the generator's images, the teacher that of the data, so their difference
-is the difference of the two scores times sigma^2. No clean image enters.
+denoiser knows the distribution of the generator's images, the teacher that of the data, so their
+difference is the difference of the two scores times sigma^2. No clean image enters.
 
 Deviates:
     The authors multiply the generator's losses by 100, against underflow in float16, which is not
-    used here. The minimum is the same and so are Adam's steps, but for its eps, which weighs 100
+    used here. The minimum is the same and so are Adam's steps, except that its eps weighs 100
     times more.
 """
 
@@ -17,13 +17,14 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from dsd.distillation.config import DIVERGENCES
 from dsd.utils.errors import ParamsError
 from dsd.utils.functions import import_function
 from dsd.utils.shapes import Level, PerSample, State
 
 __all__ = [
     "DenoiserPair",
-    "Divergence",
+    "GeneratorLoss",
     "divergence_of",
     "gap",
     "reverse_kl_loss",
@@ -42,34 +43,31 @@ class DenoiserPair(NamedTuple):
     fake: State
 
 
-Divergence: TypeAlias = Callable[[State, DenoiserPair], PerSample]
+GeneratorLoss: TypeAlias = Callable[[State, DenoiserPair], PerSample]
 """Loss of each generated image, such as :func:`reverse_kl_loss`."""
 
 
-def divergence_of(name: str, *, alpha: float) -> Divergence:
+def divergence_of(name: str, **options: float) -> GeneratorLoss:
     """Return the generator's loss called ``name``.
 
     Args:
-        name: ``sid``, ``dmd``, ``sds``, or ``package.module:function``. Such a function is called
-            as :func:`reverse_kl_loss` is, and its gradient moves the generator.
-        alpha: Of ``sid``.
+        name: Of :data:`dsd.distillation.config.DIVERGENCES`, or ``package.module:function``. Such
+            a function is called as :func:`reverse_kl_loss` is, and its gradient moves the
+            generator.
+        **options: Values for the options of the divergences, ``alpha`` of ``sid``.
 
     Raises:
         ParamsError: Nothing can be imported under that name. Or, when it is called, it returns
             anything but one loss for each image.
     """
-    match name:
-        case "sid":
-            return partial(score_identity_loss, alpha=alpha)
-        case "dmd":
-            return reverse_kl_loss
-        case "sds":
-            return lambda x_g, pair: score_distillation_sampling_loss(x_g, pair.teacher)
-        case _:
-            return _own_divergence(name)
+    divergence = DIVERGENCES.get(name)
+    if divergence is None:
+        return _own_divergence(name)
+    function = import_function(divergence.function, "divergence", of="(x_g, denoised)")
+    return partial(function, **{option: options[option] for option in divergence.options})
 
 
-def _own_divergence(name: str) -> Divergence:
+def _own_divergence(name: str) -> GeneratorLoss:
     """Return the user's loss at ``package.module:function``, with its output checked."""
     function = import_function(name, "divergence", of="(x_g, denoised)")
 
@@ -141,16 +139,16 @@ def reverse_kl_loss(x_g: State, denoised: DenoiserPair) -> PerSample:
     return (x_g.flatten(1) * direction).sum(1)
 
 
-def score_distillation_sampling_loss(x_g: State, teacher: State) -> PerSample:
+def score_distillation_sampling_loss(x_g: State, denoised: DenoiserPair) -> PerSample:
     """DreamFusion's surrogate, the sum over pixels: :func:`reverse_kl_loss` without a fake.
 
     Its gradient with respect to ``x_g`` is (x_g - D_teacher) / omega: the generated image stands
-    for what a fake denoiser would expect. It moves images to modes of the data's law and does not
-    vanish where generator and data agree.
+    for what a fake denoiser would expect. It moves images to modes of the data's distribution and
+    does not vanish where generator and data agree.
 
     Args:
         x_g: Generated images.
-        teacher: The teacher at the diffused ``x_g``.
+        denoised: The teacher at the diffused ``x_g``; the fake is not used.
 
     Returns:
         One value for each sample; only its gradient has a meaning.
@@ -161,7 +159,7 @@ def score_distillation_sampling_loss(x_g: State, teacher: State) -> PerSample:
     Reference:
         Poole et al. 2022, DreamFusion (arXiv:2209.14988), Eq. 3.
     """
-    return reverse_kl_loss(x_g, DenoiserPair(teacher, fake=x_g))
+    return reverse_kl_loss(x_g, DenoiserPair(denoised.teacher, fake=x_g))
 
 
 def _error_scale(x_g: State, teacher: State) -> Level:

@@ -1,9 +1,6 @@
 """Distilling a teacher of noisy data into a one-step generator of clean images."""
 
-import copy
-import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import final
 
@@ -20,15 +17,13 @@ from dsd.operators.config import IdentityOperator
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
-from dsd.training.distributed import Rows, Team, gradients
-from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
-from dsd.training.memory import recompute_activations
-from dsd.training.nonfinite import Vital, vitals_of
-from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
+from dsd.training.memory import enable_activation_checkpointing
+from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
+from dsd.training.optim import adam, frozen_copy
+from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
-from dsd.utils.precision import float32_products
-from dsd.utils.random import DropoutMasks, seeded_dropout, step_generator
 from dsd.utils.shapes import Level, PerSample
 
 __all__ = ["DistillStep", "Distillation"]
@@ -36,19 +31,18 @@ __all__ = ["DistillStep", "Distillation"]
 
 @dataclass(frozen=True)
 class DistillStep:
-    """What one step saw; its tensors stay on the device until somebody reads them."""
+    """One step's record; its tensors stay on the device until they are read."""
 
     images_seen: int
     loss_fake: PerSample | None
-    """None with ``sds``, which has no fake denoiser."""
+    """None where there is no fake denoiser."""
 
     gap: PerSample
-    """Mean squared difference of what is compared: of teacher and fake, or with ``sds`` of teacher
-    and generated image."""
+    """Mean squared difference of teacher and fake, or where there is no fake of teacher and
+    generated image."""
 
     sigma: Level
-    vitals: tuple[Vital, ...]
-    """What must be finite."""
+    checks: tuple[FiniteCheck, ...]
 
     def __repr__(self) -> str:
         losses = {"gap": self.gap, "loss_fake": self.loss_fake}
@@ -57,7 +51,7 @@ class DistillStep:
 
 @final
 @dataclass(frozen=True)
-class _FakeNoise(Rows):
+class _FakeNoise(TensorBatch):
     """Random inputs of one step of the fake denoiser."""
 
     z: Images
@@ -74,7 +68,7 @@ class _FakeNoise(Rows):
 
 @final
 @dataclass(frozen=True)
-class _GeneratorNoise(Rows):
+class _GeneratorNoise(TensorBatch):
     """Random inputs of one step of the generator."""
 
     z: Images
@@ -91,7 +85,8 @@ class Distillation:
     Each step draws latents, trains the fake denoiser on the re-corrupted images of the generator
     with the teacher's own objective, then moves the generator against the difference of the two
     denoisers on the same images. Dropout is on in the fake while it learns and nowhere else: all
-    images are of the law that is sampled later, and both denoisers are compared as they are.
+    images are of the distribution that is sampled later, and both denoisers are compared as they
+    are.
 
     Args:
         teacher: The frozen teacher.
@@ -105,7 +100,7 @@ class Distillation:
         operator: Through which the data were observed; None where images themselves were. The
             fake denoiser learns from generated images observed likewise, through fresh views; what
             the generator's loss compares is A G(z), without noise and in all coefficients.
-        team: The processes that share the work; None for this one alone.
+        distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the networks twice, for less memory.
 
     Deviates:
@@ -113,8 +108,8 @@ class Distillation:
         first step of the fake denoiser and the generator's share one forward pass, which the
         generator's weights do not notice because they change only afterwards. Its generator has
         dropout when it is judged, and none when it feeds the fake, which then judges images of a
-        law that it has not seen; latents are never repeated, so there is nothing to overfit, and
-        here the generator has none. With masks it
+        distribution that it has not seen; latents are never repeated, so there is nothing to
+        overfit, and here the generator has none. With masks it
         restricts the generator's loss to observed pixels, with Fourier columns it does not; here
         it is never restricted, since both denoisers estimate whole images. Its generator is given
         a fresh view for each image, ours always the same one.
@@ -134,7 +129,7 @@ class Distillation:
         seed: int,
         precision: Precision,
         operator: Operator | None = None,
-        team: Team | None = None,
+        distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         self.teacher = frozen_copy(teacher)
@@ -143,134 +138,93 @@ class Distillation:
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
         self.average = frozen_copy(self.generator)
         for module in (self.teacher, self.fake, student):
-            recompute_activations(module, activation_checkpointing)
+            enable_activation_checkpointing(module, activation_checkpointing)
         betas = (config.betas[0], config.betas[1])
         self.optimizer: optim.Optimizer = adam(student, config.learning_rate, betas)
         self.optimizer_fake: optim.Optimizer = adam(self.fake, config.learning_rate_fake, betas)
+        self.optimizers = [self.optimizer, *[self.optimizer_fake] * config.needs_fake]
+        self.batch_size = config.batch_size
         self.step = 0
         device = next(teacher.parameters()).device
         self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
         self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
-        self._team = team or Team()
+        self._distributed = distributed or DistributedContext()
         self._config = config
         self._objective = objective
-        self._seed = seed
-        self._precision: Precision = precision
+        self._schedule = Schedule(
+            config,
+            "distill",
+            seed=seed,
+            precision=precision,
+            device=device,
+            distributed=self._distributed,
+        )
         self._loss = divergence_of(config.divergence, alpha=config.alpha)
 
     @property
     def num_steps(self) -> int:
         """Steps in the whole distillation."""
-        return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a step."""
-        return self._config.batch_size
-
-    @property
-    def least(self) -> int:
-        """Fewest images that need memory as many do, for each."""
-        return 1
-
-    @property
-    def optimizers(self) -> list[optim.Optimizer]:
-        """What moves the weights; with ``sds`` there is no fake to move."""
-        followed = self._config.divergence != "sds"
-        return [self.optimizer, *[self.optimizer_fake] * followed]
+        return self._schedule.num_steps
 
     @property
     def _parts(self) -> list[slice]:
         """This process' rows of each batch."""
-        return self._team.parts(self._config.batch_size)
+        return self._distributed.micro_batches(self._config.batch_size)
 
     def steps(self) -> Iterator[DistillStep]:
         """Distil from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
-            with float32_products(tf32=self._precision == "tf32"):
-                record = self._step()
-            yield record
+            yield self._schedule.computed(self._step)
 
-    def rehearse(self, team: Team) -> None:
-        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
+    def dry_run(self) -> None:
+        """Add this process' share of the next step to the gradients; change nothing else.
 
-        Gradients accumulate into ``.grad``; the next step zeroes them. All steps of the fake
-        denoiser need the same memory; only one is rehearsed.
+        All steps of the fake denoiser need the same memory; only one is computed.
         """
-        trial = copy.copy(self)
-        trial._team = team
-        noise, fake_noises = trial._sample_noise(self._random())
-        with float32_products(tf32=self._precision == "tf32"), self._dropout() as masks:
-            x_g = trial._generate_all(noise.z, retain_graph=len(trial._parts) == 1)
+        self._schedule.computed(self._dry_step)
+
+    def _dry_step(self) -> None:
+        noise, fake_noises = self._sample_noise(self._schedule.generator(self.step))
+        with self._schedule.dropout(self.step):
+            x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
             for fake_noise in fake_noises[:1]:
-                trial._backward_fake(x_g, fake_noise, masks)
-            _, grad_x = trial._differentiate(x_g, noise)
-            trial._backward_generator(noise.z, x_g, grad_x)
+                self._backward_fake(x_g, fake_noise)
+            _, grad_x = self._differentiate(x_g, noise)
+            self._backward_generator(noise.z, x_g, grad_x)
 
     def _step(self) -> DistillStep:
         """Take one step of Algorithm 1: the fake denoiser learns, then the generator moves."""
-        self._set_learning_rates()
-        noise, fake_noises = self._sample_noise(self._random())
-        with self._dropout() as masks:
+        schedule, config = self._schedule, self._config
+        schedule.set_learning_rate(self.step, self.optimizer, config.learning_rate)
+        schedule.set_learning_rate(self.step, self.optimizer_fake, config.learning_rate_fake)
+        noise, fake_noises = self._sample_noise(schedule.generator(self.step))
+        with schedule.dropout(self.step):
             # One part keeps what its gradient needs; several are computed again for it, since
             # parts are there to save memory.
             x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
-            loss_fake = self._update_fake(x_g, fake_noises, masks)
+            loss_fake = self._update_fake(x_g, fake_noises)
             gaps, grad_x = self._differentiate(x_g, noise)
             self._update_generator(noise.z, x_g, grad_x, gaps)
         self.step += 1
-        self._update_average()
+        schedule.update_average(self.step, self.average, self.generator)
         checked = (
             *self._checked_of_fake(loss_fake, fake_noises),
-            Vital("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
-            *vitals_of("the generator", self.generator),
+            FiniteCheck("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
+            *grad_and_weight_norms("the generator", self.generator),
         )
-        return DistillStep(self._images_seen, loss_fake, gaps, noise.sigma, checked)
-
-    @property
-    def _images_seen(self) -> int:
-        """Images generated for the generator's own steps so far."""
-        return self.step * self._config.batch_size
-
-    def _random(self) -> torch.Generator:
-        """Source of this step's random inputs."""
-        return step_generator(self._seed, "distill", self.step, self._sigma_y.device)
-
-    def _dropout(self) -> AbstractContextManager[DropoutMasks]:
-        """Randomness of dropout in this step."""
-        return seeded_dropout(self._seed, "distill", self.step, self._sigma_y.device)
+        seen = schedule.images_seen(self.step)
+        return DistillStep(seen, loss_fake, gaps, noise.sigma, checked)
 
     def _checked_of_fake(
         self, loss: PerSample | None, noises: list[_FakeNoise]
-    ) -> Iterator[Vital]:
+    ) -> Iterator[FiniteCheck]:
         """What must be finite of the fake denoiser, where there is one."""
         if loss is not None:
-            yield Vital("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
-            yield from vitals_of("the fake denoiser", self.fake)
-
-    def _set_learning_rates(self) -> None:
-        config = self._config
-        factor = learning_rate_factor(
-            self._images_seen,
-            total_images=self.num_steps * config.batch_size,
-            warmup_images=round(config.lr_warmup_kimg * 1000),
-            schedule=config.lr_schedule,
-        )
-        set_learning_rate(self.optimizer, factor * config.learning_rate)
-        set_learning_rate(self.optimizer_fake, factor * config.learning_rate_fake)
-
-    def _update_average(self) -> None:
-        config = self._config
-        decay = ema_decay(
-            self._images_seen,
-            config.batch_size,
-            halflife_kimg=config.ema_halflife_kimg,
-            rampup=config.ema_rampup_ratio,
-        )
-        update_ema(self.average, self.generator, decay)
+            yield FiniteCheck("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
+            yield from grad_and_weight_norms("the fake denoiser", self.fake)
 
     def _sample_noise(self, random: torch.Generator) -> tuple[_GeneratorNoise, list[_FakeNoise]]:
-        """All random inputs of this step, the same in every process.
+        """All random inputs of a step, the same in every process.
 
         The first step of the fake denoiser and that of the generator share their latents.
         """
@@ -278,7 +232,7 @@ class Distillation:
         count, device = config.batch_size, self._sigma_y.device
         z = self._sample_latents(random)
         fakes: list[_FakeNoise] = []
-        if config.divergence != "sds":
+        if config.needs_fake:
             fakes.append(self._sample_fake_noise(z, random))
             for _ in range(config.fake_updates_per_step - 1):
                 fakes.append(self._sample_fake_noise(self._sample_latents(random), random))
@@ -316,29 +270,25 @@ class Distillation:
 
     def _generate(self, z: Images) -> Observations:
         """x_g = A G(z): the generated image as a denoiser sees it, without noise."""
-        with autocast(z.device, self._precision):
+        with self._schedule.autocast():
             x_g: Tensor = self.generator(z)
         if self._config.clamp_output:
             x_g = project_to_range(x_g)
         return self._operator.mapped(x_g)
 
-    def _update_fake(
-        self, x_g: list[Tensor], noises: list[_FakeNoise], masks: DropoutMasks
-    ) -> PerSample | None:
+    def _update_fake(self, x_g: list[Tensor], noises: list[_FakeNoise]) -> PerSample | None:
         """Take all steps of the fake denoiser: on ``x_g`` first, then on more images."""
         loss = None
         for number, noise in enumerate(noises):
             if number > 0:
                 x_g = self._generate_all(noise.z, retain_graph=False)
             self.optimizer_fake.zero_grad(set_to_none=True)
-            loss = self._backward_fake(x_g, noise, masks)
-            self._team.add_up([*gradients(self.fake), loss])
+            loss = self._backward_fake(x_g, noise)
+            self._distributed.all_reduce_sum_([*gradients(self.fake), loss])
             self.optimizer_fake.step()
         return loss
 
-    def _backward_fake(
-        self, x_g: list[Tensor], noise: _FakeNoise, masks: DropoutMasks
-    ) -> PerSample:
+    def _backward_fake(self, x_g: list[Tensor], noise: _FakeNoise) -> PerSample:
         """Add this process' share to the gradients of the fake denoiser.
 
         Returns:
@@ -347,7 +297,7 @@ class Distillation:
         batch = self._config.batch_size
         losses = torch.zeros_like(noise.sigma_y)
         self.fake.train().requires_grad_(True)
-        for rows, images in zip(masks.parts(self._parts, batch), x_g, strict=True):
+        for rows, images in zip(self._parts, x_g, strict=True):
             loss = self._fake_loss(images.detach(), noise[rows])
             (loss.sum() / batch).backward()
             losses[rows] = loss.detach()
@@ -357,7 +307,7 @@ class Distillation:
         """The teacher's objective on generated images that are observed like the data."""
         noisy = x_g + append_dims(noise.sigma_y, x_g) * noise.eps
         y_g = self._operator.project(noisy, noise.denoising.view)
-        with autocast(x_g.device, self._precision):
+        with self._schedule.autocast():
             return denoising_step_loss(self.fake, y_g, noise.denoising, self._objective.weighting)
 
     def _differentiate(
@@ -375,7 +325,7 @@ class Distillation:
         self.fake.eval().requires_grad_(False)
         for rows, images in zip(self._parts, x_g, strict=True):
             images = images.detach().requires_grad_()
-            with autocast(images.device, self._precision):
+            with self._schedule.autocast():
                 denoised = self._denoise_both(images, noise[rows])
             loss = self._loss(images, denoised).sum() / batch
             grad_x.extend(torch.autograd.grad(loss, images))
@@ -383,10 +333,10 @@ class Distillation:
         return gaps, grad_x
 
     def _denoise_both(self, x_g: Observations, noise: _GeneratorNoise) -> DenoiserPair:
-        """Teacher and fake at x_t = x_g + sigma n; with ``sds`` x_g itself is the fake's."""
+        """Teacher and fake at x_t = x_g + sigma n; without a fake x_g itself stands for its."""
         x_t = x_g + append_dims(noise.sigma, x_g) * noise.n
         teacher = with_view(self.teacher, noise.given)(x_t, noise.sigma)
-        if self._config.divergence == "sds":
+        if not self._config.needs_fake:
             return DenoiserPair(teacher, x_g)
         return DenoiserPair(teacher, with_view(self.fake, noise.given)(x_t, noise.sigma))
 
@@ -396,7 +346,7 @@ class Distillation:
         """Move the generator down the gradient; sum ``gaps`` over the processes by the way."""
         self.optimizer.zero_grad(set_to_none=True)
         self._backward_generator(z, x_g, grad_x)
-        self._team.add_up([*gradients(self.generator), gaps])
+        self._distributed.all_reduce_sum_([*gradients(self.generator), gaps])
         self.optimizer.step()
 
     def _backward_generator(self, z: Images, x_g: list[Tensor], grad_x: list[Tensor]) -> None:

@@ -9,9 +9,6 @@ from dsd.utils.config import Count, Finite, Fraction, NonNegative, Positive, Rho
 if TYPE_CHECKING:
     from torch import nn
 
-DROPOUT_LEVELS = 2**16
-"""Values of the random numbers that decide what dropout keeps."""
-
 
 class UNetConfig(Section):
     """EDM's DDPM++ U-Net, optionally on folded pixels."""
@@ -36,7 +33,7 @@ class UNetConfig(Section):
     The middle of the network attends in any case."""
 
     dropout: Fraction
-    """Dropout probability inside residual blocks; it is rounded to a multiple of 1/65536."""
+    """Dropout probability inside residual blocks."""
 
     sigma_data: Positive
     """Standard deviation assumed by the EDM preconditioning."""
@@ -84,16 +81,6 @@ class UNetConfig(Section):
         from dsd.model.networks.unet import UNet
 
         return UNet(self, channels=channels, resolution=resolution, extra_channels=extra_channels)
-
-    @model_validator(mode="after")
-    def _dropout_drops(self) -> "UNetConfig":
-        if self.dropout > 0 and round(self.dropout * DROPOUT_LEVELS) == 0:
-            msg = (
-                f"dropout {self.dropout:g} is rounded to a multiple of 1/{DROPOUT_LEVELS}, so it "
-                "would drop nothing; raise it, or set it to 0.0"
-            )
-            raise ValueError(msg)
-        return self
 
 
 NetworkConfig = UNetConfig

@@ -1,15 +1,14 @@
 """The teacher's training: the section ``pretrain``."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from dsd.model.config import TeacherNoise
-from dsd.training.config import _check_warmup
+from dsd.training.config import TrainingSection
 from dsd.utils.config import Count, NonNegative, Positive, Section
 
 Objective = Literal["adjusted", "standard"]
-
 
 Weighting = Literal["edm", "ambient-omni", "inverse-variance"]
 
@@ -29,7 +28,7 @@ class Consistency(Section):
     that are compared, with one evaluation each; the pair takes three more."""
 
 
-class Pretrain(Section):
+class Pretrain(TrainingSection):
     """Fitting the teacher denoiser to noisy images."""
 
     objective: Objective
@@ -43,32 +42,8 @@ class Pretrain(Section):
 
     consistency: Consistency
 
-    batch_size: Count
-    kimg: Positive
-    """Length of training."""
-
-    learning_rate: Positive
-    """Peak Adam step size."""
-
-    lr_warmup_kimg: NonNegative
-    """Linear warm-up of the step size, at most ``kimg``."""
-
-    lr_schedule: Literal["constant", "cosine"]
-    """Step size after the warm-up."""
-
-    ema_halflife_kimg: Positive
-    """Half-life of the exponential moving average of the weights."""
-
-    ema_rampup_ratio: Annotated[float, Field(gt=0, le=1)]
-    """The half-life is at most this fraction of the images seen so far."""
-
     sample_every_kimg: Positive
     """Interval of sample grids; there is one at the end in any case."""
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> "Pretrain":
-        _check_warmup(self.lr_warmup_kimg, self.kimg)
-        return self
 
     @model_validator(mode="after")
     def _consistency_fits(self) -> "Pretrain":

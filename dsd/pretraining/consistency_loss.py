@@ -7,7 +7,7 @@ The exact denoiser is a martingale along the reverse process: for sigma_low < si
 A teacher of noisy data learns D(.; sigma) for sigma > sigma_y only. Asking for this identity with
 sigma_low < sigma_y passes what it knows down to the levels that no data reach.
 
-The identity holds at every state of the upper level, whatever the law of these states. So the two
+The identity holds at every state of the upper level, whatever their distribution. So the two
 levels may be near each other, and one step, drawn twice, serves as p(x_low | x). Where both are
 below the level of the data, a state first walks down to the upper one; the walk's errors only
 change which states are compared.
@@ -43,7 +43,7 @@ PAIR_RATIO = 1.15
 """The upper level of a pair, relative to the lower one.
 
 What remains of the exact denoiser's loss, at the level where most remains: 5e-4 for pixels that
-are -1 or 1 with equal probability, the widest law there is, 1e-4 for -0.5 or 0.5. It grows as the
+are -1 or 1 with equal probability, the widest distribution, 1e-4 for -0.5 or 0.5. It grows as the
 square of the pixels' scale; 1.1, 1.3, 1.5 and 2 would leave 0.4, 5, 13 and 42e-4 of the latter.
 States that a walk of two steps makes leave up to 7e-4 of the former, where 2e-4 is the standard
 error.

@@ -1,7 +1,5 @@
 """Fitting the teacher denoiser to noisy images."""
 
-import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,16 +21,15 @@ from dsd.pretraining.consistency_loss import (
     reverse_steps,
 )
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
-from dsd.training.distributed import Rows, Team, gradients
-from dsd.training.ema import ema_decay, frozen_copy, update_ema
+from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
-from dsd.training.memory import recompute_activations
-from dsd.training.nonfinite import Vital, vitals_of
-from dsd.training.optim import adam, autocast, learning_rate_factor, set_learning_rate
+from dsd.training.memory import enable_activation_checkpointing
+from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
+from dsd.training.optim import adam, frozen_copy
+from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
 from dsd.utils.images import require_data_units
-from dsd.utils.precision import float32_products
-from dsd.utils.random import BatchOrder, seeded_dropout, step_generator
+from dsd.utils.random import EpochSampler
 from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
 __all__ = [
@@ -49,13 +46,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TeacherStep:
-    """What one step saw; its tensors stay on the device until somebody reads them."""
+    """One step's record; its tensors stay on the device until they are read."""
 
     images_seen: int
     loss: PerSample
     sigma: Level
-    vitals: tuple[Vital, ...]
-    """What must be finite."""
+    checks: tuple[FiniteCheck, ...]
 
     def __repr__(self) -> str:
         return step_line("TeacherStep", self.images_seen, self.sigma, loss=self.loss)
@@ -63,7 +59,7 @@ class TeacherStep:
 
 @final
 @dataclass(frozen=True)
-class DenoisingNoise(Rows):
+class DenoisingNoise(TensorBatch):
     """Random inputs of a denoiser's loss on observations."""
 
     sigma_y: Level
@@ -82,7 +78,7 @@ class DenoisingNoise(Rows):
     """What was observed; None where the denoiser has no views."""
 
     given: View | None
-    """What of it the denoiser is given."""
+    """The part of it that the denoiser is given."""
 
 
 def sample_denoising_noise(
@@ -95,14 +91,14 @@ def sample_denoising_noise(
     view: View | None,
     generator: torch.Generator,
 ) -> DenoisingNoise:
-    """Draw what :func:`denoising_step_loss` needs for a batch of observations.
+    """Draw the random inputs of :func:`denoising_step_loss` for a batch of observations.
 
     Args:
         sigma_y: Noise level of each observation.
         shape: Of one observation.
         objective: ``standard`` takes observations to have no noise.
-        noise: Law of the levels.
-        views: Law of the denoiser's views, if it has them.
+        noise: Distribution of the levels.
+        views: Distribution of the denoiser's views, if it has them.
         view: What was observed, where the denoiser has views.
         generator: Source of randomness, on the device of ``sigma_y``.
     """
@@ -117,33 +113,33 @@ def sample_denoising_noise(
 
 
 def denoising_step_loss(
-    denoiser: AnyDenoiser, y: State, drawn: DenoisingNoise, weighting: Weighting
+    denoiser: AnyDenoiser, y: State, noise: DenoisingNoise, weighting: Weighting
 ) -> PerSample:
     """Loss of a denoiser on observations: the objective of teacher and fake denoiser alike.
 
     Args:
         denoiser: The denoiser.
         y: Observations.
-        drawn: Noise and levels for these observations.
+        noise: Noise and levels for these observations.
         weighting: Weight of each level.
     """
     loss_of: Callable[..., PerSample] = ambient_denoising_loss
     if isinstance(denoiser, MaskedDenoiser):
-        assert drawn.view is not None, "what was observed of each image?"
-        assert drawn.given is not None, "and what of it is given?"
+        assert noise.view is not None, "what was observed of each image?"
+        assert noise.given is not None, "and what of it is given?"
         loss_of = partial(
             projected_denoising_loss,
             views=denoiser.views,
-            observed=drawn.view,
-            given=drawn.given,
+            observed=noise.view,
+            given=noise.given,
         )
     return loss_of(
         denoiser,
         y,
-        sigma_y=drawn.sigma_y,
-        sigma=drawn.sigma,
-        sigma_add=drawn.sigma_add,
-        n=drawn.n,
+        sigma_y=noise.sigma_y,
+        sigma=noise.sigma,
+        sigma_add=noise.sigma_add,
+        n=noise.n,
         weighting=weighting,
         sigma_data=denoiser.sigma_data,
     )
@@ -151,7 +147,7 @@ def denoising_step_loss(
 
 @final
 @dataclass(frozen=True)
-class ConsistencyNoise(Rows):
+class ConsistencyNoise(TensorBatch):
     """Random inputs of the consistency loss."""
 
     sigma: Level
@@ -190,7 +186,7 @@ def sample_consistency_noise(
     view: View | None,
     generator: torch.Generator,
 ) -> ConsistencyNoise:
-    """Draw what :func:`consistency_step_loss` needs for a batch of observations.
+    """Draw the random inputs of :func:`consistency_step_loss` for a batch of observations.
 
     The lower level of the pair is log-normal with the mean and deviation of ``noise``, whatever
     its ``distribution``, so it may be below ``sigma_y``, where no observation leads. The upper one
@@ -215,30 +211,30 @@ def sample_consistency_noise(
 
 
 def consistency_step_loss(
-    denoiser: Callable[..., State], y: State, drawn: ConsistencyNoise
+    denoiser: Callable[..., State], y: State, noise: ConsistencyNoise
 ) -> PerSample:
-    """How far a denoiser is from its own mean a little further down its reverse process.
+    """Distance of a denoiser from its own mean a little further down its reverse process.
 
     Each step of the walk and each end calls the denoiser once, the upper level of the pair once.
 
     Args:
         denoiser: The denoiser.
         y: Observations.
-        drawn: Noise and levels for these observations.
+        noise: Noise and levels for these observations.
 
     Returns:
-        The loss of each sample. Its mean is zero at the exact denoiser, but for less than 1e-3
+        The loss of each sample. Its mean is below 1e-3 at the exact denoiser
         (see ``PAIR_RATIO``). Dropout adds its variance at the upper level, whose one value is in
         both factors.
     """
-    denoise = with_view(denoiser, drawn.given)
-    high, low = drawn.sigma_high, drawn.sigma_low
-    x = y + append_dims(drawn.sigma_add, y) * drawn.n
-    x = reverse_steps(denoise, x, sigma=drawn.sigma, sigma_low=high, noise=drawn.walk)
+    denoise = with_view(denoiser, noise.given)
+    high, low = noise.sigma_high, noise.sigma_low
+    x = y + append_dims(noise.sigma_add, y) * noise.n
+    x = reverse_steps(denoise, x, sigma=noise.sigma, sigma_low=high, noise=noise.walk)
     denoised = denoise(x, high)
     first, second = (
         denoise(posterior_draw(x, denoised.detach(), n, current=high, following=low), low)
-        for n in drawn.ends.unbind(1)
+        for n in noise.ends.unbind(1)
     )
     return consistency_loss(denoised, first, second)
 
@@ -255,7 +251,7 @@ class TeacherTraining:
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
         view: What was observed of each image, on their device; None where all was.
-        team: The processes that share the work; None for this one alone.
+        distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
 
     Raises:
@@ -272,107 +268,64 @@ class TeacherTraining:
         seed: int,
         precision: Precision,
         view: View | None = None,
-        team: Team | None = None,
+        distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         require_data_units(images)
         self.denoiser = denoiser.train()
         self.average = frozen_copy(denoiser)
-        recompute_activations(denoiser, activation_checkpointing)
+        enable_activation_checkpointing(denoiser, activation_checkpointing)
         self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
+        self.optimizers = [self.optimizer]
+        self.batch_size = config.batch_size
         self.step = 0
         self._images = images
-        self._order = BatchOrder(seed, len(images), images.device)
+        self._order = EpochSampler(seed, len(images), images.device)
         self._sigma_y = as_levels(sigma_y, images)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
-        self._team = team or Team()
+        self._distributed = distributed or DistributedContext()
         self._config = config
-        self._seed = seed
-        self._precision: Precision = precision
+        self._schedule = Schedule(
+            config,
+            "pretrain",
+            seed=seed,
+            precision=precision,
+            device=images.device,
+            distributed=self._distributed,
+        )
 
     @property
     def num_steps(self) -> int:
         """Steps in the whole training."""
-        return math.ceil(self._config.kimg * 1000 / self._config.batch_size)
+        return self._schedule.num_steps
 
     def steps(self) -> Iterator[TeacherStep]:
         """Train from the current step to the last; between records the state is consistent."""
         while self.step < self.num_steps:
-            with float32_products(tf32=self._precision == "tf32"):
-                record = self._step()
-            yield record
+            yield self._schedule.computed(self._step)
 
-    @property
-    def batch_size(self) -> int:
-        """Images of a step."""
-        return self._config.batch_size
-
-    @property
-    def least(self) -> int:
-        """Images of a step for one of which the consistency term is computed, too."""
-        config = self._config.consistency
-        return 1 if config.weight == 0 else -(-self.batch_size // config.batch_size)
-
-    @property
-    def optimizers(self) -> list[optim.Optimizer]:
-        """What moves the weights."""
-        return [self.optimizer]
-
-    def rehearse(self, team: Team) -> None:
-        """Compute gradients of the next step as the first of ``team`` would; change nothing else.
-
-        Gradients accumulate into ``.grad``; the next step zeroes them.
-        """
-        trial = copy.copy(self)
-        trial._team = team
-        with float32_products(tf32=self._precision == "tf32"):
-            trial._backward(*trial._sample_batch(self._random()))
+    def dry_run(self) -> None:
+        """Add this process' share of the next step to the gradients; change nothing else."""
+        batch = self._sample_batch(self._schedule.generator(self.step))
+        self._schedule.computed(lambda: self._backward(*batch))
 
     def _step(self) -> TeacherStep:
         """Take one step: ambient Tweedie's loss, its gradient, Adam, the average."""
-        self._set_learning_rate()
-        y, noise, consistency_noise = self._sample_batch(self._random())
+        schedule = self._schedule
+        schedule.set_learning_rate(self.step, self.optimizer, self._config.learning_rate)
+        y, noise, consistency_noise = self._sample_batch(schedule.generator(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(y, noise, consistency_noise)
-        self._team.add_up([*gradients(self.denoiser), loss])
+        self._distributed.all_reduce_sum_([*gradients(self.denoiser), loss])
         self.optimizer.step()
         self.step += 1
-        self._update_average()
+        schedule.update_average(self.step, self.average, self.denoiser)
         checked = (
-            Vital("the teacher's loss", loss, sigma=noise.sigma),
-            *vitals_of("the teacher", self.denoiser),
+            FiniteCheck("the teacher's loss", loss, sigma=noise.sigma),
+            *grad_and_weight_norms("the teacher", self.denoiser),
         )
-        return TeacherStep(self._images_seen, loss, noise.sigma, checked)
-
-    @property
-    def _images_seen(self) -> int:
-        """Images of all steps so far."""
-        return self.step * self._config.batch_size
-
-    def _random(self) -> torch.Generator:
-        """Source of this step's random inputs."""
-        return step_generator(self._seed, "pretrain", self.step, self._images.device)
-
-    def _set_learning_rate(self) -> None:
-        config = self._config
-        factor = learning_rate_factor(
-            self._images_seen,
-            total_images=self.num_steps * config.batch_size,
-            warmup_images=round(config.lr_warmup_kimg * 1000),
-            schedule=config.lr_schedule,
-        )
-        set_learning_rate(self.optimizer, factor * config.learning_rate)
-
-    def _update_average(self) -> None:
-        config = self._config
-        decay = ema_decay(
-            self._images_seen,
-            config.batch_size,
-            halflife_kimg=config.ema_halflife_kimg,
-            rampup=config.ema_rampup_ratio,
-        )
-        update_ema(self.average, self.denoiser, decay)
+        return TeacherStep(schedule.images_seen(self.step), loss, noise.sigma, checked)
 
     def _sample_batch(
         self, generator: torch.Generator
@@ -413,19 +366,18 @@ class TeacherTraining:
         Returns:
             The loss of each sample of the batch, zero for those of other processes.
         """
-        config, device = self._config, self._images.device
+        config = self._config
         losses = torch.zeros_like(noise.sigma)
-        parts = self._team.parts(config.batch_size)
-        few = self._team.parts(config.consistency.batch_size, len(parts))
-        with seeded_dropout(self._seed, "pretrain", self.step, device) as masks:
-            for rows, some in zip(masks.parts(parts, config.batch_size), few, strict=True):
-                with autocast(device, self._precision):
+        parts = self._distributed.micro_batches(config.batch_size)
+        few = self._distributed.micro_batches(config.consistency.batch_size, len(parts))
+        with self._schedule.dropout(self.step):
+            for rows, some in zip(parts, few, strict=True):
+                with self._schedule.autocast():
                     loss = denoising_step_loss(
                         self.denoiser, y[rows], noise[rows], config.weighting
                     )
                     total = loss.sum() / config.batch_size
                     if consistency_noise is not None and some.stop > some.start:
-                        masks.take(some, config.consistency.batch_size)
                         total = total + self._consistency_term(y[some], consistency_noise[some])
                 total.backward()
                 losses[rows] = loss.detach()

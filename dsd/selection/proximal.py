@@ -2,15 +2,16 @@
 
 Proximal FID judges a generator without clean images: its samples are observed like the data,
 through the same operator and with noise of the same level, and compared with the observations.
-Both sides are what a file would hold: samples are 8-bit before that, and re-noised samples and
-observations are clamped to [-1, 1] and quantised alike. A reference is measured once, then used
-for any number of sets; with a cache of features, once for any number of runs.
+Both sides are as saved: samples are 8-bit before that, and re-noised samples and observations are
+clamped to [-1, 1] and quantised alike. A reference is measured once for any number of sets, and
+with a cache of features once for any number of runs.
 
 Reference:
     Denoising Score Distillation (arXiv:2503.07578).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -26,7 +27,7 @@ from dsd.operators.operator import Operator
 from dsd.utils.errors import DataError
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import AnyLevel, Level, Pixels, State, as_levels
+from dsd.utils.shapes import AnyLevel, Level, Pixels, as_levels
 
 __all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
@@ -44,14 +45,16 @@ def renoise(
         images: Images.
         sigma: Level for each image, or one for all.
         seed: Of the noise.
-        operator: What is lost besides; None if nothing is.
+        operator: Operator of the observations; None for none.
 
     Raises:
         DataError: The images are not 8-bit.
     """
     x = from_uint8(images)
     v = x if operator is None else operator.mapped(x)
-    eps = torch.stack([_noise(seed, i, v.shape[1:]) for i in range(len(v))]).to(v.device)
+    seeds = [derive_seed(seed, "renoise", i) for i in range(len(v))]
+    generators = [torch.Generator().manual_seed(each) for each in seeds]
+    eps = torch.stack([torch.randn(v.shape[1:], generator=g) for g in generators]).to(v.device)
     y = v + as_levels(sigma, v).to(v)[:, None, None, None] * eps
     if operator is not None and operator.views is not None:
         views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
@@ -78,13 +81,8 @@ def observe_like(
     return renoise(images, sigma, seed=seed, operator=operator)
 
 
-def _noise(seed: int, index: int, shape: torch.Size) -> State:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "renoise", index))
-    return torch.randn(shape, generator=generator)
-
-
 def measure(extractor: Extractor, images: Pixels, *, batch_size: int) -> Moments:
-    """Moments of the features of many images, without holding all features at once."""
+    """Moments of the features of many images; features are held for one batch only."""
     batches = (
         extract(extractor, batch, batch_size=batch_size) for batch in images.split(batch_size)
     )
@@ -98,7 +96,7 @@ class FrechetReference:
     Args:
         images: The reference images, as saved.
         extractor: Makes the features of both sides.
-        batch_size: Images that go through the extractor at once.
+        batch_size: Images in one pass through the extractor.
         cache: Of features, for the reference; None makes them again.
 
     Raises:
@@ -140,10 +138,11 @@ class FrechetReference:
         return frechet_distance(generated, self._moments)
 
     def _require_same_shape(self, images: Pixels) -> None:
-        if images.shape[1:] != self._shape:
+        found, wanted = (" x ".join(map(str, s)) for s in (images.shape[1:], self._shape))
+        if found != wanted:
             msg = (
-                f"images of {_size(images.shape[1:])} cannot be compared with a reference of "
-                f"{_size(self._shape)} (channels x height x width): an extractor's resizing would "
+                f"images of {found} cannot be compared with a reference of "
+                f"{wanted} (channels x height x width): an extractor's resizing would "
                 "count as a difference; bring both to one size"
             )
             raise DataError(msg)
@@ -155,10 +154,6 @@ class FrechetReference:
         return frechet_estimate(features, self._moments)
 
 
-def _size(shape: torch.Size) -> str:
-    return " x ".join(map(str, shape))
-
-
 @final
 class ProximalReference:
     """Noisy observations to compare generated clean images with.
@@ -167,7 +162,7 @@ class ProximalReference:
         observations: The noisy images, clamped and quantised by ``dsd.utils.images.to_uint8``.
         sigma: Their noise levels, in data units.
         extractor: Makes the features of both sides.
-        batch_size: Images that go through the extractor at once.
+        batch_size: Images in one pass through the extractor.
         seed: Of the noise put on generated images, the same for each set.
         cache: Of features, for the observations; None makes them again.
 
@@ -188,25 +183,21 @@ class ProximalReference:
         self._reference = FrechetReference(
             observations, extractor, batch_size=batch_size, cache=cache
         )
-        self._sigma = sigma
-        self._seed = seed
+        self._observed = partial(observe_like, levels=sigma, seed=seed)
 
     def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
         """Proximal distance of clean ``images``; see :func:`observe_like`."""
-        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
-        return self._reference.distance(observed)
+        return self._reference.distance(self._observed(images, operator=operator))
 
     def estimate(self, images: Pixels, *, operator: Operator | None = None) -> FrechetEstimate:
         """The same with its error."""
-        observed = observe_like(images, self._sigma, seed=self._seed, operator=operator)
-        return self._reference.estimate(observed)
+        return self._reference.estimate(self._observed(images, operator=operator))
 
 
 def choose(distances: Sequence[float], standard_errors: Sequence[float]) -> int:
-    """Position of the checkpoint to keep: the last that is as good as the best.
+    """Position of the checkpoint to keep: the last within one standard error of the best.
 
-    The least of many distances is partly luck, and late checkpoints have learned more. So it is
-    the last whose distance exceeds the least by no more than the standard error of that one.
+    The least of many distances is partly luck, and late checkpoints have learned more.
 
     Args:
         distances: Of the checkpoints, in the order of training.

@@ -1,9 +1,9 @@
 """Several processes that train one model together.
 
-Each process keeps a copy of everything that is trained. All of them draw what chance decides for
+Each process keeps a copy of everything that is trained. All of them draw the random inputs of
 whole batches, from the same seeds, and each computes on its own rows of a batch. The sum of their
 gradients then moves all copies alike: weights are never sent, records are about whole batches
-everywhere, and what comes out does not depend on the number of processes but for rounding.
+everywhere, and without dropout the number of processes changes nothing except rounding.
 
 Deviates:
     PyTorch's DistributedDataParallel averages gradients while ``backward`` runs, once for each
@@ -23,55 +23,53 @@ from torch import distributed as dist
 
 from dsd.utils.errors import LostProcessError
 
-__all__ = ["Rows", "Team", "gradients"]
+__all__ = ["DistributedContext", "TensorBatch", "gradients"]
 
-RowsT = TypeVar("RowsT", bound="Rows")
+TensorBatchT = TypeVar("TensorBatchT", bound="TensorBatch")
 
 
 @final
-class Team:
-    """The processes of one training; made without arguments, this process alone.
+class DistributedContext:
+    """The processes of one training; without arguments, this process alone.
 
     Args:
         rank: Number of this process, from 0.
-        size: How many there are; more than one need an initialised ``torch.distributed``.
-        at_once: On how many images a process computes at once; None for its whole share.
+        world_size: Number of processes; more than one need an initialised ``torch.distributed``.
+        micro_batch_size: Most images in one forward pass of a process; None for its whole share.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, at_once: int | None = None) -> None:
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, micro_batch_size: int | None = None
+    ) -> None:
         self.rank = rank
-        self.size = size
-        self._at_once = at_once
+        self.world_size = world_size
+        self.micro_batch_size = micro_batch_size
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one process that writes and speaks."""
+    def is_main_process(self) -> bool:
+        """Whether this is the process that writes and logs."""
         return self.rank == 0
 
-    def take_at_once(self, images: int) -> None:
-        """Compute on at most so many images at once from now on."""
-        self._at_once = images
-
-    def parts(self, total: int, count: int | None = None) -> list[slice]:
-        """This process' rows of a batch, in the parts on which it computes one after the other.
+    def micro_batches(self, total: int, count: int | None = None) -> list[slice]:
+        """This process' rows of a batch, split into micro-batches.
 
         Args:
             total: Rows of the batch.
-            count: In how many parts, some of them perhaps empty; None for as few as allowed.
+            count: Number of micro-batches, some of them perhaps empty; None for as few as allowed.
         """
-        first, last = (total * rank // self.size for rank in (self.rank, self.rank + 1))
+        first, last = (total * rank // self.world_size for rank in (self.rank, self.rank + 1))
         if count is None:
-            count = max(1, -(-(last - first) // (self._at_once or total or 1)))
+            count = max(1, -(-(last - first) // (self.micro_batch_size or total or 1)))
         borders = [first + (last - first) * part // count for part in range(count + 1)]
         return [slice(*border) for border in pairwise(borders)]
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place.
 
         Raises:
             LostProcessError: Another process ended.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return
         # As one message: sending many small ones takes longer.
         together = torch.cat([tensor.flatten() for tensor in tensors])
@@ -80,15 +78,15 @@ class Team:
         for tensor, piece in zip(tensors, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
 
-    def largest(self, *values: float | int) -> list[float]:
-        """The largest of each value over all processes, which all of them hear.
+    def all_reduce_max(self, *values: float | int) -> list[float]:
+        """Return the largest of each value over all processes.
 
         Raises:
             LostProcessError: Another process ended.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return [float(value) for value in values]
-        # On the CPU, so that nobody waits for a GPU to come to this point.
+        # On the CPU, so that no process waits for its GPU.
         together = torch.tensor(values, dtype=torch.float64)
         _all_reduce(together, dist.ReduceOp.MAX)
         found: list[float] = together.tolist()
@@ -106,15 +104,15 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
-    """The gradients of ``module`` as they lie in memory, of those weights that have one."""
+    """The gradients of the weights of ``module`` that have one."""
     return [weight.grad for weight in module.parameters() if weight.grad is not None]
 
 
 @dataclass(frozen=True)
-class Rows:
+class TensorBatch:
     """Base of collections of tensors that have one row for each image of a batch."""
 
-    def __getitem__(self: RowsT, rows: slice) -> RowsT:
+    def __getitem__(self: TensorBatchT, rows: slice) -> TensorBatchT:
         """The same rows of every member; members that are None stay so."""
         members = {field.name: getattr(self, field.name) for field in fields(self)}
         taken = {name: value[rows] for name, value in members.items() if value is not None}

@@ -1,36 +1,29 @@
-"""Means over many steps, kept on the device so that training need not wait for them to be read."""
+"""Means over many steps, kept on the device so that training does not wait for them."""
 
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import nn
 
 from dsd.utils.shapes import Level, PerSample
 
-__all__ = ["LevelMeter", "Reading", "step_line"]
+__all__ = ["BinnedMean", "Means", "step_line"]
 
 _EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """Borders of the noise levels' bins, in data units."""
 
 
-@final
-class Reading:
-    """Means since the last reading.
+class Means(NamedTuple):
+    """Means since the last reading."""
 
-    Attributes:
-        mean: Over all samples.
-        by_level: Over the samples up to each border of the noise level; bins without samples are
-            left out.
-    """
-
-    def __init__(self, mean: float, by_level: dict[str, float]) -> None:
-        self.mean = mean
-        self.by_level = by_level
+    mean: float
+    by_level: dict[str, float]
+    """Means of the samples up to each border of the noise level that have samples."""
 
 
 @final
-class LevelMeter(nn.Module):
-    """Running means of a value, in all and by noise level; a module so that states save it."""
+class BinnedMean(nn.Module):
+    """Mean of a value, overall and by noise level; a module so that states save it."""
 
     edges: torch.Tensor
     totals: torch.Tensor
@@ -49,22 +42,16 @@ class LevelMeter(nn.Module):
         self.totals.index_add_(0, bins, values.double())
         self.counts.index_add_(0, bins, torch.ones_like(values, dtype=torch.float64))
 
-    def read(self) -> Reading:
-        """The means since the last reading, which start anew."""
+    def read(self) -> Means:
+        """Return the means since the last reading, and start again."""
         totals, counts = self.totals.tolist(), self.counts.tolist()
-        by_level = {
-            name: total / count
-            for name, total, count in zip(_bin_names(), totals, counts, strict=True)
-            if count
-        }
+        names = [f"<={edge:g}" for edge in _EDGES] + [f">{_EDGES[-1]:g}"]
+        bins = zip(names, totals, counts, strict=True)
+        by_level = {name: total / count for name, total, count in bins if count}
         mean = sum(totals) / max(sum(counts), 1.0)
         self.totals.zero_()
         self.counts.zero_()
-        return Reading(mean, by_level)
-
-
-def _bin_names() -> list[str]:
-    return [f"<={edge:g}" for edge in _EDGES] + [f">{_EDGES[-1]:g}"]
+        return Means(mean, by_level)
 
 
 def step_line(name: str, images_seen: int, sigma: Level, **losses: PerSample | None) -> str:

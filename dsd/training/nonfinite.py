@@ -1,7 +1,7 @@
-"""Whether what a training computes is finite, told in the step in which it no longer is.
+"""Checks that every number of a training is finite.
 
-Nothing is masked, clamped or left out: one number that is NaN or infinite ends the attempt, and
-no state is saved before all steps up to it were found well.
+Nothing is masked, clamped or left out: a NaN or infinite value aborts the attempt. Checkpoints are
+written only after all earlier steps were verified.
 """
 
 from collections import deque
@@ -13,31 +13,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.utils.errors import NonFiniteError
 from dsd.utils.shapes import Level
 
-__all__ = ["Health", "HealthWatch", "Vital", "vitals_of"]
+__all__ = ["FiniteCheck", "NonFiniteMonitor", "StepOutput", "grad_and_weight_norms"]
 
 T = TypeVar("T")
 
 _NAMED = 4
-"""Noise levels or weights that a message names."""
+"""Most noise levels or weights that a message names."""
 
 _LAG = 2
-"""Steps that a GPU may have in hand before one of them is looked at."""
+"""Steps for which the answer of a GPU may be outstanding."""
 
 
 @final
 @dataclass(frozen=True)
-class Vital:
-    """Numbers of one step that are all finite while all is well; on the device until read.
+class FiniteCheck:
+    """Numbers of one step that must be finite; on the device until read.
 
     Args:
-        term: What they are, for people, such as "the teacher's loss".
+        term: Name in messages, such as "the teacher's loss".
         values: The numbers.
         sigma: Noise level of each, where each is of one sample.
-        module: Whose weights or gradients they are norms of, where they are.
+        module: Network of which they are norms of weights or gradients.
     """
 
     term: str
@@ -47,36 +47,34 @@ class Vital:
 
 
 @runtime_checkable
-class Health(Protocol):
-    """What a step says of itself."""
+class StepOutput(Protocol):
+    """Record of a step."""
 
     @property
     def images_seen(self) -> int:
-        """Images that the training has seen after it."""
-        ...
+        """Images of all steps so far."""
 
     @property
-    def vitals(self) -> Sequence[Vital]:
-        """What must be finite, causes before effects."""
-        ...
+    def checks(self) -> Sequence[FiniteCheck]:
+        """Numbers that must be finite, causes before effects."""
 
 
-def vitals_of(name: str, module: nn.Module) -> tuple[Vital, Vital]:
+def grad_and_weight_norms(name: str, module: nn.Module) -> tuple[FiniteCheck, FiniteCheck]:
     """The norms of a network's gradients and of its weights, after a step of its optimiser.
 
     A norm is not finite if one number in it is not, or if the sum of their squares is too large
     for float32. Adam could not take such a gradient either: its second moment would be infinite
-    and the weight would rest for ever, as finite as before.
+    and the weight would never move again.
 
     Args:
-        name: The network, for people, such as "the teacher".
-        module: The network; a weight without a gradient counts as one whose gradient is zero.
+        name: Name in messages, such as "the teacher".
+        module: The network; a missing gradient counts as zero.
     """
     weights: list[Tensor] = [*module.parameters()]
     gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
     return (
-        Vital(f"{name}'s gradients", _norms(gradients), module=module),
-        Vital(f"{name}'s weights", _norms(weights), module=module),
+        FiniteCheck(f"{name}'s gradients", _norms(gradients), module=module),
+        FiniteCheck(f"{name}'s weights", _norms(weights), module=module),
     )
 
 
@@ -86,76 +84,66 @@ def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
 
 
 @final
-class HealthWatch:
-    """Looks at the vitals of every step.
-
-    On a GPU it looks at a step when two more have been asked for, so that nobody waits.
+class NonFiniteMonitor:
+    """Verifies every step; on a GPU two steps later, so that the GPU does not wait.
 
     Args:
-        team: The processes of the training, which all hear what one finds, at the same step.
+        distributed: The processes of the training, which all raise at the same step.
     """
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
-        self._waiting: deque[tuple[Health, _Answer]] = deque()
+    def __init__(self, distributed: DistributedContext) -> None:
+        self._distributed = distributed
+        self._waiting: deque[tuple[StepOutput, _DeferredFlag]] = deque()
 
-    def see(self, step: Health) -> None:
-        """Look at a step, or at an earlier one.
+    def check(self, step: StepOutput) -> None:
+        """Verify a step, or an earlier one.
 
         Raises:
             NonFiniteError: A number of it is NaN or infinite; the message names the step's images,
                 the terms, and their noise levels or weights.
         """
-        numbers = torch.cat([vital.values.detach().float() for vital in step.vitals])
-        answer = _Answer(numbers.isfinite().all())
+        numbers = torch.cat([vital.values.detach().float() for vital in step.checks])
+        answer = _DeferredFlag(numbers.isfinite().all())
         self._waiting.append((step, answer))
-        self._judge(_LAG if answer.late else 0)
+        self._verify(_LAG if answer.late else 0)
 
-    def settle(self) -> None:
-        """Look at all steps that were not looked at yet; to be called before a state is saved.
+    def flush(self) -> None:
+        """Verify all outstanding steps, as before a state is saved; raises as :meth:`check`."""
+        self._verify(0)
 
-        Raises:
-            NonFiniteError: As :meth:`see`.
-        """
-        self._judge(0)
-
-    def by_leader(self, work: Callable[[], T], images_seen: int) -> T | None:
-        """Let the process that leads do something with images; all hear if they are not finite.
-
-        Args:
-            work: Images are made in it, and a pixel that is not finite raises.
-            images_seen: Images that the training has seen.
+    def on_main_process(self, work: Callable[[], T], images_seen: int) -> T | None:
+        """Do ``work`` in the main process; where it meets a non-finite pixel all processes raise.
 
         Returns:
-            What ``work`` returned; None in all other processes.
+            The result of ``work``; None in all other processes.
 
         Raises:
-            NonFiniteError: A pixel is NaN or infinite.
+            NonFiniteError: ``work`` raised it; ``images_seen`` is added to the message.
         """
         done, found = None, None
-        if self._team.leads:
+        if self._distributed.is_main_process:
             try:
                 done = work()
             except NonFiniteError as error:
                 found = error
-        (bad,) = self._team.largest(found is not None)
+        (bad,) = self._distributed.all_reduce_max(found is not None)
         if bad:
-            what = found or "pixels in the process that leads"
+            what = found or "pixels in the main process"
             msg = f"NaN or infinite after {images_seen:,} images: {what}"
             raise NonFiniteError(msg, images_seen) from found
         return done
 
-    def _judge(self, left: int) -> None:
+    def _verify(self, left: int) -> None:
         while len(self._waiting) > left:
             step, answer = self._waiting.popleft()
-            (bad,) = self._team.largest(not answer.read())
+            (bad,) = self._distributed.all_reduce_max(not answer.read())
             if bad:
                 raise NonFiniteError(_diagnosis(step), step.images_seen)
 
 
 @final
-class _Answer:
-    """A truth value on its way from a device."""
+class _DeferredFlag:
+    """A truth value on its way from the device."""
 
     def __init__(self, value: Tensor) -> None:
         self.late = value.is_cuda
@@ -172,15 +160,15 @@ class _Answer:
         return bool(self._value)
 
 
-def _diagnosis(step: Health) -> str:
-    """What of a step is not finite."""
-    found = [part for vital in step.vitals if (part := _findings(vital))]
+def _diagnosis(step: StepOutput) -> str:
+    """Message about a step that is not finite."""
+    found = [part for vital in step.checks if (part := _findings(vital))]
     terms = "; ".join(found) or "a number in another process of the training"
     return f"NaN or infinite after {step.images_seen:,} images: {terms}"
 
 
-def _findings(vital: Vital) -> str:
-    """Which numbers are not finite, or nothing."""
+def _findings(vital: FiniteCheck) -> str:
+    """The numbers that are not finite, in words; empty if there are none."""
     bad = (~vital.values.isfinite()).nonzero().flatten().tolist()
     if not bad:
         return ""

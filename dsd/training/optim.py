@@ -1,22 +1,22 @@
-"""What both trainings share: step sizes and arithmetic."""
+"""Optimiser, step sizes and the average of the weights."""
 
+import copy
 import math
-from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn, optim
 
-from dsd.utils.config import Precision
+__all__ = ["adam", "ema_decay", "frozen_copy", "learning_rate_factor", "update_ema"]
 
-__all__ = ["adam", "autocast", "learning_rate_factor", "set_learning_rate"]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _COSINE_FLOOR = 0.05
 """The cosine schedule ends at this fraction of the peak."""
 
 
 def adam(module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> optim.Adam:
-    """Adam with fused updates over the trainable weights of ``module``."""
+    """Adam with fused updates over the weights of ``module``."""
     return optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
 
 
@@ -43,12 +43,29 @@ def learning_rate_factor(
     return _COSINE_FLOOR + (1 - _COSINE_FLOOR) * cosine
 
 
-def set_learning_rate(optimizer: optim.Optimizer, learning_rate: float) -> None:
-    """Use ``learning_rate`` from the next step on."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+def frozen_copy(module: ModuleT) -> ModuleT:
+    """An independent copy in evaluation mode whose weights take no gradients."""
+    return copy.deepcopy(module).eval().requires_grad_(False)
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """Arithmetic inside networks: float32, or bfloat16 with float32 weights."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def ema_decay(images_seen: int, batch_size: int, *, halflife_kimg: float, rampup: float) -> float:
+    """Decay of the average for one step of ``batch_size`` images after ``images_seen`` images.
+
+    Reference:
+        Karras et al. 2022 (arXiv:2206.00364): a half-life in images, at most a fraction of the
+        images seen so far.
+
+    Deviates:
+        EDM's and the authors' code count the images seen before the step, here those of the step
+        count too: they are in the weights that are averaged. EDM's first average is a copy of the
+        weights after one step; ours keeps 0.5^(1 / rampup) of the weights before it, 1e-6 by
+        default.
+    """
+    halflife = min(halflife_kimg * 1000, rampup * images_seen)
+    return float(0.5 ** (batch_size / max(halflife, 1e-8)))
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move ``average`` towards ``module``: average = decay * average + (1 - decay) * module."""
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)

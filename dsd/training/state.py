@@ -66,31 +66,33 @@ class TrainingState:
         content = path.read_bytes()
         digest, data = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
-            msg = f"{path} is damaged: delete it, and the stage starts anew"
+            msg = f"{path} is damaged: delete it, and the stage starts from the beginning"
             raise DataError(msg)
         try:
-            return self._restored(load(data))
+            return self._restore(load(data))
         except MISMATCH_ERRORS as error:
             msg = (
                 f"{path} is the state of another training ({first_line(error)}): delete it, and "
-                "the stage starts anew"
+                "the stage starts from the beginning"
             )
             raise DataError(msg) from error
 
-    def _restored(self, tensors: Mapping[str, Tensor]) -> dict[str, JsonValue]:
-        """Give modules and optimisers their part; returns the ``info``."""
+    def _restore(self, tensors: Mapping[str, Tensor]) -> dict[str, JsonValue]:
         for name, module in self._modules.items():
             module.load_state_dict(_under(name, tensors))
         for name, optimizer in self._optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
-            moments = _moments(_under(name, tensors))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under(name, tensors).items():
+                index, moment = key.split("/")  # such as 3/exp_avg
+                moments.setdefault(int(index), {})[moment] = value
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
             _match_layout(optimizer)
         return _info(tensors)
 
 
 def read_info(path: Path) -> dict[str, JsonValue]:
-    """The ``info`` beside the training state at ``path``, whatever training it is of.
+    """Return the ``info`` beside the training state at ``path``.
 
     Raises:
         FileNotFoundError: There is no state.
@@ -114,15 +116,6 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }
-
-
-def _moments(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """An optimiser's state by parameter number, from names such as ``3/exp_avg``."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    return state
 
 
 def _match_layout(optimizer: optim.Optimizer) -> None:

@@ -232,7 +232,7 @@ def _laws(params: Params, level: float) -> Iterator[str]:
     if level == 0:
         return
     laws = {"pretrain.noise": params.pretrain.noise}
-    if params.distill.divergence != "sds":
+    if params.distill.needs_fake:
         laws["distill.fake_noise"] = params.distill.fake_noise
     if params.pretrain.objective == "standard":
         return

@@ -1,21 +1,21 @@
-"""Training stages that neither an interruption nor a number that is not finite sets back far.
+"""Saved states of training runs, retries, and who may continue a run.
 
-The state lies outside DVC's outputs (DVC deletes those before each run), in a folder named by a
+A state lies outside DVC's outputs (DVC deletes those before each run), in a folder named by a
 fingerprint of everything the result depends on: parameters, inputs and code. The same command
 therefore continues exactly the run that was interrupted and never one with other parameters. The
-folder goes when a later stage begins: only then has DVC noted that this one is done.
+folder is deleted when a later stage begins: only then has DVC recorded that this one is done.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar, final
 
 from pydantic import JsonValue
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState, read_info
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from dsd.utils.files import published
@@ -24,12 +24,12 @@ from pipeline.execution.origin import Origin
 from pipeline.stage_io.log import StageLog
 
 __all__ = [
-    "Resumable",
+    "CheckpointManager",
     "begin",
-    "forget_done",
-    "forget_superseded",
-    "mark_done",
-    "reserved",
+    "lock_run_dir",
+    "mark_finished",
+    "remove_finished",
+    "remove_superseded",
     "retry_on_nonfinite",
 ]
 
@@ -37,40 +37,34 @@ T = TypeVar("T")
 
 _NEWEST, _LAST, _BEFORE = "newest", "state", "state-before"
 _STATES = (_NEWEST, _LAST, _BEFORE)
-"""Of one run, newest first; the first is there only between two renamings."""
+"""States of one run, newest first; the first exists only between two renamings."""
 
 _DONE = "done"
 """File in a run's folder that names the workspace which has its results."""
 
 
 @contextmanager
-def reserved(folder: Path, team: Team) -> Iterator[Path]:
-    """Keep the folder of a run for the processes of ``team`` as long as the block lasts.
-
-    Yields:
-        ``folder``.
+def lock_run_dir(folder: Path, distributed: DistributedContext) -> Iterator[Path]:
+    """Lock the folder of a run for the processes of ``distributed``, and yield it.
 
     Raises:
         BusyError: Another process computes the same; the message says which.
     """
-    if not team.leads:
-        yield folder
-        return
     purpose = f"a training with the same parameters and images (its state is {folder})"
-    with exclusive(_lock_of(folder), purpose):
+    with exclusive(_lock_of(folder), purpose) if distributed.is_main_process else nullcontext():
         yield folder
 
 
-def forget_done(states: Path, root: Path, *, but: str = "") -> None:
-    """Delete the states of trainings that are done, once DVC has noted that they are.
+def remove_finished(states: Path, root: Path, *, but: str = "") -> None:
+    """Delete the states of finished trainings, once DVC has recorded their results.
 
     Args:
         states: Folder of a stage's states.
-        root: The workspace whose trainings are meant; those of workspaces that are gone, too.
+        root: Workspace of the trainings; those of deleted workspaces are included.
         but: Name of a run whose state stays.
     """
     for note in states.glob(f"*/{_DONE}"):
-        # Another experiment of this project may do the same just now.
+        # Another experiment of this project may do the same now.
         with suppress(FileNotFoundError, BusyError):
             folder, owner = note.parent, Path(note.read_text(encoding="utf-8"))
             if folder.name != but and (owner == root.resolve() or not owner.exists()):
@@ -79,12 +73,7 @@ def forget_done(states: Path, root: Path, *, but: str = "") -> None:
 
 
 def begin(folder: Path, origin: Origin, log: StageLog) -> None:
-    """Note what a training depends on, and say so if it leaves another one unfinished.
-
-    Args:
-        folder: For its states; one that has none begins at the beginning.
-        origin: What it depends on.
-        log: Where to say it.
+    """Record what a training depends on, and log if it leaves another one unfinished.
 
     Raises:
         OSError: The disk refuses.
@@ -102,26 +91,17 @@ def begin(folder: Path, origin: Origin, log: StageLog) -> None:
     )
 
 
-def mark_done(folder: Path, root: Path) -> None:
-    """Note that a run is complete; its state stays until :func:`forget_done`.
-
-    Args:
-        folder: Of the run.
-        root: The workspace that has the results.
-    """
+def mark_finished(folder: Path, root: Path) -> None:
+    """Record that a run is complete, with results in ``root``; see :func:`remove_finished`."""
     with published(folder / _DONE) as note:
         note.write(bytes(root.resolve()))
 
 
-def forget_superseded(folder: Path, origin: Origin) -> None:
-    """Delete what a run that is done has left unfinished: states of the same command.
+def remove_superseded(folder: Path, origin: Origin) -> None:
+    """Delete unfinished states of this workspace with the parameters of a finished run.
 
-    Those of this workspace that had the same parameters, but other code or images. With other
-    parameters they stay: whoever sets these again goes on with them.
-
-    Args:
-        folder: Of the run that is done.
-        origin: What it depends on.
+    They had other code or images. States of other parameters stay: setting these again continues
+    them.
     """
     for other, earlier in _unfinished(folder, origin).items():
         if _same_command(origin, earlier):
@@ -130,7 +110,7 @@ def forget_superseded(folder: Path, origin: Origin) -> None:
 
 
 def _unfinished(folder: Path, origin: Origin) -> dict[Path, Origin]:
-    """Folders of other trainings of the same stage and workspace that were stopped half-way."""
+    """Folders of other unfinished trainings of the same stage and workspace."""
     found = {other.parent: Origin.read(other.parent) for other in folder.parent.glob(f"*/{_LAST}")}
     return {
         other: earlier
@@ -147,7 +127,7 @@ def _same_command(origin: Origin, earlier: Origin) -> bool:
 
 
 def _how_far(folder: Path, origin: Origin) -> str:
-    """How far the training whose states are in ``folder`` had come."""
+    """Progress of the training whose states are in ``folder``, in words."""
     section = origin.parameters.get(folder.parent.name)
     total = section.get("kimg") if isinstance(section, dict) else None
     with suppress(OSError, DataError):
@@ -162,25 +142,17 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    # First the states: killed in between, a run must not go on without the files it counts on.
+    # First the states: after a kill in between, a run must not continue without its other files.
     for name in _STATES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def retry_on_nonfinite(attempt: Callable[[], T], max_retries: int, log: StageLog) -> T:
-    """Run ``attempt``, again from the last checkpoint after a non-finite value.
+    """Return the result of ``attempt``, repeated from the last checkpoint on a non-finite value.
 
-    Nothing is changed from one attempt to the next: a fault of the machine does not come again,
-    and leaves no trace in the result.
-
-    Args:
-        attempt: Trains from the last checkpoint, which no non-finite value precedes.
-        max_retries: Maximum number of further attempts.
-        log: Counts the failures.
-
-    Returns:
-        What ``attempt`` returned.
+    Nothing is changed from one attempt to the next: a hardware fault does not repeat, and leaves
+    no trace in the result.
 
     Raises:
         NonFiniteError: All attempts failed; the message is a diagnosis.
@@ -198,7 +170,7 @@ def retry_on_nonfinite(attempt: Callable[[], T], max_retries: int, log: StageLog
 
 
 def _diagnosis(error: NonFiniteError, steps: list[int | None]) -> str:
-    """Explain the last of several failures at these numbers of images."""
+    """Message about the last of several failures at these numbers of images."""
     again = ""
     if len(steps) > 1 and None not in steps:
         place = "the same step" if len(set(steps)) == 1 else "different steps"
@@ -211,15 +183,15 @@ def _diagnosis(error: NonFiniteError, steps: list[int | None]) -> str:
 
 
 @final
-class Resumable:
-    """The saved states of one training run: the last one and, in case it breaks, the one before.
+class CheckpointManager:
+    """Saved states of one training run: the last one and, in case it breaks, the one before.
 
     Args:
         folder: Of this run.
         state: Modules and optimisers to save.
         minutes: Time between two saves.
-        log: Where to say that the run was resumed or stopped.
-        team: The processes of the run; all read the state, one writes it, and all stop together.
+        log: Log of the stage.
+        distributed: Processes of the run: all read the state, one writes it, all stop together.
     """
 
     def __init__(
@@ -229,18 +201,18 @@ class Resumable:
         *,
         minutes: float,
         log: StageLog,
-        team: Team,
+        distributed: DistributedContext,
     ) -> None:
         self.folder = folder
         self._state = state
-        self._team = team
+        self._distributed = distributed
         self._signal = 0
         self._seconds = minutes * 60
         self._saved_at = self._asked_at = time.monotonic()
         self._log = log
 
     def restore(self) -> dict[str, JsonValue] | None:
-        """Bring back the state of an interrupted run, or return None where there is none.
+        """Restore the state of an interrupted run and return its ``info``; None without one.
 
         Raises:
             DataError: The state is damaged, or not the same for all processes.
@@ -248,7 +220,7 @@ class Resumable:
         info, damaged = self._load()
         seen = -1 if info is None else info["images_seen"]
         assert isinstance(seen, int)
-        most, least = self._team.largest(seen, -seen)
+        most, least = self._distributed.all_reduce_max(seen, -seen)
         if most != -least:
             msg = (
                 f"{self.folder} is not the same for all processes: let them share one workspace, "
@@ -257,14 +229,14 @@ class Resumable:
             raise DataError(msg)
         for file in damaged:
             self._log.say(f"{file} is damaged, and deleted; going on from the state before it")
-            if self._team.leads:
+            if self._distributed.is_main_process:
                 file.unlink()  # or the next state would take the place of the good one
         if info is not None:
             self._log.say(f"resumed after {seen:,} images")
         return info
 
     def _load(self) -> tuple[dict[str, JsonValue] | None, list[Path]]:
-        """The newest good state, and the files of damaged ones that are newer."""
+        """Load the newest good state; return its ``info`` and the files of newer damaged ones."""
         damaged: dict[Path, str] = {}
         for file in (self.folder / name for name in _STATES):
             try:
@@ -278,8 +250,8 @@ class Resumable:
         return None, []
 
     def save(self, info: Mapping[str, JsonValue]) -> None:
-        """Save now, in the process that leads."""
-        if self._team.leads:
+        """Save now, in the main process."""
+        if self._distributed.is_main_process:
             last = self.folder / _LAST
             self._state.save(self.folder / _NEWEST, info)
             with suppress(FileNotFoundError):
@@ -287,20 +259,20 @@ class Resumable:
             (self.folder / _NEWEST).replace(last)
         self._saved_at = time.monotonic()
 
-    def due(self) -> bool:
-        """Whether it is time to save, or one process was asked to stop; all hear the same.
+    def should_save(self) -> bool:
+        """Whether all processes should save: before the interval is exceeded, or after a signal.
 
-        It is time when another step as long as the last one would be too much to lose.
+        The next step is taken to be as long as the last one.
         """
         now = time.monotonic()
         step, self._asked_at = now - self._asked_at, now
         waited = now + step - self._saved_at > self._seconds
-        late, number = self._team.largest(waited, self._log.stop_signal() or 0)
+        late, number = self._distributed.all_reduce_max(waited, self._log.stop_signal() or 0)
         self._signal = int(number)
         return bool(late or number)
 
-    def stop_if_asked(self, images_seen: int) -> None:
-        """Raise :class:`Interrupted` if :meth:`due` heard of a signal; call after :meth:`save`."""
+    def raise_if_stopping(self, images_seen: int) -> None:
+        """Raise ``Interrupted`` if a signal came before :meth:`should_save`; call after a save."""
         if self._signal:
             msg = f"stopped after {images_seen:,} images; the same command continues from there"
             raise Interrupted(msg, self._signal)

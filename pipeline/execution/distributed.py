@@ -1,4 +1,4 @@
-"""Joining the processes that were started together for one training, and sharing its batches."""
+"""The processes that were started together for one training, and their micro-batches."""
 
 import os
 from collections.abc import Iterator
@@ -8,18 +8,17 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
-from dsd.training.distributed import Team
-from dsd.training.memory import Rehearsing, largest_part
+from dsd.training.distributed import DistributedContext
+from dsd.training.memory import DryRunnable, find_micro_batch_size
 from dsd.utils.errors import Interrupted, ParamsError
-from pipeline.execution.device import free_memory, resolve_device
+from pipeline.execution.device import resolve_device
 from pipeline.params.config import Compute
 
-__all__ = ["fit_into_memory", "joined_team"]
+__all__ = ["choose_micro_batch_size", "init_distributed"]
 
-_PATIENCE = timedelta(hours=2)
-"""How long processes wait for the one that measures; the end of one is noticed at once."""
+_TIMEOUT = timedelta(hours=2)
+"""Longest wait for the process that measures; the end of a process is noticed without it."""
 
-_NAMES = {"cuda": "GPU's memory", "cpu": "main memory"}
 _SPARE = "set compute.activation_checkpointing to true, "
 _SMALLER = (
     "make the network smaller (network.model_channels, network.num_blocks) or end other programs"
@@ -27,22 +26,22 @@ _SMALLER = (
 
 
 @contextmanager
-def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch.device]]:
-    """The team that this process belongs to, and the device that it computes on.
-
-    A process that no launcher started is a team of its own.
+def init_distributed(
+    compute: Compute, batch_size: int
+) -> Iterator[tuple[DistributedContext, torch.device]]:
+    """The processes of this training, one without a launcher, and the device of this one.
 
     Args:
-        compute: Which kind of device, and how much it takes at once.
-        batch_size: Images of a step, which the team shares.
+        compute: Section of the parameters.
+        batch_size: Images of a step, which the processes share.
 
     Raises:
         ParamsError: There is no such device, or there are more processes than images.
     """
     device = resolve_device(compute)
-    at_once = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
+    asked = None if compute.micro_batch_size == "auto" else compute.micro_batch_size
     if not dist.is_torchelastic_launched():
-        yield Team(at_once=at_once), device
+        yield DistributedContext(micro_batch_size=asked), device
         return
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if size > batch_size:
@@ -51,11 +50,11 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     if device.type == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    # Gradients travel between GPUs, the word to stop between CPUs.
+    # Gradients travel between GPUs, signals to stop between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        yield Team(rank, size, at_once), device
+        yield DistributedContext(rank, size, asked), device
     except Interrupted:  # all stop at the same step
         dist.destroy_process_group()
         raise
@@ -63,37 +62,24 @@ def joined_team(compute: Compute, batch_size: int) -> Iterator[tuple[Team, torch
     dist.destroy_process_group()
 
 
-def fit_into_memory(
-    training: Rehearsing, team: Team, compute: Compute, device: torch.device
+def choose_micro_batch_size(
+    training: DryRunnable, distributed: DistributedContext, compute: Compute, device: torch.device
 ) -> str:
-    """Let all processes take as many images at once as fit, where that is left to us.
-
-    Args:
-        training: About to begin, or to go on; its weights are on the device.
-        team: Its processes.
-        compute: How many images a process takes at once, or ``auto``.
-        device: Where this process computes.
+    """Choose the micro-batches of all processes; on a CPU ``auto`` is a process' whole share.
 
     Returns:
-        How a step is computed, for people.
+        A line for the log.
 
     Raises:
         ParamsError: Not even one image fits.
     """
-    asked = compute.micro_batch_size
-    if asked != "auto":
-        return f"takes at most {asked} images at once, as compute.micro_batch_size says"
-    # All processes calculate with the same number, or with an error some would be left alone.
-    (least,) = team.largest(-free_memory(device))
-    found = largest_part(training, team, free=-least, device=device)
-    (images,) = (-value for value in team.largest(-found.images))
-    room = (
-        f"{found.needed / 1e9:.2f} GB more of the {_NAMES[device.type]}, of which "
-        f"{found.usable / 1e9:.2f} GB may be taken"
-    )
-    if images == 0:
-        spare = "" if compute.activation_checkpointing else _SPARE
-        msg = f"not even one image fits: a step needs {room}; {spare}{_SMALLER}"
-        raise ParamsError(msg)
-    team.take_at_once(int(images))
-    return f"takes {images:.0f} of {found.share} images of a step at once: {room}"
+    share = -(-training.batch_size // distributed.world_size)
+    if compute.micro_batch_size == "auto" and device.type == "cuda":
+        try:
+            find_micro_batch_size(training, distributed)
+        except torch.OutOfMemoryError as error:
+            spare = "" if compute.activation_checkpointing else _SPARE
+            msg = f"not even one image fits into the GPU's memory ({error}): {spare}{_SMALLER}"
+            raise ParamsError(msg) from error
+    images = min(share, distributed.micro_batch_size or share)
+    return f"takes {images} of {share} images of a step in one pass"

@@ -1,7 +1,7 @@
 """Locks between processes: files that the kernel frees when their holder dies.
 
 Some file systems of clusters have no such locks (Lustre mounted without ``flock``, NFS without
-``lockd``). There nobody is refused, which is said once: no run must fail for want of a lock.
+``lockd``). There no run is refused, with one warning: no run must fail for want of a lock.
 """
 
 import errno
@@ -36,14 +36,14 @@ _unlockable: set[int] = set()
 
 @final
 class BusyError(DsdError):
-    """Another process does the same thing in the same place."""
+    """Another process does the same in the same place."""
 
     exit_code = 6
 
 
 @contextmanager
 def exclusive(lock: Path, purpose: str) -> Iterator[None]:
-    """Hold the file ``lock`` for the length of the block; it frees itself if the process dies.
+    """Hold the file ``lock`` during the block; the kernel frees it if the process dies.
 
     Raises:
         BusyError: Another process holds it; the message says which.
@@ -70,7 +70,7 @@ def exclusive(lock: Path, purpose: str) -> Iterator[None]:
 
 
 def _claimed(lock: Path) -> tuple[TextIO, bool]:
-    """The open file, and whether this process has its lock now."""
+    """Return the open file, and whether this process has its lock now."""
     while True:
         handle = lock.open("a+", encoding="ascii")
         if not try_lock(handle):
@@ -85,8 +85,7 @@ def _claimed(lock: Path) -> tuple[TextIO, bool]:
 def try_lock(handle: TextIO) -> bool:
     """Take the lock of an open file unless another process has it.
 
-    Where the file system has no locks this is always true; ask :func:`can_lock` before you
-    conclude that no other process is at work.
+    Always true where the file system has no locks; see :func:`can_lock`.
     """
     try:
         _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +95,7 @@ def try_lock(handle: TextIO) -> bool:
 
 
 def can_lock(handle: TextIO) -> bool:
-    """Whether the file, of which :func:`try_lock` was asked before, can have a lock at all."""
+    """Whether the file can have a lock; call :func:`try_lock` before."""
     return os.fstat(handle.fileno()).st_dev not in _unlockable
 
 
@@ -107,12 +106,12 @@ def locks_work_in(folder: Path) -> bool:
 
 
 def unlock(handle: TextIO) -> None:
-    """Give the lock back, also for child processes that inherited the open file."""
+    """Release the lock, also for child processes that inherited the open file."""
     _lock(handle, fcntl.LOCK_UN)
 
 
 def _lock(handle: TextIO, operation: int) -> None:
-    """Ask the kernel, and go on where it has no locks."""
+    """Ask the kernel; where it has no locks, warn once for each reason and go on."""
     try:
         fcntl.flock(handle, operation)
     except OSError as error:
@@ -124,7 +123,6 @@ def _lock(handle: TextIO, operation: int) -> None:
 
 @cache
 def _say_that_there_are_no_locks(reason: str) -> None:
-    """Say it once; for each error that a file system gives as the reason."""
     logging.getLogger(__name__).warning(
         "warning: this file system has no locks (%s), so that two runs at once in this workspace "
         "are not noticed; start one at a time (docs/running.md)",
@@ -134,7 +132,7 @@ def _say_that_there_are_no_locks(reason: str) -> None:
 
 @contextmanager
 def in_turn(lock: Path) -> Iterator[None]:
-    """Hold the file ``lock`` for the length of the block; wait for it if need be."""
+    """Hold the file ``lock`` during the block; wait for it first."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a", encoding="ascii") as handle:
         _lock(handle, fcntl.LOCK_EX)

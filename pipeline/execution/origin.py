@@ -1,4 +1,4 @@
-"""What the result of a training depends on: parameters, inputs and the library's code."""
+"""The dependencies of a training's result: parameters, inputs and the library's code."""
 
 import ast
 import hashlib
@@ -22,16 +22,16 @@ _MOST_SHOWN = 5
 
 @final
 class Origin(BaseModel):
-    """All that a training's result depends on, kept beside its states."""
+    """Dependencies of a training's result, kept beside its states."""
 
     workspace: Path
-    """The workspace that trains; the only part on which no result depends."""
+    """The workspace that trains; no result depends on it."""
 
     parameters: dict[str, JsonValue]
     """Sections of them, as in params.yaml."""
 
     inputs: dict[str, str]
-    """Hash of each folder that is read, by its name for people."""
+    """Hash of each folder that is read, by its name."""
 
     code: dict[str, str]
     """Hash of each file of the library, by its path."""
@@ -41,12 +41,6 @@ class Origin(BaseModel):
         """The origin of a training in the workspace ``root``, with the library as it is now.
 
         Parameters and code are those that dvc.yaml declares for the stage.
-
-        Args:
-            stage: Its name.
-            params: All parameters.
-            root: The workspace.
-            inputs: Hash of each folder that is read, by its name for people.
         """
         declared = read_mapping(_PROJECT / "dvc.yaml")["stages"][stage]
         values = params.model_dump(mode="json")
@@ -59,18 +53,14 @@ class Origin(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> "Origin | None":
-        """The origin of the training whose states are in ``folder``, if it can be read."""
+        """The origin beside the states in ``folder``; None if it cannot be read."""
         try:
             return cls.model_validate_json((folder / _FILE).read_bytes())
         except (OSError, ValidationError):
             return None
 
     def write(self, folder: Path) -> None:
-        """Keep it beside the states in ``folder``.
-
-        Raises:
-            OSError: The disk refuses.
-        """
+        """Write it beside the states in ``folder``."""
         with published(folder / _FILE) as file:
             file.write((self.model_dump_json(indent=1) + "\n").encode())
 
@@ -81,7 +71,7 @@ class Origin(BaseModel):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def changes_since(self, earlier: "Origin") -> str:
-        """What is other than it was in ``earlier``, for people."""
+        """The differences from ``earlier``, in words."""
         old, new = dict(_leaves(earlier.parameters)), dict(_leaves(self.parameters))
         found = [
             f"{key} is {json.dumps(new.get(key))} and was {json.dumps(old.get(key))}"

@@ -1,4 +1,4 @@
-"""Running a stage: on its device, a training alone or in a team, resumed and retried."""
+"""Running a stage: a training on its device and processes, resumed and retried."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -9,21 +9,21 @@ from typing import final
 
 import torch
 
-from dsd.training.distributed import Team
-from dsd.training.memory import Rehearsing
+from dsd.training.distributed import DistributedContext
+from dsd.training.memory import DryRunnable
 from dsd.training.state import TrainingState
 from dsd.utils.config import Precision
 from pipeline.execution.checkpoints import (
-    Resumable,
+    CheckpointManager,
     begin,
-    forget_done,
-    forget_superseded,
-    mark_done,
-    reserved,
+    lock_run_dir,
+    mark_finished,
+    remove_finished,
+    remove_superseded,
     retry_on_nonfinite,
 )
 from pipeline.execution.device import resolve_device, resolve_precision
-from pipeline.execution.distributed import fit_into_memory, joined_team
+from pipeline.execution.distributed import choose_micro_batch_size, init_distributed
 from pipeline.execution.origin import Origin
 from pipeline.params.model import Params
 from pipeline.stage_io.context import Attempt, JobT, StageContext
@@ -35,14 +35,7 @@ __all__ = ["run_stage"]
 
 
 def run_stage(module: ModuleType, params: Params, paths: Paths, log: StageLog) -> None:
-    """Run a stage in this process.
-
-    Args:
-        module: Of ``pipeline.stages``, named like the stage.
-        params: All parameters.
-        paths: The workspace.
-        log: Of the stage.
-    """
+    """Run the stage of ``module``, one of ``pipeline.stages``, in this process."""
     stage = module.__name__.rpartition(".")[2]
     module.run(StageContext(params, paths, log, _Execution(stage, params, paths, log)))
 
@@ -62,13 +55,12 @@ class _Execution:
         return resolve_device(self.params.compute)
 
     def train(self, build: Callable[[Attempt], JobT], inputs: Mapping[str, str]) -> JobT:
-        """Train, write the outputs, and return the job that came to its end.
+        """Train, write the outputs, and return the finished job.
 
         Raises:
             BusyError: Another process computes the same.
-            OSError: The disk refuses. That this user may not replace the outputs is known before
-                the training begins.
-            NonFiniteError: As many attempts as there may be met a number that is not finite.
+            OSError: The disk refuses; outputs that cannot be replaced are found before training.
+            NonFiniteError: All attempts met a non-finite value.
             ParamsError: There is no such device, or there are more processes than images.
         """
         stage, paths, compute = self.stage, self.paths, self.params.compute
@@ -77,26 +69,28 @@ class _Execution:
         self.log.trains(name)
         with ExitStack() as held:
             batch_size: int = getattr(self.params, stage).batch_size
-            with joined_team(compute, batch_size) as (team, device):
-                if team.leads:
+            with init_distributed(compute, batch_size) as (distributed, device):
+                if distributed.is_main_process:
                     check_outputs(paths, stage)
-                    forget_done(states, paths.root, but=name)
-                folder = held.enter_context(reserved(states / name, team))
-                if team.leads:
+                    remove_finished(states, paths.root, but=name)
+                folder = held.enter_context(lock_run_dir(states / name, distributed))
+                if distributed.is_main_process:
                     begin(folder, origin, self.log)
 
                 def attempt() -> JobT:
                     precision = resolve_precision(compute, device)
-                    job = build(_Attempt(team, device, precision, folder, self.params, self.log))
+                    job = build(
+                        _Attempt(distributed, device, precision, folder, self.params, self.log)
+                    )
                     job.train()
                     return job
 
                 job = retry_on_nonfinite(attempt, self.params.run.max_nonfinite_retries, self.log)
-            if team.leads:
+            if distributed.is_main_process:
                 with replaced_outputs(paths, stage) as fresh:
                     job.write(fresh)
-                mark_done(folder, paths.root)
-                forget_superseded(folder, origin)
+                mark_finished(folder, paths.root)
+                remove_superseded(folder, origin)
         return job
 
 
@@ -105,18 +99,22 @@ class _Execution:
 class _Attempt:
     """See :class:`pipeline.stage_io.context.Attempt`."""
 
-    team: Team
+    distributed: DistributedContext
     device: torch.device
     precision: Precision
     folder: Path
     params: Params
     log: StageLog
 
-    def checkpoints(self, state: TrainingState) -> Resumable:
+    def checkpoints(self, state: TrainingState) -> CheckpointManager:
         """The saved states of this run."""
         minutes = self.params.run.checkpoint_minutes
-        return Resumable(self.folder, state, minutes=minutes, log=self.log, team=self.team)
+        return CheckpointManager(
+            self.folder, state, minutes=minutes, log=self.log, distributed=self.distributed
+        )
 
-    def fit_into_memory(self, training: Rehearsing) -> None:
-        """Choose how many images the processes take at once, and say so."""
-        self.log.say(fit_into_memory(training, self.team, self.params.compute, self.device))
+    def choose_micro_batch_size(self, training: DryRunnable) -> None:
+        """Choose the size of micro-batches, and log it."""
+        self.log.say(
+            choose_micro_batch_size(training, self.distributed, self.params.compute, self.device)
+        )

@@ -19,8 +19,8 @@ class Compute(Section):
 
     micro_batch_size: AutoCount
     """Most images in one forward pass of a process while training; a larger share of a batch is
-    split, and its gradients accumulate (docs/running.md). ``auto``: as many as fit into the memory
-    that is free when the training begins."""
+    split, and its gradients accumulate (docs/running.md). ``auto``: on a GPU the
+    share is halved until a step fits into memory; on a CPU it stays whole."""
 
     activation_checkpointing: bool
     """Whether to keep only the inputs of the network's blocks while training and compute the rest

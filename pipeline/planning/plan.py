@@ -37,7 +37,7 @@ from pipeline.checks.needs import Prepared, require
 from pipeline.execution.device import resolve_device
 from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
-from pipeline.runtime.launch import FollowerLog
+from pipeline.runtime.launch import NullLog
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
 from pipeline.stages.features import open_features
@@ -160,7 +160,7 @@ def _few_images(params: Params, paths: Paths, work: Paths, count: int) -> Params
 
 
 @final
-class _Clock(FollowerLog):
+class _Clock(NullLog):
     """The log of a stage on trial, which notes when it makes steps and stops it after some."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the process that started them.
+"""Child processes that end with their parent.
 
 Run as a script this module ties a command to its starter: ``tether(["sleep", "60"])`` is the
 command to start instead of ``sleep 60``. Only the standard library, because it runs by its file's

@@ -4,8 +4,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Never, Self, TextIO, final
+from contextlib import AbstractContextManager
+from typing import Never, TextIO, final
 
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ _PERCENT = re.compile(r"\w+ (\d+)% [\d,]+/[\d,]+ images")
 
 
 def make_progress(label: str, total_images: int, stream: TextIO | None = None) -> Progress:
-    """A display of ``total_images`` that suits the stream, which is stderr unless given."""
+    """Return a display of ``total_images`` that suits the stream, stderr unless given."""
     stream = sys.stderr if stream is None else stream
     kind = Bar if stream.isatty() else Lines
     return kind(label, total_images, stream)
@@ -31,13 +31,13 @@ def say(text: str) -> None:
 
 
 def percent_in(line: str) -> float | None:
-    """How far a stage is, if that is what a line of :class:`Lines` says."""
+    """Percentage in a line of :class:`Lines`; None for any other line."""
     match = _PERCENT.match(line)
     return float(match[1]) if match else None
 
 
 @final
-class Bar:
+class Bar(AbstractContextManager["Bar"]):
     """A tqdm bar; it appears with the first update, where a resumed run starts above zero."""
 
     def __init__(self, label: str, total_images: int, stream: TextIO) -> None:
@@ -45,16 +45,7 @@ class Bar:
         self._bar: tqdm[Never] | None = None
         self._shown: dict[str, float] = {}
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
@@ -63,28 +54,25 @@ class Bar:
         """See :meth:`pipeline.stage_io.log.Progress.update`."""
         self._shown |= shown
         if self._bar is None:
-            self._bar = self._make(images)
+            self._bar = tqdm(
+                desc=self._label,
+                total=self._total,
+                initial=images,
+                file=self._stream,
+                unit=" images",
+                dynamic_ncols=True,
+                mininterval=0.5,
+                smoothing=0.1,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n:,}/{total:,} images, "
+                "{rate_fmt}, {remaining} left{postfix}",
+            )
         if self._shown:
             self._bar.set_postfix_str(_values(self._shown), refresh=False)
         self._bar.update(images - self._bar.n)
 
-    def _make(self, images: int) -> "tqdm[Never]":
-        return tqdm(
-            desc=self._label,
-            total=self._total,
-            initial=images,
-            file=self._stream,
-            unit=" images",
-            dynamic_ncols=True,
-            mininterval=0.5,
-            smoothing=0.1,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:,}/{total:,} images, "
-            "{rate_fmt}, {remaining} left{postfix}",
-        )
-
 
 @final
-class Lines:
+class Lines(AbstractContextManager["Lines"]):
     """One complete line at most every ten seconds, and one at the end; never a carriage return.
 
     Args:
@@ -105,51 +93,37 @@ class Lines:
         self._shown: dict[str, float] = {}
         self._images = self._first_images = 0
         self._first_at: float | None = None
-        self._printed_at = clock()
-        self._printed_images = -1
+        self._printed_at, self._printed_images = clock(), -1
 
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Print where the stage stands, unless the last line said so."""
         if self._first_at is not None and self._images != self._printed_images:
-            self._print(self._clock())
+            self._print(self._clock(), self._first_at)
 
     def update(self, images: int, **shown: float) -> None:
         """See :meth:`pipeline.stage_io.log.Progress.update`."""
         now = self._clock()
         if self._first_at is None:
-            # What an interrupted run did before, and the start-up, must not count in the rate.
+            # The images of an interrupted run, and the start-up, must not count in the rate.
             self._first_at, self._first_images = now, images
         self._images = images
         self._shown |= shown
         if now - self._printed_at >= _LINE_SECONDS:
-            self._print(now)
+            self._print(now, self._first_at)
 
-    def _print(self, now: float) -> None:
+    def _print(self, now: float, first_at: float) -> None:
         self._printed_at, self._printed_images = now, self._images
         percent = 100 * self._images // max(self._total, 1)
         parts = [f"{self._label} {percent}% {self._images:,}/{self._total:,} images"]
-        rate = self._rate(now)
-        if rate > 0:
+        done, seconds = self._images - self._first_images, now - first_at
+        if done > 0 and seconds > 0:
+            rate = done / seconds
             left = max(self._total - self._images, 0) / rate
             parts += [f"{rate:,.0f} img/s" if rate >= 10 else f"{rate:.2g} img/s"]
             parts += [f"{_clock_time(left)} left"]
         if self._shown:
             parts.append(_values(self._shown))
         print(", ".join(parts), file=self._stream, flush=True)
-
-    def _rate(self, now: float) -> float:
-        assert self._first_at is not None
-        seconds = now - self._first_at
-        return (self._images - self._first_images) / seconds if seconds > 0 else 0.0
 
 
 def _values(shown: dict[str, float]) -> str:

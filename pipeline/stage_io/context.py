@@ -18,8 +18,8 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     import torch
 
-    from dsd.training.distributed import Team
-    from dsd.training.memory import Rehearsing
+    from dsd.training.distributed import DistributedContext
+    from dsd.training.memory import DryRunnable
     from dsd.training.state import TrainingState
     from dsd.utils.config import Precision
     from pipeline.params.model import Params
@@ -38,35 +38,35 @@ class Checkpoints(Protocol):
     def save(self, info: Mapping[str, JsonValue]) -> None:
         """Save now, with ``info``."""
 
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Return whether it is time to save, because of the clock or of a signal."""
 
-    def stop_if_asked(self, images_seen: int) -> None:
+    def raise_if_stopping(self, images_seen: int) -> None:
         """Raise ``Interrupted`` if a signal came; call after :meth:`save`."""
 
 
 class Attempt(Protocol):
     """One attempt at a training: its device, its processes and its saved states."""
 
-    team: "Team"
+    distributed: "DistributedContext"
     device: "torch.device"
     precision: "Precision"
 
     def checkpoints(self, state: "TrainingState") -> Checkpoints:
         """The saved states of this run."""
 
-    def fit_into_memory(self, training: "Rehearsing") -> None:
-        """Choose how many images a process takes in one forward pass."""
+    def choose_micro_batch_size(self, training: "DryRunnable") -> None:
+        """Choose how many images the processes take at once."""
 
 
 class TrainingJob(Protocol):
     """A stage's training, as one attempt runs it."""
 
     def train(self) -> None:
-        """Run all steps that are left, in all processes."""
+        """Run all steps that are left; all processes do."""
 
     def write(self, paths: Paths) -> None:
-        """Write the stage's outputs into empty folders, in the main process."""
+        """Write the stage's outputs into empty folders; only the main process does."""
 
 
 JobT = TypeVar("JobT", bound=TrainingJob)

@@ -6,13 +6,13 @@ __all__ = ["STAGES", "TRAININGS", "Stage"]
 
 
 class Stage(NamedTuple):
-    """What commands and reports know of a stage."""
+    """A stage, for commands and reports."""
 
     description: str
 
     trains: bool = False
-    """Whether several processes may share it, and whether it saves its state when it is asked to
-    stop; all others are interrupted."""
+    """Whether several processes may share it, and whether it saves its state on a signal; all
+    others are interrupted."""
 
 
 STAGES = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from stage_helpers import params_with
-from team_worker import CASES as TEAM_CASES
+from team_worker import CASES as DISTRIBUTED_CASES
 from team_worker import distillation as team_distillation
 from team_worker import operator
 from team_worker import teacher_training as team_teacher
@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 import dsd
 from dsd.features.extractor import extract
-from dsd.training.distributed import Team, gradients
-from dsd.training.loss_meter import LevelMeter
+from dsd.training.distributed import DistributedContext, gradients
+from dsd.training.loss_meter import BinnedMean
 from dsd.utils.errors import ParamsError
 from dsd.utils.precision import float32_products
 from pipeline.execution.device import resolve_precision
@@ -80,10 +80,10 @@ def stand_in(monkeypatch):
 
 
 CASES = {
-    "teacher, views": lambda: team_teacher("mask", Team(at_once=6)),
-    "sid, views": lambda: team_distillation("mask", "sid", Team(at_once=6)),
-    "dmd, map": lambda: team_distillation("downsample", "dmd", Team()),
-    "sds": lambda: team_distillation("identity", "sds", Team()),
+    "teacher, views": lambda: team_teacher("mask", DistributedContext(micro_batch_size=6)),
+    "sid, views": lambda: team_distillation("mask", "sid", DistributedContext(micro_batch_size=6)),
+    "dmd, map": lambda: team_distillation("downsample", "dmd", DistributedContext()),
+    "sds": lambda: team_distillation("identity", "sds", DistributedContext()),
 }
 
 
@@ -92,7 +92,7 @@ CASES = {
 def test_a_step_neither_reads_from_the_device_nor_sends_to_it(name, stand_in):
     """With dropout, the consistency term, parts, two steps of the fake, and the meter."""
     training = stand_in(CASES[name]())
-    meter = LevelMeter().to(META)
+    meter = BinnedMean().to(META)
     trained = [group["params"] for o in training.optimizers for group in o.param_groups]
     assert all(weight.device == META for weights in trained for weight in weights)
     next(training.steps())  # brings the order of the epoch and the operator's constants
@@ -139,7 +139,7 @@ def test_all_networks_compute_as_asked_in_steps_and_nothing_else_does(make, prec
     for _ in range(2):
         next(steps)
         assert allowed() == before
-    training.rehearse(Team())
+    training.dry_run()
     rounds = precision == "tf32"
     assert set(seen) == {(rounds, rounds, dtype), (rounds, rounds, None)}
     assert allowed() == before
@@ -223,11 +223,11 @@ def all_gradients(module):
     return torch.cat([gradient.flatten() for gradient in gradients(module)])
 
 
-@pytest.mark.parametrize("name", TEAM_CASES)
+@pytest.mark.parametrize("name", DISTRIBUTED_CASES)
 def test_bfloat16_does_nearly_what_float32_does(name):
     """Three steps, with dropout, views, the consistency term and two steps of the fake."""
-    plain, short = (TEAM_CASES[name](Team()) for _ in range(2))
-    short._precision = "bfloat16"
+    plain, short = (DISTRIBUTED_CASES[name](DistributedContext()) for _ in range(2))
+    short._schedule.precision = "bfloat16"
     gap, generator = DIFFERENCES.get(name, (0, 0))
     bounds = {**BOUNDS, "gap": gap, "generator": generator}
     for _ in range(3):

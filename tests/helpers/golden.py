@@ -3,7 +3,7 @@
 ``python tests/helpers/golden.py [FOLDER]`` computes them and writes them to ``tests/golden/``, or
 to another folder; a change of theirs belongs into CHANGELOG.md, with its reason.
 ``test_golden.py`` compares. Everything is fixed here and nothing read from params.yaml, on one
-thread of a CPU in float32.
+thread of a CPU in float32, without dropout, whose random numbers are those of the platform.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ SHOWN = (1, 2, 5, 10, 20, 50, 100)
 NETWORK = UNetConfig(
     kind="unet",
     patch_size=1, model_channels=8, channel_mult=[1, 2], num_blocks=1, attention_resolutions=[4],
-    dropout=0.1, sigma_data=0.5,
+    dropout=0.0, sigma_data=0.5,
 )  # fmt: skip
 PRETRAIN: dict[str, Any] = {
     "objective": "adjusted",

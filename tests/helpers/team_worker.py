@@ -1,10 +1,11 @@
-"""Trainings in one process of a team; run as ``python team_worker.py FOLDER SIZE RANK``.
+"""Trainings in one of several processes; run as ``python team_worker.py FOLDER SIZE RANK``.
 
 Writes what every case ends with to ``FOLDER/<size>-<rank>.safetensors``. Cases in float64 do the
 same arithmetic with 53 bits, to tell rounding from mistakes.
 """
 
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dsd.model.checkpoint import build_denoiser
 from dsd.operators.config import OperatorChoice
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState
 
 SHAPE = (1, 8, 8)
@@ -32,12 +33,12 @@ OPERATORS = {
 SHORT = {"batch_size": BATCH, "kimg": 0.033, "lr_warmup_kimg": 0.0, "ema_rampup_ratio": 1.0}
 
 
-def params(**distill):
+def params(dropout, **distill):
     network = {
         "model_channels": 8,
         "channel_mult": [1],
         "attention_resolutions": [8],
-        "dropout": 0.13,
+        "dropout": dropout,
     }
     consistency = {"weight": 1.5, "batch_size": 5, "num_steps": 2}
     return params_with(
@@ -52,31 +53,31 @@ def operator(kind):
     return Operator(choice, SHAPE)
 
 
-def denoiser(observed):
-    network = build_denoiser(
-        params().network, observed.observed_shape, seed=1, views=observed.views
-    )
+def denoiser(wanted, observed):
+    network = build_denoiser(wanted.network, observed.observed_shape, seed=1, views=observed.views)
     random = torch.Generator().manual_seed(3)
     for parameter in network.parameters():  # fresh weights end in zeros
         torch.nn.init.normal_(parameter, std=0.1, generator=random)
     return network.to(torch.get_default_dtype())
 
 
-def teacher_training(kind, team):
+def teacher_training(kind, distributed, dropout):
+    wanted = params(dropout)
     observed, random = operator(kind), torch.Generator().manual_seed(5)
     y = torch.randn(30, *observed.observed_shape, generator=random)
     view = None if observed.views is None else observed.views.draw(30, random)
     return TeacherTraining(
-        denoiser(observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
-        params().pretrain, seed=0, precision="float32", view=view, team=team,
+        denoiser(wanted, observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
+        wanted.pretrain, seed=0, precision="float32", view=view, distributed=distributed,
     )  # fmt: skip
 
 
-def distillation(kind, divergence, team):
-    wanted, observed = params(divergence=divergence), operator(kind)
+def distillation(kind, divergence, distributed, dropout):
+    wanted, observed = params(dropout, divergence=divergence), operator(kind)
     return Distillation(
-        denoiser(observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill, wanted.pretrain,
-        seed=0, precision="float32", operator=observed, team=team,
+        denoiser(wanted, observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill,
+        wanted.pretrain,
+        seed=0, precision="float32", operator=observed, distributed=distributed,
     )  # fmt: skip
 
 
@@ -104,34 +105,25 @@ def ended(training):
 
 
 CASES = {
-    "pretrain": lambda team: teacher_training("mask", team),
-    "sid": lambda team: distillation("mask", "sid", team),
-    "dmd": lambda team: distillation("downsample", "dmd", team),
-    "sds": lambda team: distillation("identity", "sds", team),
+    "pretrain": partial(teacher_training, "mask", dropout=0.13),
+    "sid": partial(distillation, "mask", "sid", dropout=0.13),
+    "dmd": partial(distillation, "downsample", "dmd", dropout=0.13),
+    "sds": partial(distillation, "identity", "sds", dropout=0.13),
 }
-AT_ONCE = {"whole": None, "parts": 2}
-
-
-SOME = ("pretrain", "sid")
-
-
-def cases(names, rank, size):
-    for name, (word, at_once) in product(names, AT_ONCE.items()):
-        yield f"{name} {word}", CASES[name](Team(rank, size, at_once))
+MICRO_BATCHES = {"whole": None, "parts": 2}
 
 
 def resumed(rank, size, folder):
-    """A training that the next smaller team began, and half of one for the next larger."""
-    smaller, mine = folder / f"{size // 2}.state", folder / f"{size}.state"
-    training = teacher_training("mask", Team(rank, size))
-    state = TrainingState(modules(training), {"adam": training.optimizer})
+    """A training that one process began."""
+    state = folder / "begun.state"
+    training = teacher_training("mask", DistributedContext(rank, size), 0.0)
+    saved = TrainingState(modules(training), {"adam": training.optimizer})
+    if size > 1:
+        saved.load(state)
+        training.step = 2
     for _ in training.steps():
-        if training.step == 2:
-            break
-    if rank == 0:
-        state.save(mine, {})
-    if smaller.exists():
-        state.load(smaller)
+        if size == 1 and training.step == 2:
+            saved.save(state, {})
     return training
 
 
@@ -140,15 +132,17 @@ def main(folder, size, rank):
     if size > 1:
         meeting = f"file://{folder}/meeting-{size}"
         dist.init_process_group("gloo", init_method=meeting, world_size=size, rank=rank)
-    found = {}
-    for name, training in cases(SOME if size < 4 else (), rank, size):
-        found |= {f"{name} float32/{key}": value for key, value in ended(training).items()}
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
-    for name, training in cases(CASES if size < 4 else SOME, rank, size):
-        found |= {f"{name} float64/{key}": value for key, value in ended(training).items()}
+    found = {}
+    for name, (word, micro_batch_size) in product(CASES, MICRO_BATCHES.items()):
+        if size > 1 and word == "whole":
+            continue
+        distributed = DistributedContext(rank, size, micro_batch_size)
+        values = ended(CASES[name](distributed, dropout=0.0))
+        found |= {f"{name} {word}/{key}": value for key, value in values.items()}
     values = ended(resumed(rank, size, folder))
-    found |= {f"resumed float64/{key}": value for key, value in values.items()}
+    found |= {f"resumed/{key}": value for key, value in values.items()}
     save_file(found, folder / f"{size}-{rank}.safetensors")
     if size > 1:
         dist.destroy_process_group()

@@ -16,12 +16,12 @@ SHAPE = (1, 8, 8)
 SIGMA = 0.3
 
 
-def tiny_params(**sections):
+def tiny_params(dropout=0.1, **sections):
     network = {
         "model_channels": 8,
         "channel_mult": [1],
         "attention_resolutions": [],
-        "dropout": 0.1,
+        "dropout": dropout,
     }
     short = {"batch_size": 8, "kimg": 0.08, "lr_warmup_kimg": 0.016}
     return params_with(
@@ -31,20 +31,20 @@ def tiny_params(**sections):
     )
 
 
-def teacher_training(params, seed=0, team=None, precision="float32", **more):
+def teacher_training(params, seed=0, distributed=None, precision="float32", **more):
     denoiser = build_denoiser(params.network, SHAPE, seed=1)
     images = torch.randn(30, *SHAPE, generator=torch.Generator().manual_seed(2))
     levels = torch.full((30,), SIGMA)
     return TeacherTraining(
-        denoiser, images, levels, params.pretrain, seed=seed, precision=precision, team=team,
-        **more,
+        denoiser, images, levels, params.pretrain, seed=seed, precision=precision,
+        distributed=distributed, **more,
     )  # fmt: skip
 
 
-def distillation(params, seed=0, team=None, precision="float32", teacher=None, **more):
+def distillation(params, seed=0, distributed=None, precision="float32", teacher=None, **more):
     return Distillation(
         teacher or random_teacher(params), torch.full((30,), SIGMA), SHAPE, params.distill,
-        params.pretrain, seed=seed, precision=precision, team=team, **more,
+        params.pretrain, seed=seed, precision=precision, distributed=distributed, **more,
     )  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def random_teacher(params):
 def fake_step(run, x_g, random):
     """One step of a distillation's fake denoiser on these images; the loss of each."""
     _, (noise, *_) = run._sample_noise(random)
-    with seeded_dropout(0, "test", 0, x_g.device) as masks:
-        return run._update_fake([x_g], [noise], masks)
+    with seeded_dropout(0, "test", 0, x_g.device):
+        return run._update_fake([x_g], [noise])
 
 
 def judged(run, x_g, random):

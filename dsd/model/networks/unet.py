@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dsd.model.config import DROPOUT_LEVELS, UNetConfig
-from dsd.utils.random import current_masks, recalled_masks
+from dsd.model.config import UNetConfig
 from dsd.utils.shapes import Level
 
 __all__ = ["UNet"]
@@ -103,46 +102,6 @@ class _Attention(nn.Module):
 
 
 @final
-class _Dropout(nn.Module):
-    """Dropout whose masks do not depend on the parts in which a batch is given.
-
-    Where the step under way gives a batch in parts (:class:`dsd.utils.random.DropoutMasks`), each
-    part draws for the whole batch and takes its rows.
-
-    Deviates:
-        From PyTorch's, which draws from a Bernoulli distribution: here random bits are compared
-        with a threshold, four numbers from one word, which takes a quarter of the time on a CPU.
-        The probability is rounded to a multiple of 2^-16, and the scale with it.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
-        if not self.training or self.probability == 0:
-            return h
-        masks = current_masks()
-        if masks is None or masks.rows is None:
-            return h * self._mask(h, len(h))
-        # A copy, or all rows would stay in memory until the gradient is computed.
-        return h * self._mask(h, masks.total)[masks.rows].clone()
-
-    def _mask(self, h: Float[Tensor, " _ c y x"], total: int) -> Float[Tensor, " b c y x"]:
-        """Zeros, and what keeps the mean, for ``total`` rows like those of ``h``."""
-        # In the memory layout that the whole batch has: numbers are drawn in its order.
-        count, row = total * h[0].numel(), h[0].numel()
-        words = torch.empty(-(-count // 4), dtype=torch.int64, device=h.device)
-        dropped = min(round(self.probability * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
-        kept = (
-            words.random_(-(2**63), None).view(torch.int16)[:count]
-            >= dropped - DROPOUT_LEVELS // 2
-        )
-        scaled = kept.to(h.dtype).mul_(DROPOUT_LEVELS / (DROPOUT_LEVELS - dropped))
-        return scaled.as_strided((total, *h.shape[1:]), (row, *h.stride()[1:]))
-
-
-@final
 class _Block(nn.Module):
     """Residual block: two convolutions, a shift by the embedding; optionally resampled."""
 
@@ -162,7 +121,7 @@ class _Block(nn.Module):
         self.conv_in = _conv(channels_in, channels_out, 3)
         self.shift = _linear(embedding, channels_out)
         self.norm_out = _group_norm(channels_out)
-        self.dropout = _Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.conv_out = _conv(channels_out, channels_out, 3, gain=1e-5)
         plain = channels_in == channels_out and resample == 1
         self.skip: nn.Module = nn.Identity() if plain else _conv(channels_in, channels_out, 1)
@@ -296,7 +255,7 @@ class UNet(nn.Module):
     def _through(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         out: Tensor
         if self.recomputes and torch.is_grad_enabled():
-            out = checkpoint(block, *inputs, use_reentrant=False, context_fn=recalled_masks)
+            out = checkpoint(block, *inputs, use_reentrant=False)
         else:
             out = block(*inputs)
         return out

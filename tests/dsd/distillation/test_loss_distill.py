@@ -30,14 +30,6 @@ def generated(scales, seed=1):
     return scales * z, sample(torch.ones_like(scales), COUNT, seed + 1)
 
 
-def fisher(scales, sigma, omega):
-    """Half the expected squared difference of exact denoisers, for a normalisation omega."""
-    generator = scales**2
-    total = generator + sigma**2
-    difference = DATA / (DATA + sigma**2) - generator / total
-    return (total * difference**2).sum() / omega
-
-
 def scale_of(x_g, teacher):
     return (x_g - teacher).abs().mean(1, keepdim=True)
 
@@ -83,19 +75,6 @@ def test_with_an_exact_fake_the_expected_value_is_one_minus_alpha_times_the_gap(
     assert float(value) == pytest.approx(float(expected), abs=0.02 * float(gap(pair).mean()))
 
 
-def test_alpha_one_half_is_half_the_gradient_of_the_fisher_divergence():
-    sigma, start = 0.8, DATA.sqrt() * 1.4
-    scales = start.clone().requires_grad_()
-    x_g, n = generated(scales)
-    pair = pair_at(x_g, n, sigma, fake=scales.detach() ** 2)
-    omega = scale_of(x_g, pair.teacher).squeeze(1).detach()
-    loss = (score_identity_loss(x_g, pair, alpha=0.5) * omega).mean()
-    (gradient,) = torch.autograd.grad(loss, scales)
-    exact = start.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(fisher(exact, sigma, 1.0), exact)
-    torch.testing.assert_close(gradient, expected / 2, rtol=0.03, atol=0.01)
-
-
 def test_the_reverse_kl_gradient_is_the_normalised_difference_of_denoisers():
     x_g, n = generated(DATA.sqrt() * 1.4)
     x_g = x_g[:50].requires_grad_()
@@ -138,19 +117,8 @@ def test_sds_moves_images_to_what_the_teacher_expects_and_nothing_else():
     x_g = x_g[:50].requires_grad_()
     teacher = pair_at(x_g, n[:50], 0.8, fake=DATA).teacher
     (gradient,) = torch.autograd.grad(
-        score_distillation_sampling_loss(x_g, teacher).sum(), x_g, retain_graph=True
+        score_distillation_sampling_loss(x_g, DenoiserPair(teacher, teacher)).sum(),
+        x_g,
+        retain_graph=True,
     )
     torch.testing.assert_close(gradient, ((x_g - teacher) / scale_of(x_g, teacher)).detach())
-
-
-@pytest.mark.parametrize("factor", [0.3, 1.0, 1.5])
-def test_sds_shrinks_a_gaussian_generator_to_its_mode_even_at_the_data(factor):
-    """With D = g x_t the mean gradient of a scale s is s (1 - g) / omega > 0, for every s."""
-    scales = (DATA.sqrt() * factor).requires_grad_()
-    x_g, n = generated(scales)
-    teacher = pair_at(x_g, n, 0.8, fake=DATA).teacher
-    omega = scale_of(x_g, teacher).squeeze(1).detach()
-    loss = (score_distillation_sampling_loss(x_g, teacher) * omega).mean()
-    (gradient,) = torch.autograd.grad(loss, scales)
-    expected = scales * (1 - DATA / (DATA + 0.8**2))
-    torch.testing.assert_close(gradient, expected.detach(), rtol=0.03, atol=3e-3)

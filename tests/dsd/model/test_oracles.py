@@ -296,7 +296,7 @@ def test_dmd_is_the_reverse_kl_gradient_times_the_variance_of_the_noise(start, s
 @pytest.mark.parametrize(("start", "sigma"), [*PLACES, ((TRUE_SCALE, TRUE_SHIFT), 0.8)])
 def test_sds_is_the_cross_entropy_gradient_and_shrinks_what_is_right_already(start, sigma):
     gradient = parameter_gradient(
-        lambda x_g, pair: score_distillation_sampling_loss(x_g, pair.teacher),
+        score_distillation_sampling_loss,
         start, sigma, scaled=False,
     )  # fmt: skip
     exact = derivative(lambda *at: cross_entropy(*at, sigma), start)

@@ -235,9 +235,7 @@ def test_the_gradients_of_the_surrogates(seed, t, sds):
     level, start = levels_of(t, 2 * t), draw(seed + 3)
     x_g = tensor(start).requires_grad_()
     pair = DenoiserPair(*compared(seed, x_g, tensor(level), torch))
-    loss = (
-        score_distillation_sampling_loss(x_g, pair.teacher) if sds else reverse_kl_loss(x_g, pair)
-    )
+    loss = score_distillation_sampling_loss(x_g, pair) if sds else reverse_kl_loss(x_g, pair)
     (ours,) = torch.autograd.grad(loss.sum(), x_g)
     f_r, f_f = compared(seed, start, level, np)
 

@@ -7,7 +7,7 @@ from song_unet import random_weights, song_unet
 from dsd.model.checkpoint import build_denoiser
 from dsd.model.config import UNetConfig
 from dsd.model.networks.edm_weights import from_song_unet
-from dsd.model.networks.unet import UNet, _Dropout
+from dsd.model.networks.unet import UNet
 from dsd.utils.random import derive_seed
 
 
@@ -100,43 +100,6 @@ def test_fresh_weights_are_a_function_of_the_seed_alone():
 def _same(a, b):
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("probability", [0.13, 0.5, 1 - 1e-7])
-def test_dropout_drops_each_number_for_itself_and_keeps_the_mean(probability, dtype, layout):
-    torch.manual_seed(0)
-    h = torch.ones(40, 6, 31, 33, dtype=dtype).to(memory_format=layout).requires_grad_()
-    out = _Dropout(probability)(h)
-    assert out.dtype == dtype
-    assert out.is_contiguous(memory_format=layout)
-    kept = out.detach().float() > 0
-    share = 1 - min(round(probability * 2**16), 2**16 - 1) / 2**16
-    assert set(out.detach().unique().tolist()) <= {
-        0.0,
-        torch.tensor(1 / share, dtype=dtype).item(),
-    }
-    out.sum().backward()
-    assert torch.equal(h.grad, out)
-    error = (share * (1 - share) / kept.numel()) ** 0.5
-    assert kept.double().mean() == pytest.approx(share, abs=4 * error)
-    if share > 0.01:  # neighbours along every dimension and in memory know nothing of each other
-        centred = kept.double() - share
-        flat = centred.permute(0, 2, 3, 1) if layout == torch.channels_last else centred
-        pairs = [(centred, dim, 1) for dim in range(4)] + [
-            (flat.flatten(), 0, n) for n in (1, 2, 3, 4)
-        ]
-        for numbers, dim, lag in pairs:
-            length = numbers.shape[dim] - lag
-            product = numbers.narrow(dim, 0, length) * numbers.narrow(dim, lag, length)
-            assert abs(product.mean()) < 4 * share * (1 - share) / product.numel() ** 0.5
-
-
-def test_without_training_nothing_is_dropped():
-    h = torch.ones(2, 3, 4, 4)
-    assert torch.equal(_Dropout(0.5).eval()(h), h)
-    assert torch.equal(_Dropout(0.0)(h), h)
 
 
 SONG = {

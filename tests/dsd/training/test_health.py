@@ -7,8 +7,8 @@ import torch
 from tiny_training import SHAPE, distillation, run_steps, teacher_training, tiny_params
 
 from dsd.distillation.projection import project_to_range
-from dsd.training.distributed import Team
-from dsd.training.nonfinite import HealthWatch, Vital
+from dsd.training.distributed import DistributedContext
+from dsd.training.nonfinite import FiniteCheck, NonFiniteMonitor
 from dsd.utils.errors import NonFiniteError
 
 MAKE = {"pretrain": teacher_training, "distill": distillation}
@@ -29,12 +29,12 @@ def layer(training, whose):
 
 def told_after(training, steps):
     """What a watch says of the next step, which is the first that is not well."""
-    watch = HealthWatch(Team())
+    watch = NonFiniteMonitor(DistributedContext())
     records = training.steps()
     for _ in range(steps):
-        watch.see(next(records))
+        watch.check(next(records))
     with pytest.raises(NonFiniteError) as told:
-        watch.see(next(records))
+        watch.check(next(records))
     assert told.value.images_seen == training.step * 8
     return str(told.value)
 
@@ -42,8 +42,10 @@ def told_after(training, steps):
 PLACES = [("pretrain", "teacher"), ("distill", "generator"), ("distill", "fake denoiser")]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e20])
-@pytest.mark.parametrize(("kind", "whose"), PLACES)
+@pytest.mark.parametrize(
+    ("kind", "whose", "bad"),
+    [(*place, bad) for place, bad in zip(PLACES, (math.nan, math.inf, 1e20), strict=True)],
+)
 def test_a_gradient_is_told_in_its_step_with_its_layer(kind, whose, bad):
     training = MAKE[kind](tiny_params())
     run_steps(training, 2)
@@ -96,31 +98,31 @@ class Step:
     images_seen = 8
 
     def __init__(self, loss):
-        self.vitals = [
-            Vital("the loss", torch.tensor([1.0, loss]), sigma=torch.tensor([0.3, 1.5]))
+        self.checks = [
+            FiniteCheck("the loss", torch.tensor([1.0, loss]), sigma=torch.tensor([0.3, 1.5]))
         ]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_each_kind_of_number_is_named_with_its_level(bad):
-    HealthWatch(Team()).see(Step(3e38))
+    NonFiniteMonitor(DistributedContext()).check(Step(3e38))
     with pytest.raises(
         NonFiniteError, match=r"after 8 images: the loss \(1 of 2\) at sigma 1\.5$"
     ):
-        HealthWatch(Team()).see(Step(bad))
+        NonFiniteMonitor(DistributedContext()).check(Step(bad))
 
 
-class Told(Team):
-    """Another process of the team found something."""
+class Told(DistributedContext):
+    """Another process found something."""
 
-    def largest(self, *values):
+    def all_reduce_max(self, *values):
         return [1.0 for _ in values]
 
 
 def test_all_processes_hear_what_one_finds():
     training = teacher_training(tiny_params())
     with pytest.raises(NonFiniteError, match="in another process of the training"):
-        HealthWatch(Told()).see(next(training.steps()))
+        NonFiniteMonitor(Told()).check(next(training.steps()))
 
 
 def test_all_processes_hear_of_a_pixel_that_the_leading_one_finds():
@@ -128,11 +130,11 @@ def test_all_processes_hear_of_a_pixel_that_the_leading_one_finds():
         raise NonFiniteError("3 of 4 images hold NaN")
 
     with pytest.raises(NonFiniteError, match="after 8 images: 3 of 4 images hold NaN") as found:
-        HealthWatch(Team()).by_leader(diverged, 8)
+        NonFiniteMonitor(DistributedContext()).on_main_process(diverged, 8)
     assert found.value.images_seen == 8
-    with pytest.raises(NonFiniteError, match="after 8 images: pixels in the process that leads"):
-        HealthWatch(Told()).by_leader(lambda: 1.0, 8)
-    assert HealthWatch(Team()).by_leader(lambda: 1.0, 8) == 1.0
+    with pytest.raises(NonFiniteError, match="after 8 images: pixels in the main process"):
+        NonFiniteMonitor(Told()).on_main_process(lambda: 1.0, 8)
+    assert NonFiniteMonitor(DistributedContext()).on_main_process(lambda: 1.0, 8) == 1.0
 
 
 def test_large_numbers_are_well():
@@ -140,7 +142,7 @@ def test_large_numbers_are_well():
     with torch.no_grad():
         for network in networks(training).values():
             next(network.parameters()).mul_(1e6)
-    watch = HealthWatch(Team())
+    watch = NonFiniteMonitor(DistributedContext())
     for record in training.steps():
-        watch.see(record)
-    watch.settle()
+        watch.check(record)
+    watch.flush()

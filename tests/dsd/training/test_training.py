@@ -12,14 +12,12 @@ from tiny_training import (
     weights,
 )
 
-from dsd.training.ema import ema_decay, frozen_copy, update_ema
-from dsd.training.loss_meter import LevelMeter
-from dsd.training.optim import learning_rate_factor
+from dsd.training.loss_meter import BinnedMean
+from dsd.training.optim import ema_decay, frozen_copy, learning_rate_factor, update_ema
 from dsd.utils.errors import DataError
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stop", [1, 4, 9])
+@pytest.mark.parametrize(("kind", "stop"), [("pretrain", 1), ("pretrain", 9), ("distill", 4)])
 def test_a_resumed_run_ends_with_the_same_bits(kind, stop, tmp_path):
     make, state_of = KINDS[kind]
     params = tiny_params()
@@ -47,28 +45,21 @@ def test_another_seed_gives_other_weights(kind):
 
 
 def test_teacher_training_lowers_the_loss():
-    params = tiny_params(pretrain={"kimg": 3.2, "batch_size": 32, "learning_rate": 5.0e-3})
+    params = tiny_params(pretrain={"kimg": 1.6, "batch_size": 32, "learning_rate": 5.0e-3})
     run = teacher_training(params)
     losses = torch.stack([record.loss.mean() for record in run.steps()])
     assert float(losses[-20:].mean()) < 0.9 * float(losses[:5].mean())
 
 
-def test_the_average_of_constant_weights_is_constant():
-    module = torch.nn.Linear(3, 3)
+def test_the_average_moves_by_its_decay_and_is_frozen():
+    module = torch.nn.Linear(1, 1, bias=False)
     average = frozen_copy(module)
-    for decay in (0.0, 0.5, 0.999):
-        update_ema(average, module, decay)
-    assert equal(average.state_dict().values(), module.state_dict().values())
-    assert not any(p.requires_grad for p in average.parameters())
-
-
-def test_the_average_moves_by_its_decay():
-    module, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.fill_(0.0)
     update_ema(average, module, 0.75)
     assert average.weight.item() == pytest.approx(0.25)
+    assert not average.weight.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -102,7 +93,7 @@ def test_a_damaged_state_is_refused_by_name(tmp_path):
 
 
 def test_the_meter_averages_by_level_and_starts_anew():
-    meter = LevelMeter()
+    meter = BinnedMean()
     meter.add(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0.3, 0.4, 100.0]))
     reading = meter.read()
     assert reading.mean == 4

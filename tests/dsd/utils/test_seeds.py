@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsd.utils.random import BatchOrder, derive_seed, seeded_dropout, step_generator
+from dsd.utils.random import EpochSampler, derive_seed, seeded_dropout, step_generator
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_batches_follow_the_orders_of_the_epochs_from_any_step_on(
         for epoch in range(last + 1)
     ]
     expected = torch.cat(orders)[first * batch_size : (first + steps) * batch_size]
-    order = BatchOrder(seed, count, CPU)
+    order = EpochSampler(seed, count, CPU)
     batches = [order.batch(step, batch_size) for step in range(first, first + steps)]
     assert torch.equal(torch.cat(batches), expected)
     assert torch.equal(order.batch(first, batch_size), batches[0])
@@ -36,9 +36,9 @@ def test_batches_follow_the_orders_of_the_epochs_from_any_step_on(
 
 
 def test_epochs_and_seeds_have_their_own_order():
-    first, second = (BatchOrder(0, 50, CPU).batch(step, 50) for step in (0, 1))
+    first, second = (EpochSampler(0, 50, CPU).batch(step, 50) for step in (0, 1))
     assert first.tolist() != second.tolist()
-    assert first.tolist() != BatchOrder(1, 50, CPU).batch(0, 50).tolist()
+    assert first.tolist() != EpochSampler(1, 50, CPU).batch(0, 50).tolist()
 
 
 def test_an_epoch_is_shuffled_once(monkeypatch):
@@ -49,7 +49,7 @@ def test_an_epoch_is_shuffled_once(monkeypatch):
         return randperm(*args, **kwargs)
 
     monkeypatch.setattr(torch, "randperm", spy)
-    order = BatchOrder(0, 100, CPU)
+    order = EpochSampler(0, 100, CPU)
     for step in range(30):
         order.batch(step, 10)
     assert len(shuffled) == 3
@@ -74,9 +74,10 @@ def test_dropout_is_seeded_and_the_global_state_put_back():
     layer = torch.nn.Dropout(0.5)
     ones, before = torch.ones(100), torch.get_rng_state()
     masks = []
-    for step in (3, 3, 4):
-        with seeded_dropout(0, "pretrain", step, CPU):
+    for step, rank in ((3, 0), (3, 0), (4, 0), (3, 1)):
+        with seeded_dropout(0, "pretrain", step, CPU, rank):
             masks.append(layer(ones))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[3])
     assert torch.equal(before, torch.get_rng_state())

@@ -17,7 +17,7 @@ from pipeline.execution.locks import BusyError, exclusive, in_turn, try_lock
 from pipeline.tracking.session import Record, abandoned_sessions, open_session
 
 
-@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.fixture(params=[errno.ENOLCK])
 def no_locks(request, monkeypatch):
     """The error by which the file system refuses all locks."""
 

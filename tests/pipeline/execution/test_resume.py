@@ -15,11 +15,16 @@ from stage_helpers import Recorder, files_of
 from tiny_stages import Stopper, run, tiny
 from tiny_training import KINDS, run_steps, tiny_params
 
-from dsd.training.distributed import Team
+from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from pipeline.execution import origin
-from pipeline.execution.checkpoints import Resumable, forget_done, mark_done, reserved
+from pipeline.execution.checkpoints import (
+    CheckpointManager,
+    lock_run_dir,
+    mark_finished,
+    remove_finished,
+)
 from pipeline.execution.locks import BusyError, exclusive
 from pipeline.execution.origin import Origin
 from pipeline.stages import distill, pretrain
@@ -30,7 +35,9 @@ STAGES = {"pretrain": pretrain, "distill": distill}
 
 
 def resumable(folder, state, log=None, minutes=1000.0):
-    return Resumable(folder, state, minutes=minutes, log=log or Recorder(), team=Team())
+    return CheckpointManager(
+        folder, state, minutes=minutes, log=log or Recorder(), distributed=DistributedContext()
+    )
 
 
 class Moments:
@@ -112,13 +119,13 @@ def distances(monkeypatch):
 
     They change after a kill, as on a GPU, which rounds in another way each time.
     """
-    measure, found = distill._Run._judge, {0: 2.0, 64: 1.0}
+    measure, found = distill._DistillJob._judge, {0: 2.0, 64: 1.0}
 
     def judge(self):
         measure(self)
         return found.get(self.history.images_seen, 9.0), 0.0
 
-    monkeypatch.setattr(distill._Run, "_judge", judge)
+    monkeypatch.setattr(distill._DistillJob, "_judge", judge)
     return found
 
 
@@ -166,11 +173,11 @@ def test_it_is_time_to_save_before_too_much_could_be_lost(tmp_path, monkeypatch)
     answers = []
     for step in (30, 30, 30, 29):  # at 90 s, another step of 30 s is not too much
         now[0] += step
-        answers.append(states.due())
+        answers.append(states.should_save())
     assert answers == [False, False, False, True]
     states.save({"images_seen": 1})
     now[0] += 100  # but one of 100 s would be
-    assert states.due()
+    assert states.should_save()
 
 
 def nan_in(monkeypatch, stage, at, times):
@@ -198,8 +205,7 @@ def nan_in(monkeypatch, stage, at, times):
     monkeypatch.setattr(advance, broken)
 
 
-@pytest.mark.parametrize("minutes", [1000.0, 1e-9], ids=["from the start", "from the last step"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "minutes"), [("pretrain", 1000.0), ("distill", 1e-9)])
 def test_a_fault_that_does_not_come_again_leaves_no_trace(stage, minutes, copied, monkeypatch):
     whole = files_of(copied.artifact(stage)), files_of(copied.report(stage))
     shutil.rmtree(copied.artifact(stage))
@@ -217,8 +223,8 @@ def test_a_fault_that_does_not_come_again_leaves_no_trace(stage, minutes, copied
     assert log.struck == [1, 2]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_last_failure_is_a_diagnosis_and_the_state_stays_good(stage, copied, monkeypatch):
+def test_the_last_failure_is_a_diagnosis_and_the_state_stays_good(copied, monkeypatch):
+    stage = "pretrain"
     nan_in(monkeypatch, stage, at=13, times=99)
     often = tiny(run={"checkpoint_minutes": 1e-9, "max_nonfinite_retries": 1})
     with pytest.raises(
@@ -245,14 +251,16 @@ class Late:
         return bool(self.value)
 
 
-@pytest.mark.parametrize(("at", "minutes"), [(9, 1000.0), (14, 1e-9), (19, 1000.0)])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("stage", "at", "minutes"),
+    [("pretrain", 9, 1000.0), ("distill", 14, 1e-9), ("distill", 19, 1000.0)],
+)
 def test_no_state_number_or_picture_is_made_of_what_was_not_looked_at(
     stage, at, minutes, copied, monkeypatch
 ):
     whole = files_of(copied.artifact(stage)), files_of(copied.report(stage))
     log = Recorder()
-    monkeypatch.setattr("dsd.training.nonfinite._Answer", Late)
+    monkeypatch.setattr("dsd.training.nonfinite._DeferredFlag", Late)
     nan_in(monkeypatch, stage, at=at, times=1)
     run(STAGES[stage], tiny(run={"checkpoint_minutes": minutes}), copied, log)
     assert (files_of(copied.artifact(stage)), files_of(copied.report(stage))) == whole
@@ -282,20 +290,20 @@ def test_a_state_goes_when_dvc_has_noted_the_training(copied, tmp_path):
         run(pretrain, tiny(pretrain={"learning_rate": 2.0e-3}), copied, Stopper(3))
     run(pretrain, tiny(), copied)
     done, interrupted = sorted(states.iterdir(), key=lambda path: not (path / "done").exists())
-    forget_done(states, tmp_path / "another")
-    forget_done(states, copied.root, but=done.name)
-    with reserved(done, Team()):
-        forget_done(states, copied.root)
+    remove_finished(states, tmp_path / "another")
+    remove_finished(states, copied.root, but=done.name)
+    with lock_run_dir(done, DistributedContext()):
+        remove_finished(states, copied.root)
     assert done.exists()
-    forget_done(states, copied.root)
+    remove_finished(states, copied.root)
     assert [path.name for path in states.iterdir()] == [interrupted.name]
 
 
 def test_a_state_whose_workspace_is_gone_goes_with_any_other(tmp_path):
     states = resumable(tmp_path / "states" / "run", TrainingState({}, {}))
     states.save({"images_seen": 1})
-    mark_done(states.folder, tmp_path / "gone")
-    forget_done(tmp_path / "states", tmp_path)
+    mark_finished(states.folder, tmp_path / "gone")
+    remove_finished(tmp_path / "states", tmp_path)
     assert list((tmp_path / "states").iterdir()) == []
 
 
@@ -303,14 +311,14 @@ def test_a_kill_while_a_state_is_forgotten_leaves_none_without_its_files(tmp_pat
     states = resumable(tmp_path / "run", TrainingState({}, {}))
     states.save({"images_seen": 1})
     states.save({"images_seen": 2})
-    mark_done(states.folder, tmp_path)
+    mark_finished(states.folder, tmp_path)
 
     def die(folder, **_):
         raise EOFError
 
     monkeypatch.setattr("shutil.rmtree", die)
     with pytest.raises(EOFError):
-        forget_done(tmp_path, tmp_path)
+        remove_finished(tmp_path, tmp_path)
     assert states.restore() is None
 
 
@@ -417,9 +425,8 @@ def test_a_training_that_other_code_makes_begin_again_is_told_and_the_old_state_
     assert (done / "done").exists()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stopped_training_with_other_parameters_is_told_and_stays(stage, stopped):
-    paths, _ = stopped
+def test_a_stopped_training_with_other_parameters_is_told_and_stays(stopped):
+    stage, (paths, _) = "pretrain", stopped
     log, again = Recorder(), Recorder()
     run(STAGES[stage], tiny(**{stage: {"learning_rate": 0.002}}), paths, log)
     (line,) = told(log)
@@ -449,8 +456,9 @@ def test_stopped_trainings_of_others_are_neither_told_nor_deleted(stopped, monke
     assert state.exists()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_same_training_elsewhere_is_refused_with_its_owner(stage, copied):
+def test_the_same_training_elsewhere_is_refused_with_its_owner(copied):
+    stage = "pretrain"
+
     class Rival(Recorder):
         """Starts the same training in the middle of it, as an experiment in a copy would."""
 
@@ -472,7 +480,7 @@ from pipeline.runtime.signals import StopSignal
 
 stop = StopSignal(seconds=float(sys.argv[2]))
 stop.install()
-stop.polite = True
+stop.graceful = True
 x = torch.randn(int(sys.argv[1]), int(sys.argv[1]))
 print("ready", flush=True)
 torch.linalg.svdvals(x)  # one operation, in which Python hears nothing

@@ -66,7 +66,6 @@ def test_a_folder_stands_for_its_params_yaml(tmp_path):
         ("network.patch_size", "patch_size: 3", "network.patch_size = 3 must be one of 1, 2, 4"),
         ("network.channel_mult", "channel_mult: [0, 2]", "channel_mult[0] = 0 must be a whole number >= 1"),
         ("network.channel_mult", "channel_mult: []", "= [] must be a list of 1 to 6 entries"),
-        ("network.dropout", "dropout: 1.0e-6", "multiple of 1/65536, so it would drop nothing"),
         ("data.resolution", "resolution: 2", "= 2 must be a whole number >= 4 and <= 1024 or null"),
         ("data.name", "name: cifar10", "data.name is 'cifar10' while data.source is 'parquet'"),
         ("data.content", "content: noisy", "data.pad is 2 while data.content is noisy"),

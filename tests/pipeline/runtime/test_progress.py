@@ -84,14 +84,6 @@ def test_the_last_line_appears_even_if_the_stage_fails():
     assert stream.getvalue().startswith("distill 50% 50/100 images")
 
 
-def test_values_stay_until_they_change():
-    lines, stream, clock = make_lines(total=100)
-    lines.update(1, gap=2.0)
-    clock.now += 10
-    lines.update(2)
-    assert stream.getvalue().endswith("gap 2\n")
-
-
 def test_the_bar_shows_images_and_values_and_starts_where_a_resumed_run_does():
     stream = Terminal()
     with make_progress("pretrain", 1_000, stream) as bar:

@@ -13,7 +13,7 @@ from twins import karras_grid, omni_weight, sample
 
 from dsd.model.checkpoint import build_denoiser
 from dsd.utils.philox import noise_of
-from dsd.utils.random import BatchOrder, derive_seed
+from dsd.utils.random import EpochSampler, derive_seed
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 BATCH, STEPS = 8, 26
@@ -82,7 +82,7 @@ def test_every_epoch_visits_each_observation_once_in_an_order_of_its_own(tiny_ru
     assert len(y) == 100
     assert sorted(first) == sorted(second) == list(range(100))
     assert (first == second).mean() < 0.1
-    order = BatchOrder(5, 100, torch.device("cpu"))
+    order = EpochSampler(5, 100, torch.device("cpu"))
     assert list(numbers[:BATCH]) == order.batch(0, BATCH).tolist()
 
 
