@@ -14,7 +14,7 @@ from dsd.utils.errors import DataError, ParamsError
 from flows.dvc.experiment import default_name, keep_report, save_experiment, workspace_copy
 from flows.dvc.repository import tell_dvc
 from flows.dvc.runner import DvcError, planned_stages, run_stage
-from flows.dvc.stage_lock import in_stage_turn
+from flows.dvc.stage_lock import stage_lock
 from pipeline.execution.locks import BusyError, exclusive
 from pipeline.params.reader import load_params, preview_params
 from pipeline.stage_io.paths import home_of
@@ -329,13 +329,13 @@ def test_only_runs_that_need_the_same_result_wait_for_each_other(unchanged, tmp_
     entered = threading.Event()
 
     def second():
-        with in_stage_turn(tmp_path, stages["pretrain"], dmd, told.append):
+        with stage_lock(tmp_path, stages["pretrain"], dmd, told.append):
             entered.set()
 
-    with in_stage_turn(tmp_path, stages["pretrain"], at[0.2], told.append):
-        with in_stage_turn(tmp_path, stages["pretrain"], at[0.4], told.append):
+    with stage_lock(tmp_path, stages["pretrain"], at[0.2], told.append):
+        with stage_lock(tmp_path, stages["pretrain"], at[0.4], told.append):
             assert not told
-        with in_stage_turn(tmp_path, stages["evaluate"], dmd, told.append):
+        with stage_lock(tmp_path, stages["evaluate"], dmd, told.append):
             assert not told
         thread = threading.Thread(target=second)
         thread.start()
