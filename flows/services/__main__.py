@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,11 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def gpus_of_workers(wanted: str, each: int, environment: Mapping[str, str]) -> list[str]:
     """The GPUs of each worker, as ``CUDA_VISIBLE_DEVICES`` takes them; none for the CPU alone.
-
-    Args:
-        wanted: ``auto`` for all GPUs that are visible, or how many.
-        each: How many a worker has.
-        environment: ``CUDA_VISIBLE_DEVICES`` limits the choice, if it is set.
 
     Raises:
         ServiceError: ``wanted`` is neither, or more than there are, or not a multiple of ``each``.
@@ -135,24 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flows.services",
         description="Run Prefect, MLflow and a worker for each GPU until Ctrl-C.",
     )
-    parser.add_argument(
-        "what",
-        nargs="?",
-        choices=["all", "servers", "workers"],
-        default="all",
-        help="on several machines: servers on one, workers on the others (default: all)",
-    )
+    kinds = ["all", "servers", "workers"]
+    text = "on several machines: servers on one, workers on the others (default: all)"
+    parser.add_argument("what", nargs="?", choices=kinds, default="all", help=text)
     parser.add_argument("--gpus", default="auto", help="how many GPUs get a worker (auto: all)")
-    parser.add_argument(
-        "--gpus-per-worker",
-        type=int,
-        default=1,
-        metavar="N",
-        help="for runs that train with several processes (default: 1)",
-    )
-    parser.add_argument(
-        "--name", type=_name, default=socket.gethostname(), help="of this machine's workers"
-    )
+    text = "for runs that train with several processes (default: 1)"
+    parser.add_argument("--gpus-per-worker", type=int, default=1, metavar="N", help=text)
+    host = socket.gethostname()
+    parser.add_argument("--name", type=_name, default=host, help="of this machine's workers")
     parser.add_argument("--port-prefect", type=_port, default=4200, metavar="PORT")
     parser.add_argument("--port-mlflow", type=_port, default=5000, metavar="PORT")
     return parser
@@ -181,7 +166,8 @@ def _run(options: argparse.Namespace) -> None:
         require_free_port("127.0.0.1", options.port_mlflow, "--port-mlflow")
     else:
         require_same_version(addresses["PREFECT_API_URL"])
-    with _supervised() as (servers, workers):
+    servers, workers = Supervisor(ROOT, LOGS, _say), Supervisor(ROOT, LOGS, _say)
+    try:
         if with_servers:
             _start_servers(servers, addresses, options)
         if with_workers:
@@ -191,18 +177,11 @@ def _run(options: argparse.Namespace) -> None:
             servers.poll()
             workers.poll()
             time.sleep(1.0)
-
-
-@contextmanager
-def _supervised() -> Iterator[tuple[Supervisor, Supervisor]]:
-    """Supervisors of servers and of workers; servers hear of the last runs before they end."""
-    servers, workers = Supervisor(ROOT, LOGS, _say), Supervisor(ROOT, LOGS, _say)
-    try:
-        yield servers, workers
     finally:
         _say("stopping; a stage that runs saves its state first")
         try:
             workers.stop()
+            # The servers must hear how the last runs end.
             _wait(lambda: not active_runs(RECORDS), _RUNS_END_WITHIN_S)
         finally:
             servers.stop()

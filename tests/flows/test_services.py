@@ -190,15 +190,19 @@ def test_a_server_of_another_version_and_no_server_are_told_apart():
         require_same_version(f"http://127.0.0.1:{free_port()}/api")
 
 
-def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeypatch):
+@pytest.fixture
+def own_signals():
+    """The handlers of signals after the test as before it."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeypatch, own_signals):
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        assert main(["workers"]) == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert main(["workers"]) == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert "set PREFECT_API_URL and MLFLOW_TRACKING_URI" in line
 
@@ -212,15 +216,11 @@ def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeyp
         (["--name", "a/b"], "'a/b' is not made of letters"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_starts(options, message, capsys):
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+def test_wrong_options_are_refused_before_anything_starts(options, message, capsys, own_signals):
     try:
         code = main(options)
     except SystemExit as ended:
         code = ended.code
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert code in (1, 2)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
@@ -242,19 +242,22 @@ def said_by(*command, **variables):
 DEAD_PROXY = "http://user:secret@127.0.0.1:9"
 
 
-@pytest.mark.parametrize(
-    "module", ["flows.services.reconcile", "flows.services.deploy", "flows.train"]
-)
-def test_a_server_that_does_not_answer_is_named_and_the_proxy_that_was_asked(module):
+@pytest.mark.parametrize("module", ["flows.services.reconcile", "flows.train"])
+def test_a_silent_server_of_this_machine_is_named_and_was_asked_without_a_proxy(module):
     address = f"http://127.0.0.1:{free_port()}/api"
     proxies = {"HTTP_PROXY": DEAD_PROXY, "ALL_PROXY": "socks5://127.0.0.1:9"}
     (line,) = said_by("-m", module, PREFECT_API_URL=address, **proxies)
     assert line.startswith("error: ")
     assert address in line
-    assert "proxy" not in line  # this machine is asked directly
+    assert "proxy" not in line
+
+
+@pytest.mark.parametrize("module", ["reconcile", "deploy"])
+def test_a_silent_server_elsewhere_is_named_with_the_proxy_that_was_asked(module):
     away = "http://192.0.2.1:4200/api"  # an address that is nobody's
-    (line,) = said_by("-m", module, PREFECT_API_URL=away, HTTP_PROXY=DEAD_PROXY)
-    assert f"{away}" in line
+    name = f"flows.services.{module}"
+    (line,) = said_by("-m", name, PREFECT_API_URL=away, HTTP_PROXY=DEAD_PROXY)
+    assert away in line
     assert "through the proxy 127.0.0.1:9 of the environment" in line
     assert "add 192.0.2.1 to NO_PROXY" in line
     assert "secret" not in line
