@@ -34,21 +34,18 @@ from flows.dvc.repository import check_home
 from flows.runtime.environment import ROOT
 from flows.runtime.run_records import register_run
 from flows.runtime.stopping import end_soon_when_stopped
+from flows.services.prefect_server import ServerError
 from pipeline.params.model import Params
 from pipeline.params.reader import preview_params
 from pipeline.stage_io.paths import Paths
 
-__all__ = ["DEPLOYMENT", "NoWorkerError", "check_sweep", "sweep"]
+__all__ = ["DEPLOYMENT", "check_sweep", "sweep"]
 
 DEPLOYMENT = "train/train"
 """The deployment whose workers take the runs of a sweep."""
 
 _SWEEPS = Path("reports") / "sweeps"
 _POLL_S = 3.0
-
-
-class NoWorkerError(DsdError):
-    """Nobody would take the runs of a sweep."""
 
 
 @dataclass
@@ -83,7 +80,7 @@ def sweep(
     Raises:
         ParamsError: A combination is not valid; nothing has run then.
         DvcError: There is no commit, or no remote to push to.
-        NoWorkerError: The server has the deployment, but no worker is there to run it.
+        ServerError: The server has the deployment, but no worker is there to run it.
     """
     runs, name = check_sweep(grid, name, push=push)
     if _has_deployment():
@@ -134,7 +131,7 @@ def _has_deployment() -> bool:
     """Whether there is a lasting server that knows the deployment.
 
     Raises:
-        NoWorkerError: There is, but no worker that would run it.
+        ServerError: There is, but no worker that would run it.
     """
     if not get_current_settings().api.url:
         return False
@@ -151,7 +148,7 @@ def _has_deployment() -> bool:
             f"no worker of the pool {pool!r} is online, so nothing would run: start some with "
             "`python -m flows.services workers`, on this machine or another one"
         )
-        raise NoWorkerError(msg)
+        raise ServerError(msg)
     return True
 
 

@@ -39,7 +39,6 @@ __all__ = [
     "PlannedStage",
     "StageFailedError",
     "StageOutcome",
-    "WorkspaceBusyError",
     "default_remote",
     "planned_stages",
     "push",
@@ -68,10 +67,6 @@ _KILLED = frozenset({-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128
 
 class DvcError(DsdError):
     """DVC itself refused or failed; the message is DVC's."""
-
-
-class WorkspaceBusyError(DvcError):
-    """Another DVC process kept the workspace for longer than the limit."""
 
 
 class StageFailedError(DsdError):
@@ -105,7 +100,6 @@ class StageFailedError(DsdError):
 class StageOutcome:
     """What DVC did about a stage."""
 
-    stage: str
     outcome: Outcome
     """``cached``: the workspace was right already; ``restored``: from DVC's run-cache."""
     seconds: float
@@ -173,8 +167,8 @@ def run_stage(
 
     Raises:
         StageFailedError: The stage's command ended with an error.
-        WorkspaceBusyError: Another DVC process held the workspace beyond ``busy_limit_s``.
-        DvcError: DVC failed before or after the command.
+        DvcError: DVC failed before or after the command, or another DVC process held the workspace
+            beyond ``busy_limit_s``.
     """
     start = time.monotonic()
     command = ["repro", "--single-item", *(["--force"] if force else []), stage]
@@ -183,7 +177,7 @@ def run_stage(
         _remove_broken_notes(root, on_line)
         code, lines = _dvc(root, command, on_line, environment)
         if code == 0:
-            return StageOutcome(stage, _outcome(stage, lines), time.monotonic() - start)
+            return StageOutcome(_outcome(stage, lines), time.monotonic() - start)
         if not (blocker := _blocker(lines)):
             raise _failure(stage, code, lines)
         if waited > busy_limit_s:
@@ -191,7 +185,7 @@ def run_stage(
                 f"stage '{stage}' waited {busy_limit_s:.0f} s for {blocker} to release the "
                 "workspace; let it finish or stop it, then run again"
             )
-            raise WorkspaceBusyError(message)
+            raise DvcError(message)
         on_line(f"the workspace is used by {blocker}; trying again in {pause:.0f} s")
         time.sleep(pause)
         waited, pause = waited + pause, min(2 * pause, 30.0)

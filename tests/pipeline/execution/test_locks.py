@@ -13,7 +13,7 @@ from flows.dvc import experiment
 from flows.dvc.runner import DvcError, planned_stages
 from flows.runtime.run_records import active_runs, crashed_runs, create_locked_record
 from pipeline.execution import locks
-from pipeline.execution.locks import BusyError, exclusive, in_turn, try_lock
+from pipeline.execution.locks import BusyError, blocking_lock, exclusive, try_lock
 from pipeline.tracking.session import Record, abandoned_sessions, open_session
 
 
@@ -32,7 +32,7 @@ def no_locks(request, monkeypatch):
 
 def test_a_file_system_without_locks_stops_nothing_and_is_told_once(no_locks, tmp_path, caplog):
     for _ in range(2):
-        with exclusive(tmp_path / "stage", "stage x"), in_turn(tmp_path / "turn"):
+        with exclusive(tmp_path / "stage", "stage x"), blocking_lock(tmp_path / "turn"):
             pass
     (record,) = caplog.records
     assert "has no locks" in record.getMessage()
