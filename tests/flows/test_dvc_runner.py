@@ -149,7 +149,9 @@ def test_the_order_comes_from_dvc_and_the_three_outcomes_are_told_apart(tmp_path
     assert run_stage(root, "first", quiet, force=True).outcome == "ran"
 
 
-@pytest.mark.parametrize(("body", "killed"), [(REFUSE, False), (DIE, True)])
+@pytest.mark.parametrize(
+    ("body", "killed"), [(REFUSE, False), (DIE, True)], ids=["refuses", "dies"]
+)
 def test_a_failing_stage_speaks_for_itself_and_a_killed_one_is_told_from_it(
     body, killed, tmp_path
 ):
