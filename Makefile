@@ -14,16 +14,12 @@ SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loa
 # Commands and stages (pipeline/stage.sh) must be those of .venv, also where another environment is active.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DSD_PYTHON := $(CURDIR)/$(BIN)/python
-export PREFECT_HOME ?= $(CURDIR)/.prefect
+# For dvc and its stages; flows/runtime/environment.py sets the rest.
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := true
 export DVC_STUDIO_OFFLINE := true
-export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
-export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_ALLOW_PICKLE_DESERIALIZATION := false
-export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
-export PREFECT_SERVER_ANALYTICS_ENABLED := false
-export PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT := false
+export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc/tmp/site
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-7s%s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,5 +1,6 @@
-"""What the command lines of flows have in common: signals, messages and exit codes."""
+"""What the command lines of flows have in common: options, signals, messages and exit codes."""
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
@@ -7,14 +8,22 @@ from types import FrameType
 
 from dsd.utils.errors import DsdError
 
-__all__ = ["run_flow"]
+__all__ = ["flow_parser", "run_flow"]
+
+
+def flow_parser(flow: str, description: str, name: str) -> argparse.ArgumentParser:
+    """A parser with the options that all flows have; ``name`` explains ``--name``."""
+    parser = argparse.ArgumentParser(prog=f"python -m flows.{flow}", description=description)
+    parser.add_argument("--name", default="", help=name)
+    parser.add_argument("--push", action="store_true", help="send the results to the DVC remote")
+    return parser
 
 
 def run_flow(flow: Callable[[], bool]) -> int:
     """Run a flow and turn what comes of it into an exit code.
 
     Args:
-        flow: Runs the flow, and says whether it did what was wanted.
+        flow: Runs the flow; whether it did what was wanted.
 
     Returns:
         0; 1 if the flow ended without an error but not well; 128 plus the number of the signal

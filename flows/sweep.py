@@ -8,37 +8,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flows.cli import run_flow
+from flows.cli import flow_parser, run_flow
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the flow, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.sweep",
-        description="Run all combinations of parameters, each as a DVC experiment, and compare "
-        "them. The same sweep, started once more, computes only what is missing.",
+    description = (
+        "Run all combinations of parameters, each as a DVC experiment, and compare them. The same "
+        "sweep, started once more, computes only what is missing."
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        required=True,
-        dest="axes",
-        metavar="KEY=VALUE,VALUE,...",
-        help="a parameter and the values that it takes; may be repeated",
+    parser = flow_parser("sweep", description, name="folder of the comparison in reports/sweeps")
+    values, text = (
+        "KEY=VALUE,VALUE,...",
+        "a parameter and the values that it takes; may be repeated",
     )
-    parser.add_argument("--name", default="", help="folder of the comparison in reports/sweeps")
-    parser.add_argument("--push", action="store_true", help="send the results to the DVC remote")
+    parser.add_argument("--set", action="append", required=True, metavar=values, help=text)
     options = parser.parse_args(arguments)
     return run_flow(lambda: _sweep(options))
 
 
 def _sweep(options: argparse.Namespace) -> bool:
-    # Late, because --help must not wait for them.
-    from flows.definitions.overrides import parse_axis
+    # Late, because --help must not wait for Prefect, nor must a mistake.
+    from flows.definitions.overrides import parse_sweep_param
 
-    grid = [parse_axis(text) for text in options.axes]
+    grid = [parse_sweep_param(text) for text in options.set]
     from prefect.exceptions import FailedRun
 
     from flows.definitions.sweep_flow import check_sweep, sweep

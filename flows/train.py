@@ -8,40 +8,32 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from flows.cli import run_flow
+from flows.cli import flow_parser, run_flow
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run the flow, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.train",
-        description="Bring all stages up to date. With --set or --name the run is made in a copy "
-        "of the workspace and kept as a DVC experiment; the workspace stays as it is.",
+    description = (
+        "Bring all stages up to date. With --set or --name the run is made in a copy of the "
+        "workspace and kept as a DVC experiment; the workspace stays as it is."
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="KEY=VALUE",
-        help="a value instead of that in params.yaml; may be repeated",
-    )
-    parser.add_argument("--name", default="", help="name of the experiment")
+    parser = flow_parser("train", description, name="name of the experiment")
+    setting = "a value instead of that in params.yaml; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
     parser.add_argument("--force", action="store_true", help="run all stages, even unchanged ones")
-    parser.add_argument("--push", action="store_true", help="send the results to the DVC remote")
     options = parser.parse_args(arguments)
     return run_flow(lambda: _train(options))
 
 
 def _train(options: argparse.Namespace) -> bool:
-    # Late, because --help must not wait for them.
+    # Late, because --help must not wait for Prefect, nor must a mistake.
     from flows.definitions.overrides import parse_settings, to_overrides
     from flows.runtime.environment import ROOT
     from pipeline.params.reader import preview_params
 
-    values = parse_settings(options.settings)
+    values = parse_settings(options.set)
     overrides = to_overrides(values, preview_params(ROOT, values))
     from flows.definitions.train_flow import check_run, train
     from flows.services.prefect_server import prepare_own_server

@@ -176,7 +176,7 @@ class Project:
         """What the button in the UI does."""
         self.ask(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
 
-    def wait_for(self, run_id: str, *states: str, seconds: float = 120) -> str:
+    def wait_for(self, run_id: str, *states: str, seconds: float = 300) -> str:
         """Wait until a run is in one of these states; which one."""
         deadline = time.monotonic() + seconds
         while True:
@@ -186,7 +186,7 @@ class Project:
             assert time.monotonic() < deadline, f"{found}, not {states}\n{self.log(run_id)}"
             time.sleep(0.2)
 
-    def wait_until_second_works(self, run_id: str, seconds: float = 120) -> None:
+    def wait_until_second_works(self, run_id: str, seconds: float = 300) -> None:
         """Wait until the second stage has worked for this run."""
         state, begun = self.root / ".dsd" / "second.state", time.time()
 

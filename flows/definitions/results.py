@@ -17,14 +17,7 @@ DISTANCES = {"frechet": "Frechet", "proximal_frechet": "Proximal Frechet"}
 
 
 def stage_row(root: Path, stage: str, state: str, message: str) -> Row:
-    """What happened to a stage, and the MLflow run that made its result.
-
-    Args:
-        root: The workspace of the run.
-        stage: Name of the stage.
-        state: Name of the task's state.
-        message: The state's message.
-    """
+    """What happened to a stage, by its task's state, and the MLflow run that made its result."""
     record = _mlflow_record(root, stage) if state != "Failed" else {}
     return {
         "stage": stage,
@@ -62,10 +55,11 @@ def result_page(root: Path, rows: list[Row], report: Path | None, experiment: st
     titles = [f"{title} ({features})" for title in DISTANCES.values()]
     lines = [f"| images of | {' | '.join(titles)} |", "|---|---|---|"]
     for row in rows:
-        cells = [row["images of"], *(_number(row[title]) for title in DISTANCES.values())]
-        lines.append(f"| {' | '.join(cells)} |")
+        numbers = [row[title] for title in DISTANCES.values()]
+        cells = ["-" if number is None else f"{number:.2f}" for number in numbers]
+        lines.append(f"| {' | '.join([row['images of'], *cells])} |")
     lines += ["", f"Report: `{report}`" if report else "No report was written.", ""]
-    lines += [f"MLflow: {_mlflow_link(_mlflow_record(root, 'evaluate'))}"]
+    lines += [f"MLflow: {_mlflow_link(root)}"]
     if experiment is not None:
         lines += ["", f"DVC experiment: `dvc exp show`, `dvc exp apply {experiment}`"]
     return "\n".join(lines)
@@ -80,15 +74,12 @@ def _mlflow_record(root: Path, stage: str) -> dict[str, Any]:
     return found
 
 
-def _mlflow_link(record: Mapping[str, Any]) -> str:
+def _mlflow_link(root: Path) -> str:
     """A link where the store is a server, else the run's name for people to look up."""
+    record = _mlflow_record(root, "evaluate")
     run_id, uri = record.get("run_id"), str(record.get("tracking_uri"))
     if run_id is None:
         return "not there yet; `python -m pipeline sync` sends it"
     if uri.startswith("http"):
         return f"[run {run_id[:8]}]({uri.rstrip('/')}/#/runs/{run_id})"
     return f"run `{run_id}`"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -26,19 +26,20 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from dsd.utils.errors import DsdError, ParamsError
-from flows.definitions.overrides import Axis, Overrides, combinations, to_overrides
+from flows.definitions.overrides import SweepParam, expand_grid, to_overrides
 from flows.definitions.results import DISTANCES, Row
 from flows.definitions.train_flow import refuse_push_to_nowhere, train
 from flows.dvc.experiment import REPORTS, check_name, check_named_files, default_name
 from flows.dvc.repository import check_home
 from flows.runtime.environment import ROOT
-from flows.runtime.run_records import declare_alive
+from flows.runtime.run_records import register_run
 from flows.runtime.stopping import end_soon_when_stopped
+from flows.services.prefect_server import ServerError
 from pipeline.params.model import Params
 from pipeline.params.reader import preview_params
 from pipeline.stage_io.paths import Paths
 
-__all__ = ["DEPLOYMENT", "NoWorkerError", "check_sweep", "sweep"]
+__all__ = ["DEPLOYMENT", "check_sweep", "sweep"]
 
 DEPLOYMENT = "train/train"
 """The deployment whose workers take the runs of a sweep."""
@@ -47,17 +48,11 @@ _SWEEPS = Path("reports") / "sweeps"
 _POLL_S = 3.0
 
 
-class NoWorkerError(DsdError):
-    """Nobody would take the runs of a sweep."""
-
-
 @dataclass
 class _Run:
-    """One combination of a sweep."""
-
     values: Mapping[str, Any]
     name: str
-    overrides: Overrides
+    overrides: Mapping[str, Any]
     flow_run: UUID | None = None
     state: State[Any] | None = None
     distances: list[Row] = field(default_factory=list)
@@ -69,9 +64,9 @@ class _Run:
         return self.state is not None and self.state.is_completed()
 
 
-@flow(name="sweep", on_running=[declare_alive, end_soon_when_stopped])
+@flow(name="sweep", on_running=[register_run, end_soon_when_stopped])
 def sweep(
-    grid: Annotated[list[Axis], Field(min_length=1)], name: str = "", push: bool = False
+    grid: Annotated[list[SweepParam], Field(min_length=1)], name: str = "", push: bool = False
 ) -> State[None]:
     """Run all combinations of parameters, each as a DVC experiment, and compare them.
 
@@ -85,23 +80,20 @@ def sweep(
     Raises:
         ParamsError: A combination is not valid; nothing has run then.
         DvcError: There is no commit, or no remote to push to.
-        NoWorkerError: The server has the deployment, but no worker is there to run it.
+        ServerError: The server has the deployment, but no worker is there to run it.
     """
     runs, name = check_sweep(grid, name, push=push)
     if _has_deployment():
         _run_by_workers(runs, name, push=push)
     else:
-        _run_here(runs, push=push)
-    return _conclude(runs, [axis.key for axis in grid], name)
+        for run in runs:
+            run.state = train(run.overrides, name=run.name, push=push, return_state=True)
+            run.flow_run = run.state.state_details.flow_run_id
+    return _conclude(runs, [param.key for param in grid], name)
 
 
-def check_sweep(grid: Sequence[Axis], name: str, *, push: bool) -> tuple[list[_Run], str]:
+def check_sweep(grid: Sequence[SweepParam], name: str, *, push: bool) -> tuple[list[_Run], str]:
     """Refuse a sweep that cannot succeed, before anything is started.
-
-    Args:
-        grid: The parameters that vary, with their values.
-        name: Folder of the comparison, or empty.
-        push: Whether the results are to be sent to the default DVC remote.
 
     Returns:
         All combinations, and the folder's name.
@@ -113,31 +105,34 @@ def check_sweep(grid: Sequence[Axis], name: str, *, push: bool) -> tuple[list[_R
     """
     found: list[tuple[dict[str, Any], Params]] = []
     mistakes: dict[str, str] = {}
-    for values in combinations(grid):
+    for values in expand_grid(grid):
         try:
             found.append((values, preview_params(ROOT, values)))
         except ParamsError as error:
-            told = ", ".join(f"{key}={value}" for key, value in values.items())
+            shown = ", ".join(f"{key}={value}" for key, value in values.items())
             for line in str(error).splitlines():
-                mistakes.setdefault(line, f"the combination {told} is not valid: {line}")
+                mistakes.setdefault(line, f"the combination {shown} is not valid: {line}")
     if mistakes:
         raise ParamsError("\n".join(mistakes.values()))
     if push:
         refuse_push_to_nowhere(ROOT)
     check_home(ROOT)
-    name = name or "-".join(axis.key.rpartition(".")[2].replace("_", "-") for axis in grid)
+    name = name or "-".join(one.key.rpartition(".")[2].replace("_", "-") for one in grid)
     check_name(name)
     for _, params in found:
         check_named_files(ROOT, params)
-    return [_planned(values, params) for values, params in found], name
-
-
-def _planned(values: Mapping[str, Any], params: Params) -> _Run:
-    return _Run(values, default_name(ROOT, values, params), to_overrides(values, params))
+    return [
+        _Run(values, default_name(ROOT, values, params), to_overrides(values, params))
+        for values, params in found
+    ], name
 
 
 def _has_deployment() -> bool:
-    """Whether there is a lasting server, and one that knows the deployment."""
+    """Whether there is a lasting server that knows the deployment.
+
+    Raises:
+        ServerError: There is, but no worker that would run it.
+    """
     if not get_current_settings().api.url:
         return False
     with get_client(sync_client=True) as client:
@@ -146,35 +141,24 @@ def _has_deployment() -> bool:
         except ObjectNotFound:
             get_run_logger().info("the server has no deployment %s: running here", DEPLOYMENT)
             return False
-        _refuse_without_worker(client, deployment.work_pool_name or "")
-    return True
-
-
-def _refuse_without_worker(client: SyncPrefectClient, pool: str) -> None:
-    workers = client.read_workers_for_work_pool(pool)
+        pool = deployment.work_pool_name or ""
+        workers = client.read_workers_for_work_pool(pool)
     if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
         msg = (
             f"no worker of the pool {pool!r} is online, so nothing would run: start some with "
             "`python -m flows.services workers`, on this machine or another one"
         )
-        raise NoWorkerError(msg)
-
-
-def _run_here(runs: Sequence[_Run], *, push: bool) -> None:
-    """One run after the other, in this process."""
-    for run in runs:
-        run.state = train(run.overrides, name=run.name, push=push, return_state=True)
-        run.flow_run = run.state.state_details.flow_run_id
+        raise ServerError(msg)
+    return True
 
 
 def _run_by_workers(runs: Sequence[_Run], name: str, *, push: bool) -> None:
     """All runs at the same time, as far as there are workers; cancelled if this flow is."""
     try:
         for run in runs:
-            values = run.overrides.model_dump(mode="json")
             submitted = run_deployment(
                 DEPLOYMENT,
-                parameters={"overrides": values, "name": run.name, "push": push},
+                parameters={"overrides": run.overrides, "name": run.name, "push": push},
                 flow_run_name=run.name,
                 tags=[f"sweep {name}"],
                 timeout=0,
@@ -214,9 +198,9 @@ def _conclude(runs: Sequence[_Run], keys: Sequence[str], name: str) -> State[Non
         for run in runs:
             _collect(client, run)
     create_table_artifact([_row(run) for run in runs], key="sweep", description=f"Sweep {name}")
-    told = _compare([run for run in runs if run.completed], ROOT / _SWEEPS / name)
-    create_markdown_artifact(told, key="comparison", description=f"Comparison of sweep {name}")
-    get_run_logger().info(told)
+    page = _compare([run for run in runs if run.completed], ROOT / _SWEEPS / name)
+    create_markdown_artifact(page, key="comparison", description=f"Comparison of sweep {name}")
+    get_run_logger().info(page)
     failed = [run.name for run in runs if not run.completed]
     if failed:
         return Failed(message=f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}")
@@ -255,16 +239,13 @@ def _compare(runs: Sequence[_Run], folder: Path) -> str:
     from pipeline.reports.compare import compare
 
     with chdir(ROOT):  # so that the page names folders as a person in the workspace does
-        sources = [source for run in runs if (source := _source(run)) is not None]
+        # Where `python -m pipeline compare` finds a run: its folder here, or MLflow.
+        folders = [(run, REPORTS / run.name) for run in runs]
+        found = [str(at) if at.is_dir() else run.evaluation for run, at in folders]
+        sources = [source for source in found if source is not None]
         if not sources:
             return "There is no page of comparison, because no run has results."
         try:
             return "\n\n".join(compare(sources, Paths(ROOT), folder / "comparison.html"))
         except DsdError as error:
             return f"There is no page of comparison: {error}"
-
-
-def _source(run: _Run) -> str | None:
-    """Where ``python -m pipeline compare`` finds a run: its folder here, or MLflow."""
-    folder = REPORTS / run.name
-    return str(folder) if folder.is_dir() else run.evaluation

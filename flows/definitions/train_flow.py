@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from dsd.utils.errors import DsdError
-from flows.definitions.overrides import Overrides, values_of
+from flows.definitions.overrides import Overrides, flatten_overrides
 from flows.definitions.results import Row, distance_rows, result_page, stage_row
 from flows.definitions.stage_progress import StageProgress
 from flows.dvc.experiment import (
@@ -32,14 +32,14 @@ from flows.dvc.repository import check_home
 from flows.dvc.runner import (
     DvcError,
     StageFailedError,
-    has_remote,
+    default_remote,
     planned_stages,
     push,
     run_stage,
 )
-from flows.dvc.stage_lock import in_stage_turn
+from flows.dvc.stage_lock import stage_lock
 from flows.runtime.environment import ROOT
-from flows.runtime.run_records import declare_alive
+from flows.runtime.run_records import register_run
 from flows.runtime.stopping import end_soon_when_stopped
 from pipeline.params.model import Params
 from pipeline.params.reader import load_params, preview_params
@@ -48,28 +48,23 @@ from pipeline.tracking.provenance import commit_of
 
 __all__ = ["bring_up_to_date", "check_run", "refuse_push_to_nowhere", "send_to_remote", "train"]
 
-_STATES = {"ran": "Ran", "cached": "Cached", "restored": "Restored"}
-_WORDS = {
+_MESSAGES = {
     "ran": "ran",
     "cached": "unchanged",
     "restored": "restored from DVC's run-cache",
 }
-_AS_IT_IS = Overrides()
+_NONE: Overrides = {}
 
 
-class _WithoutTraceback(logging.Filter):
-    """Errors whose message says all to the user are logged without the code's lines."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Keep the record, and drop its traceback."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, DsdError):
-            record.exc_info = None
-        return True
+def _drop_traceback(record: logging.LogRecord) -> bool:
+    """Log errors whose message says all to the user without the code's lines."""
+    if record.exc_info and isinstance(record.exc_info[1], DsdError):
+        record.exc_info = None
+    return True
 
 
 for _logger in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_logger).addFilter(_WithoutTraceback())
+    logging.getLogger(_logger).addFilter(_drop_traceback)
 
 
 def _was_killed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -99,8 +94,8 @@ def bring_up_to_date(
 
     done = run_stage(root, stage, on_line, force=force, environment=environment)
     progress.finish()
-    message = f"{_WORDS[done.outcome]} ({done.seconds:.1f} s)"
-    return Completed(name=_STATES[done.outcome], message=message)
+    message = f"{_MESSAGES[done.outcome]} ({done.seconds:.1f} s)"
+    return Completed(name=done.outcome.capitalize(), message=message)
 
 
 @task(task_run_name="push", cache_policy=NO_CACHE)
@@ -109,9 +104,9 @@ def send_to_remote(root: Path) -> None:
     push(root, get_run_logger().info)
 
 
-@flow(name="train", on_running=[declare_alive, end_soon_when_stopped])
+@flow(name="train", on_running=[register_run, end_soon_when_stopped])
 def train(
-    overrides: Overrides = _AS_IT_IS, name: str = "", force: bool = False, push: bool = False
+    overrides: Overrides = _NONE, name: str = "", force: bool = False, push: bool = False
 ) -> None:
     """Bring every stage of dvc.yaml up to date, in DVC's order.
 
@@ -129,7 +124,7 @@ def train(
         DvcError: No remote is configured to push to, or DVC failed.
         StageFailedError: A stage failed; those after it have not run.
     """
-    values = values_of(overrides)
+    values = flatten_overrides(overrides)
     params, name = check_run(values, name, push=push)
     if name:
         _run_experiment(name, values, force=force, push=push)
@@ -142,11 +137,6 @@ def train(
 
 def check_run(values: Mapping[str, Any], name: str, *, push: bool) -> tuple[Params, str]:
     """Refuse a run of :func:`train` that cannot succeed, before anything is started.
-
-    Args:
-        values: Overridden values by dotted key.
-        name: Of the experiment, or empty.
-        push: Whether the results are to be sent to the default DVC remote.
 
     Returns:
         All parameters that result, and the experiment's name; empty for the workspace itself.
@@ -168,7 +158,6 @@ def check_run(values: Mapping[str, Any], name: str, *, push: bool) -> tuple[Para
 
 
 def _run_experiment(name: str, values: Mapping[str, Any], *, force: bool, push: bool) -> None:
-    """Run all stages in a copy of the workspace, and keep what comes out."""
     say = get_run_logger().info
     with workspace_copy(ROOT, name, values, say) as root:
         say(f"experiment {name}")
@@ -182,17 +171,12 @@ def _run_experiment(name: str, values: Mapping[str, Any], *, force: bool, push: 
 
 
 def _run_stages(root: Path, params: Params, variables: Mapping[str, str], *, force: bool) -> None:
-    """Bring all stages up to date, one after the other, and show what happened.
-
-    Raises:
-        DvcError: DVC failed.
-        StageFailedError: A stage failed.
-    """
-    # The name under which Prefect's own workers tell it; the stage's MLflow run is tagged with it.
+    """Bring all stages up to date, one after the other, and show what happened."""
+    # The name under which Prefect's own workers pass it; the stage's MLflow run is tagged with it.
     environment = {**variables, "PREFECT__FLOW_RUN_ID": str(flow_run.id)}
     rows: list[Row] = []
     for stage in planned_stages(root):
-        with in_stage_turn(ROOT, stage, params, get_run_logger().info):
+        with stage_lock(ROOT, stage, params, get_run_logger().info):
             state = bring_up_to_date(root, stage.name, force, environment, return_state=True)
         rows.append(stage_row(root, stage.name, state.name or "", state.message or ""))
         if not state.is_completed():
@@ -202,7 +186,6 @@ def _run_stages(root: Path, params: Params, variables: Mapping[str, str], *, for
 
 
 def _publish_result(root: Path, page: Path, experiment: str | None) -> None:
-    """Show the resulting numbers with the flow run."""
     rows = distance_rows(root)
     if rows:
         report = page.relative_to(ROOT) if page.is_file() else None
@@ -216,7 +199,7 @@ def refuse_push_to_nowhere(root: Path) -> None:
     Raises:
         DvcError: No remote is configured.
     """
-    if not has_remote(root):
+    if default_remote(root) is None:
         message = (
             "push is on but no default DVC remote is configured: "
             "add one with `dvc remote add --default NAME URL`, or leave push off"

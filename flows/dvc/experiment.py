@@ -49,7 +49,7 @@ REPORTS = Path("reports") / "experiments"
 _COPIES = Path(".dvc") / "tmp" / "exps" / "flows"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]{0,99}")
 _KEPT = ("summary.json", "report.html", "evaluate/samples/generator.png")
-_DIFF = (
+_DIFF = [
     "diff",
     "--binary",
     "--no-color",
@@ -60,7 +60,7 @@ _DIFF = (
     "--dst-prefix=b/",
     "--ignore-submodules",
     "HEAD",
-)
+]
 
 
 def check_name(name: str) -> None:
@@ -98,24 +98,17 @@ def check_named_files(home: Path, params: Params) -> None:
 
 
 def default_name(home: Path, values: Mapping[str, Any], params: Params) -> str:
-    """A name for the experiment that has these values, the same each time it is run.
-
-    Args:
-        home: The workspace.
-        values: Overridden values by dotted key.
-        params: All parameters that result.
-    """
+    """A name for the experiment that has these values, the same each time it is run."""
     # Other code makes another experiment, though all values are the same.
     code = git(home, *_DIFF, "--", ".", ":!params.yaml", ":!dvc.lock")
     state = [json.dumps(flatten(params)), hashlib.sha256(code).hexdigest()]
     short = hashlib.sha256("\n".join(state).encode()).hexdigest()[:6]
-    words = [f"{key.rpartition('.')[2]}-{_word(value)}" for key, value in values.items()]
+    words = []
+    for key, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        word = re.sub(r"[^A-Za-z0-9_.+=]+", "-", text).strip("-.")
+        words.append(f"{key.rpartition('.')[2]}-{word}")
     return "-".join([*words, short])[-100:].lstrip("-.+=")
-
-
-def _word(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^A-Za-z0-9_.+=]+", "-", text).strip("-.")
 
 
 @contextmanager
@@ -126,12 +119,6 @@ def workspace_copy(
 
     It has the last commit, uncommitted changes of tracked files, DVC's local settings, the files
     that ``values`` name (links to the home's), and DVC-tracked data. ``home`` stays as it is.
-
-    Args:
-        home: The workspace.
-        name: Of the experiment; nobody else may be running one of this name.
-        values: Overridden values by dotted key.
-        on_line: Called with each line that DVC prints.
 
     Raises:
         ParamsError: The name cannot be one, belongs to another experiment, or values are wrong.
@@ -180,16 +167,11 @@ def keep_report(home: Path, root: Path, name: str) -> Path:
     """
     source, target = Paths(root).report(""), home / REPORTS / name
     with replaced(target) as fresh:
-        _copy(Paths(root).params, fresh / "params.yaml")
-        for file in _KEPT:
-            if (source / file).is_file():
-                _copy(source / file, fresh / file)
+        for name, file in [("params.yaml", Paths(root).params), *((n, source / n) for n in _KEPT)]:
+            if file.is_file():
+                with published(fresh / name) as copy:
+                    copy.write(file.read_bytes())
     return target
-
-
-def _copy(source: Path, target: Path) -> None:
-    with published(target) as file:
-        file.write(source.read_bytes())
 
 
 def _lock(home: Path, name: str) -> Path:
@@ -255,22 +237,19 @@ def _share_settings(home: Path, root: Path) -> None:
 def _refuse_other_of_this_name(home: Path, root: Path, name: str) -> None:
     """The same experiment may be run again; another one must not take its name."""
     taken = git_process(home, "show", f"{_reference(root, name)}:./params.yaml")
-    if taken.returncode == 0 and _parameters(taken.stdout) != load_params(root):
+    if taken.returncode != 0:
+        return
+    theirs = None  # parameters of another version stay so
+    with TemporaryDirectory() as folder, suppress(ParamsError):
+        file = Path(folder) / "params.yaml"
+        file.write_bytes(taken.stdout)
+        theirs = load_params(file)
+    if theirs != load_params(root):
         msg = (
             f"there is an experiment {name!r} with other parameters; choose another name, leave "
             f"the name out, or remove that one with `dvc exp remove {name}`"
         )
         raise ParamsError(msg)
-
-
-def _parameters(content: bytes) -> Params | None:
-    """The parameters in the content of a params.yaml; None if they are not of this version."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "params.yaml"
-        file.write_bytes(content)
-        with suppress(ParamsError):
-            return load_params(file)
-    return None
 
 
 def _reference(root: Path, name: str) -> str:

@@ -68,15 +68,7 @@ def check_home(home: Path) -> None:
             "`git add -A && git commit -m start` makes one"
         )
         raise DvcError(msg)
-    _refuse_files_that_git_does_not_know(home)
-
-
-def _refuse_files_that_git_does_not_know(home: Path) -> None:
-    """An archive that was unpacked inside another repository is not part of that one yet.
-
-    Raises:
-        DvcError: Files of the project are in no commit and not added either.
-    """
+    # An archive that was unpacked inside another repository is not part of that one yet.
     known = git(home, "ls-files", "-z", "--", *_PROJECT).decode().split("\0")
     unknown = [name for name in _PROJECT if name not in known]
     if not unknown:
@@ -105,12 +97,7 @@ def top_of(root: Path) -> Path:
 
 
 def git(root: Path, *arguments: str, content: bytes | None = None) -> bytes:
-    """Output of git.
-
-    Args:
-        root: Folder to run it in.
-        arguments: Its command, and what that takes.
-        content: Its standard input.
+    """Output of a git command that is run in ``root`` with the standard input ``content``.
 
     Raises:
         DvcError: git is not installed, or failed; the message is git's.

@@ -6,8 +6,6 @@ writing.
 """
 
 import json
-import os
-import queue
 import re
 import signal
 import subprocess
@@ -16,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -31,6 +28,7 @@ from voluptuous import Invalid
 
 from dsd.utils.errors import DsdError
 from flows.runtime.environment import stage_environment
+from flows.runtime.stopping import signal_group
 from pipeline.execution.locks import locks_work_in
 from pipeline.runtime.parent_death import tether
 
@@ -41,13 +39,11 @@ __all__ = [
     "PlannedStage",
     "StageFailedError",
     "StageOutcome",
-    "WorkspaceBusyError",
-    "has_remote",
+    "default_remote",
     "planned_stages",
     "push",
     "run_dvc",
     "run_stage",
-    "stages_in_order",
 ]
 
 Outcome: TypeAlias = Literal["ran", "cached", "restored"]
@@ -73,17 +69,13 @@ class DvcError(DsdError):
     """DVC itself refused or failed; the message is DVC's."""
 
 
-class WorkspaceBusyError(DvcError):
-    """Another DVC process kept the workspace for longer than the limit."""
-
-
 class StageFailedError(DsdError):
     """A stage's command ended with an error.
 
     Args:
         stage: Name of the stage.
-        exit_code: Of the stage's command; negative for a signal.
-        tail: The last lines that it printed.
+        exit_code: Exit code of the stage's command; negative for a signal.
+        tail: Last lines that it printed.
     """
 
     def __init__(self, stage: str, exit_code: int, tail: Sequence[str]) -> None:
@@ -94,7 +86,7 @@ class StageFailedError(DsdError):
         self.tail = tuple(tail)
 
     def __str__(self) -> str:
-        """Name, code and the stage's own message."""
+        """The stage's own message after its name and exit code."""
         lines = [f"stage '{self.stage}' failed with exit code {self.exit_code}:", *self.tail]
         return "\n".join(lines)
 
@@ -108,7 +100,6 @@ class StageFailedError(DsdError):
 class StageOutcome:
     """What DVC did about a stage."""
 
-    stage: str
     outcome: Outcome
     """``cached``: the workspace was right already; ``restored``: from DVC's run-cache."""
     seconds: float
@@ -132,8 +123,8 @@ def planned_stages(root: Path) -> list[PlannedStage]:
     with Repo(str(root)) as repo:
         _require_locks(repo)
         graph = repo.index.graph  # its edges point at dependencies
-        found: dict[Any, frozenset[str]] = {}
         depends = {stage: [*graph.successors(stage)] for stage in repo.index.stages}
+        found: dict[Any, frozenset[str]] = {}
         for stage in TopologicalSorter(depends).static_order():
             own = {key for dep in stage.deps for key in getattr(dep, "params", ())}
             found[stage] = frozenset(own.union(*(found[before] for before in depends[stage])))
@@ -145,11 +136,7 @@ def planned_stages(root: Path) -> list[PlannedStage]:
 
 
 def _require_locks(repo: Repo) -> None:
-    """Refuse a file system on which DVC would wait for ever for a lock that there cannot be.
-
-    Raises:
-        DvcError: It is one.
-    """
+    """Refuse a file system on which DVC would wait for ever for a lock that there cannot be."""
     if not repo.config["core"].get("hardlink_lock") and not locks_work_in(Path(repo.tmp_dir)):
         msg = (
             f"{repo.root_dir} is on a file system without locks, which DVC needs; "
@@ -157,16 +144,6 @@ def _require_locks(repo: Repo) -> None:
             ".dvc/tmp/rwlock.lock` makes DVC use hard links instead (docs/running.md)"
         )
         raise DvcError(msg)
-
-
-def stages_in_order(root: Path) -> list[str]:
-    """Names of the stages in ``root``'s dvc.yaml, each after the ones it depends on."""
-    return [stage.name for stage in planned_stages(root)]
-
-
-def has_remote(root: Path) -> bool:
-    """Whether ``root`` has a default DVC remote to push to."""
-    return _default_remote(root) is not None
 
 
 def run_stage(
@@ -182,36 +159,36 @@ def run_stage(
 
     Args:
         root: The workspace.
-        stage: A name of :func:`stages_in_order`.
+        stage: Name of one of :func:`planned_stages`.
         on_line: Called with each line that DVC and the stage print.
         force: Run the stage even when nothing changed.
         environment: Variables for the stage's process, on top of this process's.
         busy_limit_s: How long to wait for another DVC process, in seconds.
 
-    Returns:
-        What DVC did.
-
     Raises:
         StageFailedError: The stage's command ended with an error.
-        WorkspaceBusyError: Another DVC process held the workspace beyond ``busy_limit_s``.
-        DvcError: DVC failed before or after the command.
+        DvcError: DVC failed before or after the command, or another DVC process held the workspace
+            beyond ``busy_limit_s``.
     """
     start = time.monotonic()
     command = ["repro", "--single-item", *(["--force"] if force else []), stage]
-    for wait_s in _pauses(busy_limit_s):
+    waited, pause = 0.0, 1.0
+    while True:
         _remove_broken_notes(root, on_line)
         code, lines = _dvc(root, command, on_line, environment)
         if code == 0:
-            return StageOutcome(stage, _outcome(stage, lines), time.monotonic() - start)
+            return StageOutcome(_outcome(stage, lines), time.monotonic() - start)
         if not (blocker := _blocker(lines)):
             raise _failure(stage, code, lines)
-        on_line(f"the workspace is used by {blocker}; trying again in {wait_s:.0f} s")
-        time.sleep(wait_s)
-    message = (
-        f"stage '{stage}' waited {busy_limit_s:.0f} s for {blocker} to release the workspace; "
-        "let it finish or stop it, then run again"
-    )
-    raise WorkspaceBusyError(message)
+        if waited > busy_limit_s:
+            message = (
+                f"stage '{stage}' waited {busy_limit_s:.0f} s for {blocker} to release the "
+                "workspace; let it finish or stop it, then run again"
+            )
+            raise DvcError(message)
+        on_line(f"the workspace is used by {blocker}; trying again in {pause:.0f} s")
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, 30.0)
 
 
 def push(root: Path, on_line: OnLine) -> None:
@@ -225,7 +202,7 @@ def push(root: Path, on_line: OnLine) -> None:
         errors = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
         reason = errors[-1].removeprefix("ERROR: ").removeprefix("unexpected error - ")
         msg = (
-            f"the DVC remote {_default_remote(root)} did not take the results: {reason}. They are "
+            f"the DVC remote {default_remote(root)} did not take the results: {reason}. They are "
             "kept here; the same run with push sends them once the remote answers, and computes "
             "nothing again"
         )
@@ -243,7 +220,7 @@ def run_dvc(root: Path, arguments: Sequence[str], on_line: OnLine) -> None:
         raise DvcError(f"dvc {arguments[0]} failed:\n" + "\n".join(lines))
 
 
-def _default_remote(root: Path) -> str | None:
+def default_remote(root: Path) -> str | None:
     """Name and address of the default DVC remote, if there is one."""
     with Repo(str(root)) as repo:
         name = repo.config["core"].get("remote")
@@ -290,22 +267,10 @@ def _dvc_at_work(root: Path) -> list[str]:
     return found
 
 
-def _pauses(limit_s: float) -> Iterator[float]:
-    """Growing pauses between attempts, about ``limit_s`` in total."""
-    waited, pause = 0.0, 1.0
-    while waited <= limit_s:
-        yield pause
-        waited += pause
-        pause = min(2 * pause, 30.0)
-
-
 def _outcome(stage: str, lines: Sequence[str]) -> Outcome:
-    """DVC's verdict from the line ``Stage 'x' ...`` or ``Running stage 'x':``."""
-    for line in lines:
-        for ending, outcome in _OUTCOMES.items():
-            if line == f"Stage '{stage}' {ending}":
-                return outcome
-    return "ran"
+    """DVC's verdict from its line ``Stage 'x' ...``, which is missing when the stage ran."""
+    said = (outcome for end, outcome in _OUTCOMES.items() if f"Stage '{stage}' {end}" in lines)
+    return next(said, "ran")
 
 
 def _blocker(lines: Sequence[str]) -> str | None:
@@ -334,28 +299,16 @@ def _dvc(
     on_line: OnLine,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, list[str]]:
-    """Run ``dvc`` to its end; its exit code and its last lines."""
+    """Run ``dvc`` to its end; its exit code and its last lines.
+
+    It has a process group of its own; whatever ends the call early ends the group.
+    """
     # Wait for DVC's short global lock instead of failing; the flag must precede the subcommand.
     # Tethered: a flow that is killed must not leave DVC, and so the stage, at work.
-    command = tether([sys.executable, "-m", "dvc", "--wait-for-lock", *arguments])
-    last: deque[str] = deque(maxlen=200)
-    variables = {**stage_environment(), **environment}
-    with _process_group(command, root, variables, on_line) as (process, lines):
-        for line in lines:
-            last.append(line)
-            on_line(line)
-    return process.wait(), list(last)
-
-
-@contextmanager
-def _process_group(
-    command: Sequence[str], root: Path, environment: Mapping[str, str], on_line: OnLine
-) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
-    """A running process group and its lines; whatever ends the block early ends the group."""
     process = subprocess.Popen(
-        command,
+        tether([sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]),
         cwd=root,
-        env=environment,
+        env={**stage_environment(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -363,40 +316,33 @@ def _process_group(
         errors="replace",
         start_new_session=True,
     )
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(process, lines), daemon=True).start()
+    last: deque[str] = deque(maxlen=200)
     try:
-        yield process, iter(lines.get, None)
+        for line in _lines(process):
+            last.append(line)
+            on_line(line)
     except BaseException:
-        _stop(process, lines, on_line)
+        _stop(process, on_line)
         raise
+    return process.wait(), list(last)
 
 
-def _read(process: subprocess.Popen[str], lines: "queue.SimpleQueue[str | None]") -> None:
-    """Pass lines on, then None once every process of the group has closed its output."""
+def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
+    """The lines until every process of the group has closed its output."""
     assert process.stdout is not None
-    with process.stdout as stream:
-        for line in stream:
-            lines.put(line.rstrip())
-    lines.put(None)
+    for line in process.stdout:
+        yield line.rstrip()
 
 
-def _stop(
-    process: subprocess.Popen[str], lines: "queue.SimpleQueue[str | None]", on_line: OnLine
-) -> None:
+def _stop(process: "subprocess.Popen[str]", on_line: OnLine) -> None:
     """Ask the group to stop, pass on its last words, kill what is left after the grace period."""
-    deadline = time.monotonic() + STOP_GRACE_S
+    killer = threading.Timer(STOP_GRACE_S, signal_group, [process, signal.SIGKILL])
+    killer.start()
     try:
-        _signal_group(process, signal.SIGTERM)
-        with suppress(queue.Empty):
-            while (line := lines.get(timeout=max(deadline - time.monotonic(), 0.01))) is not None:
-                on_line(line)
+        signal_group(process, signal.SIGTERM)
+        for line in _lines(process):
+            on_line(line)
     finally:  # also when the user is impatient and interrupts this
-        _signal_group(process, signal.SIGKILL)
+        killer.cancel()
+        signal_group(process, signal.SIGKILL)
         process.wait()
-
-
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send a signal to every process of the group, if any is left."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)  # the leader's pid is the group's id

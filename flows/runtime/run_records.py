@@ -24,7 +24,14 @@ from pipeline.stage_io.paths import home_of
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-__all__ = ["RECORDS", "Record", "declare_alive", "ended_runs", "hold", "living_runs"]
+__all__ = [
+    "RECORDS",
+    "Record",
+    "active_runs",
+    "crashed_runs",
+    "create_locked_record",
+    "register_run",
+]
 
 RECORDS = home_of(ROOT) / ".dsd" / "flow_runs"
 """Folder of the records of this workspace; worktrees share it."""
@@ -48,19 +55,19 @@ class Record:
         self.file.unlink(missing_ok=True)
 
 
-def declare_alive(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
+def register_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
     """Hook ``on_running`` of every flow: note that this process is the run, and follow its worker.
 
     A run whose worker is gone could not be cancelled, and a new worker would give its GPU to
     another run. It therefore ends with its worker: SIGTERM, on which the stage saves its state and
     the run is reported as Crashed. A flow that a person started by hand has no worker.
     """
-    hold(RECORDS, flow_run.id, state.id)
+    create_locked_record(RECORDS, flow_run.id, state.id)
     if "PREFECT__FLOW_RUN_ID" in os.environ:  # set by Prefect's workers alone
         end_with_parent(os.getppid())
 
 
-def hold(records: Path, run_id: UUID, state_id: UUID) -> None:
+def create_locked_record(records: Path, run_id: UUID, state_id: UUID) -> None:
     """Write and lock the record of a run in its Running state until this process ends."""
     records.mkdir(parents=True, exist_ok=True)
     file, part = records / str(run_id), records / f"{run_id}.{os.getpid()}.part"
@@ -74,12 +81,12 @@ def hold(records: Path, run_id: UUID, state_id: UUID) -> None:
     atexit.register(file.unlink, missing_ok=True)
 
 
-def ended_runs(records: Path) -> Iterator[Record]:
+def crashed_runs(records: Path) -> Iterator[Record]:
     """Records of runs whose process ended without deleting them: it was killed."""
     yield from (record for record, alive in _records(records) if not alive)
 
 
-def living_runs(records: Path) -> list[Record]:
+def active_runs(records: Path) -> list[Record]:
     """Records of runs whose process is alive."""
     return [record for record, alive in _records(records) if alive]
 

@@ -6,19 +6,27 @@ processes of a group. Prefect would then ask the dead server for minutes how the
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-__all__ = ["end_soon_when_stopped", "stopped_by"]
+__all__ = ["end_soon_when_stopped", "signal_group", "stopped_by"]
 
 _SECONDS = 25.0  # who sends SIGTERM kills after half a minute as a rule
 
 _numbers: list[int] = []
+
+
+def signal_group(process: "subprocess.Popen[Any]", number: signal.Signals) -> None:
+    """Send a signal to every process of the group that ``process`` leads, if any is left."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)  # the leader's pid is the group's id
 
 
 def stopped_by() -> int | None:
@@ -51,16 +59,12 @@ class _Ending:
         if _numbers and number == signal.SIGTERM:
             return  # a second one would interrupt what ends the stage, and the report of it
         if not _numbers:
+            from prefect.settings import get_current_settings
+
             _numbers.append(number)
-            _ask_the_server_once_more()
+            # Prefect must not repeat a request to its dead server for long.
+            get_current_settings().client.max_retries = 1
             timer = threading.Timer(_SECONDS, os._exit, [128 + number])
             timer.daemon = True
             timer.start()
         self._before(number, frame)
-
-
-def _ask_the_server_once_more() -> None:
-    """Repeat a request to Prefect's server at most once from now on."""
-    from prefect.settings import get_current_settings
-
-    get_current_settings().client.max_retries = 1

@@ -13,17 +13,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import final
 
 from dsd.utils.errors import DsdError
 from flows.runtime.environment import ROOT, stage_environment
-from flows.runtime.run_records import RECORDS, living_runs
-from flows.services.http import ask, prefect_version
+from flows.runtime.run_records import RECORDS, active_runs
+from flows.services.http import get_text, prefect_version
 from flows.services.prefect_server import make_database
 from flows.services.supervisor import Service, ServiceError, Supervisor
 from pipeline.runtime.addresses import absolute_address, sqlite_address
@@ -44,19 +42,6 @@ _MAKE_STORE = (
     "make_database(os.environ['MLFLOW_BACKEND_STORE_URI'])"
 )
 _CONTROL_RUNS = 4  # runs that only start other runs and wait for them
-
-
-@final
-@dataclass(frozen=True)
-class _Addresses:
-    """Where Prefect's API and MLflow are, for this machine's processes."""
-
-    prefect_api: str
-    mlflow: str
-
-    def environment(self) -> dict[str, str]:
-        """Variables by which Prefect, MLflow and our own code find them."""
-        return {"PREFECT_API_URL": self.prefect_api, "MLFLOW_TRACKING_URI": self.mlflow}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,11 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def gpus_of_workers(wanted: str, each: int, environment: Mapping[str, str]) -> list[str]:
     """The GPUs of each worker, as ``CUDA_VISIBLE_DEVICES`` takes them; none for the CPU alone.
-
-    Args:
-        wanted: ``auto`` for all GPUs that are visible, or how many.
-        each: How many a worker has.
-        environment: ``CUDA_VISIBLE_DEVICES`` limits the choice, if it is set.
 
     Raises:
         ServiceError: ``wanted`` is neither, or more than there are, or not a multiple of ``each``.
@@ -150,24 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m flows.services",
         description="Run Prefect, MLflow and a worker for each GPU until Ctrl-C.",
     )
-    parser.add_argument(
-        "what",
-        nargs="?",
-        choices=["all", "servers", "workers"],
-        default="all",
-        help="on several machines: servers on one, workers on the others (default: all)",
-    )
+    kinds = ["all", "servers", "workers"]
+    text = "on several machines: servers on one, workers on the others (default: all)"
+    parser.add_argument("what", nargs="?", choices=kinds, default="all", help=text)
     parser.add_argument("--gpus", default="auto", help="how many GPUs get a worker (auto: all)")
-    parser.add_argument(
-        "--gpus-per-worker",
-        type=int,
-        default=1,
-        metavar="N",
-        help="for runs that train with several processes (default: 1)",
-    )
-    parser.add_argument(
-        "--name", type=_name, default=socket.gethostname(), help="of this machine's workers"
-    )
+    text = "for runs that train with several processes (default: 1)"
+    parser.add_argument("--gpus-per-worker", type=int, default=1, metavar="N", help=text)
+    host = socket.gethostname()
+    parser.add_argument("--name", type=_name, default=host, help="of this machine's workers")
     parser.add_argument("--port-prefect", type=_port, default=4200, metavar="PORT")
     parser.add_argument("--port-mlflow", type=_port, default=5000, metavar="PORT")
     return parser
@@ -186,66 +156,55 @@ def _port(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Start what is wanted, say where it is, and look after it for ever."""
+    """Start what is wanted, say where it is, and keep it alive for ever."""
     with_servers, with_workers = options.what != "workers", options.what != "servers"
     gpus = gpus_of_workers(options.gpus, options.gpus_per_worker, os.environ)
     addresses = _local(options) if with_servers else _given()
-    os.environ.update(addresses.environment())
+    os.environ.update(addresses)
     if with_servers:
         require_free_port("127.0.0.1", options.port_prefect, "--port-prefect")
         require_free_port("127.0.0.1", options.port_mlflow, "--port-mlflow")
     else:
-        require_same_version(addresses.prefect_api)
-    with _supervised() as (servers, workers):
+        require_same_version(addresses["PREFECT_API_URL"])
+    servers, workers = Supervisor(ROOT, LOGS, _say), Supervisor(ROOT, LOGS, _say)
+    try:
         if with_servers:
             _start_servers(servers, addresses, options)
         if with_workers:
             _start_workers(workers, options.name, gpus)
         _say(_overview(addresses, options.what, gpus))
         while True:
-            servers.look_after()
-            workers.look_after()
+            servers.poll()
+            workers.poll()
             time.sleep(1.0)
-
-
-@contextmanager
-def _supervised() -> Iterator[tuple[Supervisor, Supervisor]]:
-    """Supervisors of servers and of workers; servers hear of the last runs before they end."""
-    servers, workers = Supervisor(ROOT, LOGS, _say), Supervisor(ROOT, LOGS, _say)
-    try:
-        yield servers, workers
     finally:
         _say("stopping; a stage that runs saves its state first")
         try:
             workers.stop()
-            _wait(lambda: not living_runs(RECORDS), _RUNS_END_WITHIN_S)
+            # The servers must hear how the last runs end.
+            _wait(lambda: not active_runs(RECORDS), _RUNS_END_WITHIN_S)
         finally:
             servers.stop()
 
 
 def _start_servers(
-    servers: Supervisor, addresses: _Addresses, options: argparse.Namespace
+    servers: Supervisor, addresses: Mapping[str, str], options: argparse.Namespace
 ) -> None:
     _say("waiting for the servers; their first start makes the data bases")
     make_database()
-    servers.start(_prefect(options.port_prefect))
+    prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    servers.start(Service("prefect", [*prefect, "--port", str(options.port_prefect)]))
     mlflow = _mlflow(options.port_mlflow, shared=options.what == "servers")
     _finish("MLflow's data base", [sys.executable, "-c", _MAKE_STORE], mlflow.environment)
     servers.start(mlflow)
-    _await_health(servers, "mlflow", f"{addresses.mlflow}/health")
-    _await_health(servers, "prefect", f"{addresses.prefect_api}/health")
-    _deploy()
+    _await_health(servers, "mlflow", f"{addresses['MLFLOW_TRACKING_URI']}/health")
+    _await_health(servers, "prefect", f"{addresses['PREFECT_API_URL']}/health")
+    _finish("the deployments of prefect.yaml", [sys.executable, "-m", "flows.services.deploy"])
 
 
 def _start_workers(workers: Supervisor, name: str, gpus: Sequence[str]) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "flows.services.reconcile",
-        "--every",
-        str(_RECONCILE_EVERY_S),
-    ]
-    workers.start(Service("reconcile", command))
+    every = ["--every", str(_RECONCILE_EVERY_S)]
+    workers.start(Service("reconcile", [sys.executable, "-m", "flows.services.reconcile", *every]))
     for gpu in gpus:
         workers.start(_worker(f"{name}-gpu{gpu.replace(',', '-')}", "gpu", 1, gpu))
     if not gpus:
@@ -274,11 +233,6 @@ def _mlflow(port: int, *, shared: bool) -> Service:
     return Service("mlflow", command, {**environment, "MLFLOW_BACKEND_STORE_URI": store})
 
 
-def _prefect(port: int) -> Service:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-    return Service("prefect", [*command, "--port", str(port)])
-
-
 def _worker(name: str, pool: str, limit: int, gpus: str) -> Service:
     """A worker; the runs that it starts inherit its environment."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
@@ -291,11 +245,6 @@ def _worker(name: str, pool: str, limit: int, gpus: str) -> Service:
     arguments = ["--pool", pool, "--name", name, "--limit", str(limit)]
     # Longer than what a run gives its stage to save the state.
     return Service(f"worker-{name}", [*command, *arguments], environment, grace_s=20.0)
-
-
-def _deploy() -> None:
-    """Create pools and deployments."""
-    _finish("the deployments of prefect.yaml", [sys.executable, "-m", "flows.services.deploy"])
 
 
 def _finish(
@@ -312,8 +261,8 @@ def _finish(
 
 def _await_health(servers: Supervisor, name: str, url: str) -> None:
     def healthy() -> bool:
-        servers.look_after()
-        return ask(url) is not None
+        servers.poll()
+        return get_text(url) is not None
 
     if not _wait(healthy, _HEALTHY_WITHIN_S):
         msg = f"{name} did not become healthy in {_HEALTHY_WITHIN_S:.0f} s:\n{servers.tail(name)}"
@@ -339,28 +288,27 @@ def _require_workspace() -> None:
     tell_dvc(ROOT)
 
 
-def _local(options: argparse.Namespace) -> _Addresses:
-    """The addresses of servers that are started here."""
+def _local(options: argparse.Namespace) -> dict[str, str]:
+    """The variables by which clients find servers that are started here."""
     if options.port_prefect == options.port_mlflow:
         msg = f"Prefect and MLflow cannot share port {options.port_mlflow}; change --port-mlflow"
         raise ServiceError(msg)
-    return _Addresses(
-        prefect_api=f"http://127.0.0.1:{options.port_prefect}/api",
-        mlflow=f"http://127.0.0.1:{options.port_mlflow}",
-    )
+    return {
+        "PREFECT_API_URL": f"http://127.0.0.1:{options.port_prefect}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{options.port_mlflow}",
+    }
 
 
-def _given() -> _Addresses:
-    """The servers' addresses on a machine that has workers only."""
-    names = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
+def _given() -> dict[str, str]:
+    """The same variables on a machine that has workers only: the user sets them."""
+    found = {name: os.environ.get(name, "") for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    if missing := [name for name, address in found.items() if not address]:
         msg = (
             f"workers must know the servers: set {' and '.join(missing)}, for example "
             "PREFECT_API_URL=http://127.0.0.1:4200/api MLFLOW_TRACKING_URI=http://127.0.0.1:5000"
         )
         raise ServiceError(msg)
-    return _Addresses(os.environ["PREFECT_API_URL"], os.environ["MLFLOW_TRACKING_URI"])
+    return found
 
 
 def _installed_gpus() -> list[str]:
@@ -372,24 +320,21 @@ def _installed_gpus() -> list[str]:
     return [str(index) for index, _ in enumerate(lines)]
 
 
-def _overview(addresses: _Addresses, what: str, gpus: Sequence[str]) -> str:
+def _overview(addresses: Mapping[str, str], what: str, gpus: Sequence[str]) -> str:
     """The table that says where everything is."""
+    here = Path.cwd()
     on = f"GPU {' and '.join(gpus)}" if gpus else "the CPU"
-    variables = addresses.environment() | ask_local_servers_directly()
+    variables = {**addresses, **ask_local_servers_directly()}
     rows = {
-        "Prefect": addresses.prefect_api.removesuffix("/api"),
-        "MLflow": addresses.mlflow,
+        "Prefect": addresses["PREFECT_API_URL"].removesuffix("/api"),
+        "MLflow": addresses["MLFLOW_TRACKING_URI"],
         **({} if what == "servers" else {"workers": f"training on {on}; sweeps: 1"}),
-        "logs": str(_shown(LOGS)),
+        "logs": str(LOGS.relative_to(here) if LOGS.is_relative_to(here) else LOGS),
         "shell": " ".join(f"export {k}={v};" for k, v in variables.items()),
         "run": "prefect deployment run train/train --watch",
         "stop": "Ctrl-C",
     }
     return "\n".join(f"{name:<9}{text}" for name, text in rows.items())
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from flows.runtime.environment import ROOT, stage_environment
 from flows.services.prefect_server import ServerError, explained, named_server
@@ -25,8 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.parse_args(arguments)
     try:
         named_server()  # Prefect would deploy to a server that ends with the command
-        for pool in POOLS:
-            _create(pool)
+        _create_pools()
     except Exception as error:
         known = error if isinstance(error, ServerError) else explained(error)
         if known is None:
@@ -38,20 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return subprocess.run(command, cwd=ROOT, env=stage_environment()).returncode
 
 
-def _create(pool: str) -> None:
-    """Create a pool of local processes unless it is there."""
+def _create_pools() -> None:
+    """Create the pools of local processes that are not there yet."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
 
     template = ProcessWorker.get_default_base_job_template()
-    wanted = WorkPoolCreate(name=pool, type="process", base_job_template=template)
     with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(wanted)
-        except ObjectAlreadyExists:
-            return
+        for pool in POOLS:
+            wanted = WorkPoolCreate(name=pool, type="process", base_job_template=template)
+            with suppress(ObjectAlreadyExists):
+                client.create_work_pool(wanted)
 
 
 if __name__ == "__main__":

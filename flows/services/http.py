@@ -7,12 +7,12 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 
-__all__ = ["ask", "prefect_version"]
+__all__ = ["get_text", "prefect_version"]
 
 _TIMEOUT_S = 5.0
 
 
-def ask(url: str) -> str | None:
+def get_text(url: str) -> str | None:
     """The text at an address; None if nothing answers there, or refuses."""
     try:
         request = urllib.request.Request(url)
@@ -28,7 +28,7 @@ def ask(url: str) -> str | None:
 
 def prefect_version(api: str) -> str | None:
     """Version of the Prefect server of an API address; None if no such server answers."""
-    text = ask(f"{api}/admin/version")
+    text = get_text(f"{api}/admin/version")
     try:
         found = json.loads(text or "null")
     except ValueError:

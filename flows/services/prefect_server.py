@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dsd.utils.errors import DsdError
-from pipeline.execution.locks import in_turn
+from pipeline.execution.locks import blocking_lock
 from pipeline.runtime.addresses import sqlite_address
 from pipeline.runtime.proxies import through_proxy
 
@@ -47,7 +47,7 @@ def make_database() -> None:
         return
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with in_turn(home / "prefect.db.lock"):
+        with blocking_lock(home / "prefect.db.lock"):
             if not database.exists():
                 _make(database)
     except OSError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.runtime.run_records import RECORDS, Record, ended_runs, living_runs
+from flows.runtime.run_records import RECORDS, Record, active_runs, crashed_runs
 from flows.services.prefect_server import ServerError, named_server
 from pipeline.runtime.proxies import through_proxy
 
@@ -80,20 +80,22 @@ def reconcile(
 
     Args:
         client: Connection to the server.
-        records: Folder of :func:`flows.runtime.run_records.hold`.
+        records: Folder of :func:`flows.runtime.run_records.create_locked_record`.
         never_started_after: Age at which a run that nobody started is given up.
 
     Yields:
         One line for each run that was corrected.
     """
-    for record in ended_runs(records):
+    for record in crashed_runs(records):
         run = _read(client, record.run_id)
         if run is not None and _is_that_of(client, run, record):
             yield _end(client, run, f"its process {record.pid} is gone")
         record.forget()
-    for record in living_runs(records):
+    for record in active_runs(records):
         run = _read(client, record.run_id)
-        if run is not None and _cancelled_in_vain(run):
+        # Its worker should have stopped the run by now.
+        in_vain = datetime.now(UTC) - CANCELLED_WITHIN
+        if run and run.state and run.state.is_cancelling() and run.state.timestamp < in_vain:
             os.kill(record.pid, signal.SIGTERM)
             yield f"flow run {run.name!r} was cancelled but went on: stopped process {record.pid}"
     for run in _never_started(client, datetime.now(UTC) - never_started_after):
@@ -131,14 +133,6 @@ def _is_that_of(client: "SyncPrefectClient", run: "FlowRun", record: Record) -> 
     return bool(running) and running[-1].id == record.state_id
 
 
-def _cancelled_in_vain(run: "FlowRun") -> bool:
-    """Whether its worker should have stopped the run by now."""
-    state = run.state
-    if state is None or not state.is_cancelling():
-        return False
-    return state.timestamp < datetime.now(UTC) - CANCELLED_WITHIN
-
-
 def _never_started(client: "SyncPrefectClient", before: datetime) -> list["FlowRun"]:
     """Runs that were taken by a worker, and perhaps cancelled since, but have not begun."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter, WorkPoolFilterName
@@ -161,9 +155,14 @@ def _never_started(client: "SyncPrefectClient", before: datetime) -> list["FlowR
 def _end(client: "SyncPrefectClient", run: "FlowRun", why: str) -> str:
     """Give a dead run and its unfinished tasks their final state."""
     from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+    from prefect.states import Cancelled, Crashed
 
     assert run.state is not None
-    before, state = run.state.name, _final_state(run.state, why)
+    make = Cancelled if run.state.is_cancelling() else Crashed
+    before = run.state.name
+    state: State[Any] = make(
+        message=f"Reconciled: {why}. The next run goes on where this one was."
+    )
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
         task_run_filter=TaskRunFilter.model_validate(
@@ -174,13 +173,6 @@ def _end(client: "SyncPrefectClient", run: "FlowRun", why: str) -> str:
         client.set_task_run_state(task.id, state, force=True)
     client.set_flow_run_state(run.id, state, force=True)
     return f"flow run {run.name!r} was {before}, but {why}: now {state.name}"
-
-
-def _final_state(state: "State[Any]", why: str) -> "State[Any]":
-    from prefect.states import Cancelled, Crashed
-
-    make = Cancelled if state.is_cancelling() else Crashed
-    return make(message=f"Reconciled: {why}. The next run goes on where this one was.")
 
 
 def _fail(message: str) -> int:

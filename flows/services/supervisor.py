@@ -1,8 +1,8 @@
 """Processes that run side by side until they are stopped: servers, workers and the like.
 
-Each has a process group and a log file of its own. One that dies is started again, because a
-worker or a server that is back goes on where it was; one that keeps dying ends all, because then
-something is wrong that no restart cures. None outlives the supervisor, not even its SIGKILL.
+Each has its own process group and log file. One that dies is started again, because a worker or a
+server that is back goes on where it was; one that keeps dying ends all, because then something is
+wrong that no restart cures. None outlives the supervisor, not even its SIGKILL.
 """
 
 import os
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import final
 
 from dsd.utils.errors import DsdError
+from flows.runtime.stopping import signal_group
 from pipeline.runtime.parent_death import tether
 
 __all__ = ["Service", "ServiceError", "Supervisor"]
 
-_SHORT_LIFE_S = 20.0
-_MAX_SHORT_LIVES = 3
+_QUICK_EXIT_S = 20.0
+_MAX_QUICK_EXITS = 3
 _TAIL_LINES = 15
 
 
@@ -32,19 +33,14 @@ class ServiceError(DsdError):
 @final
 @dataclass(frozen=True)
 class Service:
-    """A command that is to run for as long as its supervisor.
-
-    Args:
-        name: For people, and of the log file.
-        command: Program and arguments.
-        environment: Variables on top of the supervisor's own.
-        grace_s: Seconds between SIGTERM and SIGKILL when it is to end.
-    """
+    """A command that is to run while its supervisor does."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables on top of the supervisor's own."""
     grace_s: float = 10.0
+    """Seconds between SIGTERM and SIGKILL when it is to end."""
 
 
 @final
@@ -54,7 +50,7 @@ class _Running:
     log: Path
     process: "subprocess.Popen[bytes]"
     started: float
-    short_lives: int = 0
+    quick_exits: int = 0
     restart_at: float | None = None
 
 
@@ -65,7 +61,7 @@ class Supervisor:
 
     Args:
         folder: Working folder of the services.
-        logs: Folder of the log files, one for each service, begun anew by each supervisor.
+        logs: Folder of the log files, one for each service.
         say: Called with each line for the user.
     """
 
@@ -75,14 +71,14 @@ class Supervisor:
     _running: list[_Running] = field(default_factory=list)
 
     def start(self, service: Service) -> None:
-        """Start a service."""
+        """Start a service; its log begins empty."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{service.name}.log"
         log.write_bytes(b"")
         process = self._launch(service, log)
         self._running.append(_Running(service, log, process, time.monotonic()))
 
-    def look_after(self) -> None:
+    def poll(self) -> None:
         """Start those again that have died; to be called every second or so.
 
         Raises:
@@ -91,7 +87,9 @@ class Supervisor:
         now = time.monotonic()
         for running in self._running:
             if running.restart_at is not None:
-                self._restart_when_due(running, now)
+                if now >= running.restart_at:
+                    running.process = self._launch(running.service, running.log)
+                    running.started, running.restart_at = now, None
             elif running.process.poll() is not None:
                 self._plan_restart(running, now)
 
@@ -100,12 +98,12 @@ class Supervisor:
         start, stopping = time.monotonic(), self._running
         self._running = []
         for running in stopping:
-            _signal_group(running.process, signal.SIGTERM)
+            signal_group(running.process, signal.SIGTERM)
         for running in stopping:
             left = start + running.service.grace_s - time.monotonic()
             with suppress(subprocess.TimeoutExpired):
                 running.process.wait(max(left, 0.0))
-            _signal_group(running.process, signal.SIGKILL)
+            signal_group(running.process, signal.SIGKILL)
             running.process.wait()
 
     def tail(self, name: str) -> str:
@@ -128,26 +126,15 @@ class Supervisor:
     def _plan_restart(self, running: _Running, now: float) -> None:
         service, code = running.service, running.process.returncode
         # What a dead leader leaves of its group would hold its port.
-        _signal_group(running.process, signal.SIGTERM)
+        signal_group(running.process, signal.SIGTERM)
         lived = now - running.started
-        running.short_lives = running.short_lives + 1 if lived < _SHORT_LIFE_S else 0
-        if running.short_lives >= _MAX_SHORT_LIVES:
+        running.quick_exits = running.quick_exits + 1 if lived < _QUICK_EXIT_S else 0
+        if running.quick_exits >= _MAX_QUICK_EXITS:
             msg = (
-                f"{service.name} ended {running.short_lives} times within {_SHORT_LIFE_S:.0f} s "
+                f"{service.name} ended {running.quick_exits} times within {_QUICK_EXIT_S:.0f} s "
                 f"of its start, last with code {code}; its log {running.log} ends with\n"
                 f"{self.tail(service.name)}"
             )
             raise ServiceError(msg)
         self.say(f"{service.name} ended with code {code}; starting it again (log: {running.log})")
-        running.restart_at = now + 2.0 ** (running.short_lives - 1)
-
-    def _restart_when_due(self, running: _Running, now: float) -> None:
-        if running.restart_at is not None and now >= running.restart_at:
-            running.process = self._launch(running.service, running.log)
-            running.started, running.restart_at = now, None
-
-
-def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """Send a signal to every process of the group, if any is left."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)  # the leader's pid is the group's id
+        running.restart_at = now + 2.0 ** (running.quick_exits - 1)

@@ -19,9 +19,9 @@ from dsd.utils.errors import DsdError
 
 __all__ = [
     "BusyError",
+    "blocking_lock",
     "can_lock",
     "exclusive",
-    "in_turn",
     "locks_work_in",
     "try_lock",
     "unlock",
@@ -131,7 +131,7 @@ def _say_that_there_are_no_locks(reason: str) -> None:
 
 
 @contextmanager
-def in_turn(lock: Path) -> Iterator[None]:
+def blocking_lock(lock: Path) -> Iterator[None]:
     """Hold the file ``lock`` during the block; wait for it first."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a", encoding="ascii") as handle:

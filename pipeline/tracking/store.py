@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from dsd.utils.errors import DataError
 from dsd.utils.files import read_json
-from pipeline.execution.locks import in_turn
+from pipeline.execution.locks import blocking_lock
 from pipeline.runtime.addresses import database_of, remove_stray_folder, sqlite_address
 from pipeline.runtime.proxies import ask_local_servers_directly
 from pipeline.stage_io.paths import Paths
@@ -242,7 +242,7 @@ def make_database(uri: str) -> None:
     database = database_of(uri)
     if database is None or database.exists():
         return
-    with in_turn(database.with_name(f"{database.name}.lock")):
+    with blocking_lock(database.with_name(f"{database.name}.lock")):
         if not database.exists():
             part = database.with_name(f"{database.name}.part")
             for left in (part, part.with_name(f"{part.name}-journal")):

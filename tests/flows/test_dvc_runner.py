@@ -15,11 +15,10 @@ from flows.dvc import runner as dvc_runner
 from flows.dvc.runner import (
     DvcError,
     StageFailedError,
-    WorkspaceBusyError,
-    has_remote,
+    default_remote,
+    planned_stages,
     push,
     run_stage,
-    stages_in_order,
 )
 from sandbox import ROOT
 
@@ -52,12 +51,6 @@ if name == "first":
 pathlib.Path(name + ".out").write_text(name + values["first"])
 """
 
-SLEEP = """
-    import os, time
-    pathlib.Path("pids").write_text(f"{os.getpid()} {os.getppid()}")
-    time.sleep(60)
-"""
-
 SAVE_ON_TERM = """
     import os, signal, time
     def save(*_):
@@ -65,7 +58,7 @@ SAVE_ON_TERM = """
         print("state saved", flush=True)
         sys.exit(143)
     signal.signal(signal.SIGTERM, save)
-    pathlib.Path("pids").write_text(str(os.getpid()))
+    pathlib.Path("pids").write_text(f"{os.getpid()} {os.getppid()}")
     time.sleep(60)
 """
 
@@ -88,7 +81,8 @@ DIE = """
 
 
 def workspace(folder: Path, body: str = "pass") -> Path:
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
+    (folder / ".dvc" / "tmp").mkdir(parents=True)  # as by `dvc init --no-scm`
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "params.yaml").write_text("first: 1\nsecond: 2\n")
     (folder / "work.py").write_text(WORK.replace("{body}", body.strip()))
@@ -142,13 +136,11 @@ def interrupt_main_thread_once_running(root: Path) -> threading.Thread:
 
 def test_the_order_comes_from_dvc_and_the_three_outcomes_are_told_apart(tmp_path):
     root = workspace(tmp_path)
-    assert stages_in_order(root) == ["first", "middle", "last"]
-
+    assert [stage.name for stage in planned_stages(root)] == ["first", "middle", "last"]
     lines: list[str] = []
-    assert [run_stage(root, s, lines.append).outcome for s in stages_in_order(root)] == ["ran"] * 3
-    assert "working on middle" in lines
-
-    assert run_stage(root, "middle", quiet).outcome == "cached"
+    assert run_stage(root, "first", lines.append).outcome == "ran"
+    assert "working on first" in lines
+    assert run_stage(root, "first", quiet).outcome == "cached"
     (root / "params.yaml").write_text("first: 5\nsecond: 2\n")
     assert run_stage(root, "first", quiet).outcome == "ran"
     (root / "params.yaml").write_text("first: 1\nsecond: 2\n")
@@ -157,65 +149,48 @@ def test_the_order_comes_from_dvc_and_the_three_outcomes_are_told_apart(tmp_path
     assert run_stage(root, "first", quiet, force=True).outcome == "ran"
 
 
-def test_a_failing_stage_speaks_for_itself(tmp_path):
-    root = workspace(tmp_path, REFUSE)
+@pytest.mark.parametrize(
+    ("body", "killed"), [(REFUSE, False), (DIE, True)], ids=["refuses", "dies"]
+)
+def test_a_failing_stage_speaks_for_itself_and_a_killed_one_is_told_from_it(
+    body, killed, tmp_path
+):
     with pytest.raises(StageFailedError) as caught:
-        run_stage(root, "first", quiet)
-    assert caught.value.exit_code == 2
-    assert not caught.value.was_killed
-    assert caught.value.tail[-1] == "error: params.yaml: first = 7 is too large"
+        run_stage(workspace(tmp_path, body), "first", quiet)
+    assert caught.value.was_killed == killed
     assert "failed to reproduce" not in str(caught.value)
-
-
-def test_a_killed_stage_is_told_from_a_refusing_one(tmp_path):
-    root = workspace(tmp_path, DIE)
-    with pytest.raises(StageFailedError) as caught:
-        run_stage(root, "first", quiet)
-    assert caught.value.was_killed
+    if not killed:
+        assert caught.value.exit_code == 2
+        assert caught.value.tail[-1] == "error: params.yaml: first = 7 is too large"
 
 
 def test_dvc_errors_keep_dvc_words(tmp_path):
-    root = workspace(tmp_path)
     with pytest.raises(DvcError, match="middle"):
-        run_stage(root, "middle", quiet)  # first.out does not exist
-    with pytest.raises(DvcError, match="nonsense"):
-        run_stage(root, "nonsense", quiet)
+        run_stage(workspace(tmp_path), "middle", quiet)  # first.out does not exist
 
 
-def test_an_interrupt_ends_every_process_of_the_stage(tmp_path):
-    root = workspace(tmp_path, SLEEP)
-    thread = interrupt_main_thread_once_running(root)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(root, "first", quiet)
-    thread.join()
-    assert gone((root / "pids").read_text())
-
-
-def test_a_stopped_stage_may_save_its_state_and_is_heard(tmp_path):
-    root = workspace(tmp_path, SAVE_ON_TERM)
+@pytest.mark.parametrize("saves", [True, False])
+def test_an_interrupted_stage_may_save_its_state_and_ends_with_all_its_processes(
+    saves, tmp_path, monkeypatch
+):
+    root = workspace(tmp_path, SAVE_ON_TERM if saves else IGNORE_TERM)
+    if not saves:
+        monkeypatch.setattr(dvc_runner, "STOP_GRACE_S", 0.5)
     lines: list[str] = []
     thread = interrupt_main_thread_once_running(root)
     with pytest.raises(KeyboardInterrupt):
         run_stage(root, "first", lines.append)
     thread.join()
-    assert "state saved" in lines
+    assert ("state saved" in lines) == saves
+    assert gone((root / "pids").read_text())
     # The next run is not hindered by what the killed DVC left behind.
     (root / "work.py").write_text(WORK.replace("{body}", "pass"))
     assert run_stage(root, "first", quiet).outcome == "ran"
 
 
-def test_a_stage_that_will_not_stop_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(dvc_runner, "STOP_GRACE_S", 0.5)
-    root = workspace(tmp_path, IGNORE_TERM)
-    thread = interrupt_main_thread_once_running(root)
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(root, "first", quiet)
-    thread.join()
-    assert gone((root / "pids").read_text())
-
-
 def test_a_busy_workspace_is_waited_for_and_its_owner_is_named(tmp_path):
-    root = workspace(tmp_path, SLEEP)
+    root = workspace(tmp_path, SAVE_ON_TERM)
+    notes = root / ".dvc" / "tmp" / "rwlock"
     command = [sys.executable, "-m", "dvc", "repro", "-s", "first"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     owner = subprocess.Popen(
@@ -224,9 +199,15 @@ def test_a_busy_workspace_is_waited_for_and_its_owner_is_named(tmp_path):
     lines: list[str] = []
     try:
         wait_for(root / "pids")
-        with pytest.raises(WorkspaceBusyError, match=rf"PID {owner.pid}.*stop it"):
+        with pytest.raises(DvcError, match=rf"PID {owner.pid}.*stop it"):
             run_stage(root, "first", lines.append, busy_limit_s=0.5)
         assert any(f"PID {owner.pid}" in line and "trying again" in line for line in lines)
+
+        whole = notes.read_bytes()
+        notes.write_bytes(b"")
+        with pytest.raises(DvcError, match=rf"PID {owner.pid}\): let it finish"):
+            run_stage(root, "first", quiet)
+        notes.write_bytes(whole)
 
         (root / "work.py").write_text(WORK.replace("{body}", "pass"))
         threading.Timer(1.0, end, (owner,)).start()
@@ -239,66 +220,37 @@ def test_what_a_killed_dvc_left_half_written_hinders_no_run(tmp_path):
     root = workspace(tmp_path)
     notes = root / ".dvc" / "tmp" / "rwlock"
     run_stage(root, "first", quiet)
-    whole = notes.read_bytes()
     for content in (b"", b'{"write": {"', b"\xff", b'{"write": 3}'):
         notes.write_bytes(content)
         lines: list[str] = []
-        assert run_stage(root, "first", lines.append).outcome == "cached"
+        dvc_runner._remove_broken_notes(root, lines.append)
         assert f"removed {notes}" in lines[0]
-    assert notes.read_bytes() == whole
-    assert run_stage(root, "first", lines.append).outcome == "cached"
-    assert sum("removed" in line for line in lines) == 1
-
-    (root / "work.py").write_text(WORK.replace("{body}", SLEEP.strip()))
-    command = [sys.executable, "-m", "dvc", "repro", "-s", "first"]
-    owner = subprocess.Popen(command, cwd=root, start_new_session=True)
-    try:
-        wait_for(root / "pids")
-        notes.write_bytes(b"")
-        with pytest.raises(DvcError, match=rf"PID {owner.pid}\): let it finish"):
-            run_stage(root, "middle", quiet)
-    finally:
-        end(owner)
+        dvc_runner._remove_broken_notes(root, lines.append)
+        assert len(lines) == 1
+    notes.write_bytes(b"{")
+    assert run_stage(root, "first", quiet).outcome == "cached"
 
 
-def test_results_are_pushed_to_a_remote_if_there_is_one(tmp_path):
+def test_results_are_pushed_to_a_remote_that_takes_them_or_is_named_with_the_reason(tmp_path):
     root = tmp_path / "work"
     root.mkdir()
     workspace(root)
-    assert not has_remote(root)
+    assert default_remote(root) is None
+    run_stage(root, "first", quiet)
     with pytest.raises(DvcError, match="no remote"):
         push(root, quiet)
-    command = [
-        sys.executable,
-        "-m",
-        "dvc",
-        "remote",
-        "add",
-        "-d",
-        "store",
-        str(tmp_path / "store"),
-    ]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-    assert has_remote(root)
-    run_stage(root, "first", quiet)
-    push(root, quiet)
-    assert any((tmp_path / "store").rglob("*"))
-
-
-def test_a_remote_that_does_not_take_the_results_is_named_with_the_reason(tmp_path):
-    root = tmp_path / "work"
-    root.mkdir()
-    workspace(root)
-    run_stage(root, "first", quiet)
     (tmp_path / "file").touch()
-    config = f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/file/store\n"
-    (root / ".dvc" / "config.local").write_text(config)
+    config = "[core]\n    remote = store\n['remote \"store\"']\n    url = {}/store\n"
+    (root / ".dvc" / "config.local").write_text(config.format(tmp_path / "file"))
     with pytest.raises(DvcError) as caught:
         push(root, quiet)
     message = str(caught.value)
     assert message.startswith(f"the DVC remote 'store' ({tmp_path}/file/store) did not take")
     assert "Not a directory" in message
     assert "computes nothing again" in message
+    (root / ".dvc" / "config.local").write_text(config.format(tmp_path))
+    push(root, quiet)
+    assert any((tmp_path / "store").rglob("*"))
 
 
 TELLS = """

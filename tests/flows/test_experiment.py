@@ -14,8 +14,8 @@ from dsd.utils.errors import DataError, ParamsError
 from flows.dvc.experiment import default_name, keep_report, save_experiment, workspace_copy
 from flows.dvc.repository import tell_dvc
 from flows.dvc.runner import DvcError, planned_stages, run_stage
-from flows.dvc.stage_lock import in_stage_turn
-from pipeline.execution.locks import BusyError, exclusive
+from flows.dvc.stage_lock import stage_lock
+from pipeline.execution.locks import BusyError
 from pipeline.params.reader import load_params, preview_params
 from pipeline.stage_io.paths import home_of
 from pipeline.tracking.provenance import commit_of, is_dirty
@@ -27,8 +27,9 @@ SIGMA = {"corrupt.sigma": 0.3}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A quick project; tests leave it as they find it."""
-    return quick_project(tmp_path_factory.mktemp("project"))
+    """A quick project in a folder of any name; tests leave it as they find it."""
+    name = "a %41 b#c?\N{LATIN SMALL LETTER U WITH DIAERESIS}"
+    return quick_project(tmp_path_factory.mktemp("project") / name)
 
 
 @pytest.fixture
@@ -73,10 +74,9 @@ def test_an_experiment_has_the_users_changes_and_leaves_the_workspace_alone(tmp_
         assert (root / "work.py").read_text().endswith("# changed\n")
         assert (root / "new.py").exists()
         assert not (root / "data/source").exists()
-        remote = subprocess.run(
-            ["dvc", "remote", "list"], cwd=root, env=home.env, text=True, capture_output=True
-        )
-        assert remote.stdout.split() == ["near", str(tmp_path / "near"), "(default)"]
+        with Repo(str(root)) as repo:
+            assert repo.config["core"]["remote"] == "near"
+            assert repo.config["remote"]["near"]["url"] == str(tmp_path / "near")
 
     assert make(home.root, "one", SIGMA) == ["ran"] * 3
     assert executed(home) == [f"{stage} 0.3 sid" for stage in ("prepare", "pretrain", "evaluate")]
@@ -101,13 +101,6 @@ def test_an_experiment_has_the_users_changes_and_leaves_the_workspace_alone(tmp_
     home.run("dvc", "exp", "apply", "one")
     assert load_params(home.root).corrupt.sigma == 0.3
     assert home.read("reports/summary.json")["generator"]["frechet"] == 3.0
-
-
-def test_an_experiment_can_be_made_in_a_workspace_of_any_name(tmp_path):
-    home = quick_project(tmp_path / "a %41 b#c?\N{LATIN SMALL LETTER U WITH DIAERESIS}")
-    with workspace_copy(home.root, "one", SIGMA, quiet) as root, Repo(str(root)) as repo:
-        assert load_params(root).corrupt.sigma == 0.3
-        assert Path(repo.cache.local_cache_dir) == home.root / ".dvc" / "cache"
 
 
 @pytest.mark.slow
@@ -216,9 +209,7 @@ def test_dvc_works_without_git_and_hears_of_a_repository_that_comes_later(projec
     (home / ".gitignore").open("a").write("/data/p*\n/reports/*\n")  # as the real project has
     settings = home / ".dvc" / "config.local"
     tell_dvc(home)
-    assert [run_stage(home, one.name, quiet).outcome for one in planned_stages(home)] == [
-        "ran"
-    ] * 3
+    assert run_stage(home, "prepare", quiet).outcome == "ran"
     assert "no_scm = true" in settings.read_text()
     in_git(home, "init", "-q")
     in_git(home, "add", "-A")
@@ -241,11 +232,9 @@ def test_a_project_in_a_folder_of_a_larger_repository_has_experiments(project, t
     (home / "work.py").open("a").write("# changed\n")
     with workspace_copy(home, "two", SIGMA, quiet) as root:
         assert (root / "work.py").read_text().endswith("# changed\n")
-        assert home_of(root) == home.resolve()
     values = {**SIGMA, "distill.divergence": "dmd"}
     name = default_name(home, values, preview_params(home, values))
     assert make(home, name, values) == ["ran"] * 3
-    assert make(home, name, values) == ["restored"] * 3
     with pytest.raises(ParamsError, match=f"dvc exp remove {name}"):
         make(home, name, {"corrupt.sigma": 0.4})
     assert not [*home.glob(".dvc/tmp/exps/flows/*")]
@@ -267,8 +256,9 @@ def test_a_copy_goes_whatever_ends_its_run_and_those_of_the_dead_go_later(unchan
         assert not dead.exists()
         with pytest.raises(BusyError, match="experiment one is already running"):
             begin(home)
-        with workspace_copy(home, "two", SIGMA, quiet):
-            assert root.exists()
+        with workspace_copy(home, "two", SIGMA, quiet), Repo(str(root)) as repo:
+            assert load_params(root).corrupt.sigma == 0.3
+            assert Path(repo.cache.local_cache_dir) == home / ".dvc" / "cache"
         raise KeyboardInterrupt
     assert not root.exists()
 
@@ -329,13 +319,13 @@ def test_only_runs_that_need_the_same_result_wait_for_each_other(unchanged, tmp_
     entered = threading.Event()
 
     def second():
-        with in_stage_turn(tmp_path, stages["pretrain"], dmd, told.append):
+        with stage_lock(tmp_path, stages["pretrain"], dmd, told.append):
             entered.set()
 
-    with in_stage_turn(tmp_path, stages["pretrain"], at[0.2], told.append):
-        with in_stage_turn(tmp_path, stages["pretrain"], at[0.4], told.append):
+    with stage_lock(tmp_path, stages["pretrain"], at[0.2], told.append):
+        with stage_lock(tmp_path, stages["pretrain"], at[0.4], told.append):
             assert not told
-        with in_stage_turn(tmp_path, stages["evaluate"], dmd, told.append):
+        with stage_lock(tmp_path, stages["evaluate"], dmd, told.append):
             assert not told
         thread = threading.Thread(target=second)
         thread.start()
@@ -345,11 +335,3 @@ def test_only_runs_that_need_the_same_result_wait_for_each_other(unchanged, tmp_
     assert entered.is_set()
     assert len(told) == 1
     assert "stage pretrain with these parameters is already running" in told[0]
-
-
-def test_the_lock_of_a_copy_is_outside_of_it(unchanged):
-    with (
-        exclusive(unchanged.root / ".dsd/locks/experiments/one", "another run"),
-        pytest.raises(BusyError),
-    ):
-        begin(unchanged.root)

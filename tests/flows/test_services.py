@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from flows.runtime.environment import DEFAULTS, ROOT, set_defaults
-from flows.runtime.run_records import ended_runs, living_runs
+from flows.runtime.run_records import active_runs, crashed_runs
 from flows.services import __main__ as services
 from flows.services.__main__ import gpus_of_workers, main, require_free_port, require_same_version
 from flows.services.prefect_server import ServerError, make_database
@@ -34,8 +34,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from uuid import UUID
-from flows.runtime.run_records import hold
-hold(Path(sys.argv[1]), UUID(sys.argv[2]), UUID(sys.argv[3]))
+from flows.runtime.run_records import create_locked_record
+create_locked_record(Path(sys.argv[1]), UUID(sys.argv[2]), UUID(sys.argv[3]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -72,9 +72,9 @@ def answering(version):
         server.shutdown()
 
 
-def look_after_for(supervisor, seconds):
+def poll_for(supervisor, seconds):
     for _ in range(10 * seconds):
-        supervisor.look_after()
+        supervisor.poll()
         time.sleep(0.1)
 
 
@@ -87,16 +87,16 @@ def gone(pid: int) -> bool:
 
 def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(tmp_path):
     run_id, state_id = uuid4(), uuid4()
-    assert list(ended_runs(tmp_path / "none")) == []
+    assert list(crashed_runs(tmp_path / "none")) == []
     with held(tmp_path, run_id, state_id) as process:
-        (living,) = living_runs(tmp_path)
+        (living,) = active_runs(tmp_path)
         assert (living.run_id, living.state_id, living.pid) == (run_id, state_id, process.pid)
-        assert list(ended_runs(tmp_path)) == []
+        assert list(crashed_runs(tmp_path)) == []
         process.kill()
         process.wait()
-        (ended,) = ended_runs(tmp_path)
+        (ended,) = crashed_runs(tmp_path)
         assert ended.run_id == run_id
-        assert living_runs(tmp_path) == []
+        assert active_runs(tmp_path) == []
         ended.forget()
     assert list(tmp_path.iterdir()) == []
     with held(tmp_path, run_id, state_id) as process:
@@ -138,7 +138,7 @@ def test_a_service_that_dies_is_started_again_and_one_that_keeps_dying_ends_all(
     supervisor.start(Service("ill", ["sh", "-c", "echo out of order; exit 7"]))
     try:
         with pytest.raises(ServiceError, match=r"ill ended 3 times(.|\n)*out of order"):
-            look_after_for(supervisor, seconds=20)
+            poll_for(supervisor, seconds=20)
         assert [line for line in said if "ill ended with code 7; starting it again" in line]
     finally:
         supervisor.stop()
@@ -190,15 +190,19 @@ def test_a_server_of_another_version_and_no_server_are_told_apart():
         require_same_version(f"http://127.0.0.1:{free_port()}/api")
 
 
-def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeypatch):
+@pytest.fixture
+def own_signals():
+    """The handlers of signals after the test as before it."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeypatch, own_signals):
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        assert main(["workers"]) == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert main(["workers"]) == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert "set PREFECT_API_URL and MLFLOW_TRACKING_URI" in line
 
@@ -212,15 +216,11 @@ def test_workers_without_servers_say_which_variables_are_missing(capsys, monkeyp
         (["--name", "a/b"], "'a/b' is not made of letters"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_starts(options, message, capsys):
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+def test_wrong_options_are_refused_before_anything_starts(options, message, capsys, own_signals):
     try:
         code = main(options)
     except SystemExit as ended:
         code = ended.code
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert code in (1, 2)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
@@ -242,19 +242,22 @@ def said_by(*command, **variables):
 DEAD_PROXY = "http://user:secret@127.0.0.1:9"
 
 
-@pytest.mark.parametrize(
-    "module", ["flows.services.reconcile", "flows.services.deploy", "flows.train"]
-)
-def test_a_server_that_does_not_answer_is_named_and_the_proxy_that_was_asked(module):
+@pytest.mark.parametrize("module", ["flows.services.reconcile", "flows.train"])
+def test_a_silent_server_of_this_machine_is_named_and_was_asked_without_a_proxy(module):
     address = f"http://127.0.0.1:{free_port()}/api"
     proxies = {"HTTP_PROXY": DEAD_PROXY, "ALL_PROXY": "socks5://127.0.0.1:9"}
     (line,) = said_by("-m", module, PREFECT_API_URL=address, **proxies)
     assert line.startswith("error: ")
     assert address in line
-    assert "proxy" not in line  # this machine is asked directly
+    assert "proxy" not in line
+
+
+@pytest.mark.parametrize("module", ["reconcile", "deploy"])
+def test_a_silent_server_elsewhere_is_named_with_the_proxy_that_was_asked(module):
     away = "http://192.0.2.1:4200/api"  # an address that is nobody's
-    (line,) = said_by("-m", module, PREFECT_API_URL=away, HTTP_PROXY=DEAD_PROXY)
-    assert f"{away}" in line
+    name = f"flows.services.{module}"
+    (line,) = said_by("-m", name, PREFECT_API_URL=away, HTTP_PROXY=DEAD_PROXY)
+    assert away in line
     assert "through the proxy 127.0.0.1:9 of the environment" in line
     assert "add 192.0.2.1 to NO_PROXY" in line
     assert "secret" not in line
@@ -278,8 +281,8 @@ import os, sys
 url = sys.argv[1]
 if sys.argv[2] == "flows":
     import flows, httpx
-    from flows.services.http import ask
-    print(ask(url), httpx.get(url).text)
+    from flows.services.http import get_text
+    print(get_text(url), httpx.get(url).text)
 else:
     from mlflow import MlflowException
     from pipeline.tracking import store
@@ -395,6 +398,7 @@ def test_neither_mlflow_nor_prefect_deals_in_pickles(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_cancel_kill_and_reboot_leave_nothing_and_the_next_run_goes_on(tmp_path):
     project = Project(tmp_path / "project", free_port())
     project.make()

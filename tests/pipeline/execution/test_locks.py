@@ -11,9 +11,9 @@ import pytest
 
 from flows.dvc import experiment
 from flows.dvc.runner import DvcError, planned_stages
-from flows.runtime.run_records import ended_runs, hold, living_runs
+from flows.runtime.run_records import active_runs, crashed_runs, create_locked_record
 from pipeline.execution import locks
-from pipeline.execution.locks import BusyError, exclusive, in_turn, try_lock
+from pipeline.execution.locks import BusyError, blocking_lock, exclusive, try_lock
 from pipeline.tracking.session import Record, abandoned_sessions, open_session
 
 
@@ -32,7 +32,7 @@ def no_locks(request, monkeypatch):
 
 def test_a_file_system_without_locks_stops_nothing_and_is_told_once(no_locks, tmp_path, caplog):
     for _ in range(2):
-        with exclusive(tmp_path / "stage", "stage x"), in_turn(tmp_path / "turn"):
+        with exclusive(tmp_path / "stage", "stage x"), blocking_lock(tmp_path / "turn"):
             pass
     (record,) = caplog.records
     assert "has no locks" in record.getMessage()
@@ -74,9 +74,9 @@ def test_without_locks_a_flow_run_lives_as_long_as_its_process(no_locks, tmp_pat
     ended = uuid4()
     (tmp_path / str(ended)).write_text(f"{uuid4()} {dead.pid}\n")
     living = uuid4()
-    hold(tmp_path, living, uuid4())
-    assert [run.run_id for run in ended_runs(tmp_path)] == [ended]
-    assert [run.run_id for run in living_runs(tmp_path)] == [living]
+    create_locked_record(tmp_path, living, uuid4())
+    assert [run.run_id for run in crashed_runs(tmp_path)] == [ended]
+    assert [run.run_id for run in active_runs(tmp_path)] == [living]
 
 
 def test_without_locks_no_copy_of_a_workspace_is_taken_for_that_of_a_killed_run(
@@ -98,8 +98,8 @@ def test_a_lock_is_asked_of_a_file_that_can_be_written(tmp_path, monkeypatch):
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", nfs)
-    hold(tmp_path, uuid4(), uuid4())
-    assert len(living_runs(tmp_path)) == 1
+    create_locked_record(tmp_path, uuid4(), uuid4())
+    assert len(active_runs(tmp_path)) == 1
 
 
 def test_flows_name_the_setting_that_dvc_needs_without_locks(no_locks, tmp_path):
