@@ -62,6 +62,12 @@ class Workspace:
         """Change params.yaml."""
         set_params(self.root, values)
 
+    def start_git(self) -> None:
+        """Make a repository of git and DVC with one commit."""
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.commit("start")
+
     def commit(self, message: str) -> None:
         """Commit what git does not ignore."""
         self.run("git", "add", "-A")
@@ -84,6 +90,15 @@ class Workspace:
 def outcomes(printed: str) -> dict[str, str]:
     """Stage -> ran, cached or restored, from what ``dvc repro`` printed."""
     return {stage: name for name, line in OUTCOMES.items() for stage in line.findall(printed)}
+
+
+def copy_project(root: Path, packages: Sequence[str], files: Sequence[str]) -> None:
+    """Copy parts of this project, without weights."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    for package in packages:
+        shutil.copytree(PROJECT / package, root / package, ignore=ignored)
+    for file in files:
+        shutil.copy(PROJECT / file, root)
 
 
 def clone(target: Path) -> Workspace:
@@ -117,19 +132,26 @@ def end(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
         os.killpg(process.pid, number)
 
 
-def wait_until(
+def until(
     condition: Callable[[], object],
     seconds: float,
     what: str,
     process: "subprocess.Popen[str] | None" = None,
-) -> None:
-    """Wait for ``condition()``; fail if it takes too long or the process that works on it ends."""
-    deadline = time.monotonic() + seconds
+) -> float:
+    """Wait for ``condition()``, and say for how many seconds.
+
+    It fails if it takes too long or the process that works on it ends.
+    """
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        assert time.monotonic() - start < seconds, f"{what} did not happen within {seconds} s"
         if process is not None and process.poll() is not None:
             pytest.fail(f"the process ended before {what}:\n{process.communicate()[0]}")
         time.sleep(0.05)
+    return time.monotonic() - start
+
+
+wait_until = until
 
 
 class FirstRun(Workspace):
