@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -37,6 +38,39 @@ for name in [*os.environ]:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+LONG = (Path(__file__).parent / "long.txt").read_text().split()
+"""Files that take more than some seconds, the longest first; ``make fast`` leaves them out."""
+
+SAME_PROCESS = {"tests/flows/test_flow.py": "tests/end_to_end/test_pipeline.py"}
+"""Files that share a fixture which takes longer than either."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files, so that no process works on one of them alone at the end."""
+    places = {name: place for place, name in enumerate(LONG)}
+
+    def place(item):
+        return places.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(LONG))
+
+    for item in items:
+        if place(item) < len(LONG):
+            item.add_marker("long")
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process whole files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return SAME_PROCESS.get(file, file)
+
+    return ByFile(config, log)
+
+
 _prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
@@ -59,7 +93,8 @@ def workspace(tmp_path_factory):
     from sandbox.workspace import FirstRun, can_cut_the_network, clone
 
     offline = can_cut_the_network()
-    clone_of_this = clone(tmp_path_factory.mktemp("clone"))
+    # A teacher's training that is long enough to be interrupted.
+    clone_of_this = clone(tmp_path_factory.mktemp("clone"), **{"pretrain.kimg": 3.2})
     return FirstRun(clone_of_this.root, offline=offline)
 
 
