@@ -6,6 +6,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -73,8 +74,23 @@ def pytest_xdist_make_scheduler(config, log):
 
 _prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
 
+MEMORY = Path("/dev/shm")
+
+
+def has_room_in_memory():
+    """Whether temporary files can lie in memory: a new MLflow store waits for a disk for seconds.
+
+    Tests execute some of them, which not every system allows there.
+    """
+    if not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        return False
+    free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    return free > 6 * 2**30
+
 
 def pytest_configure(config):
+    if "TMPDIR" not in os.environ and has_room_in_memory():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     folder = tempfile.TemporaryDirectory(prefix="dsd-prefect-", ignore_cleanup_errors=True)
     config.stash[_prefect_home] = folder
     os.environ["PREFECT_HOME"] = folder.name

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from dsd.model.config import GeneratorNoise, TeacherNoise
@@ -15,6 +17,17 @@ def law(sampler):
 def draw(sampler, sigma_y, count=20_000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return sample_teacher_levels(law(sampler), torch.full((count,), sigma_y), generator)
+
+
+@given(
+    sampler=st.sampled_from(["added", "truncated", "clamped"]),
+    sigma_y=st.floats(2e-3, 10),
+    seed=st.integers(0, 100),
+)
+def test_total_and_added_level_obey_pythagoras(sampler, sigma_y, seed):
+    sigma, sigma_add = draw(sampler, sigma_y, 100, seed)
+    assert bool((sigma >= torch.tensor(sigma_y)).all())
+    torch.testing.assert_close(sigma**2, sigma_y**2 + sigma_add**2, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
