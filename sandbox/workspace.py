@@ -101,8 +101,8 @@ def copy_project(root: Path, packages: Sequence[str], files: Sequence[str]) -> N
         shutil.copy(PROJECT / file, root)
 
 
-def clone(target: Path, **changes: object) -> Workspace:
-    """Copy what git knows or would add, and commit it: what a user gets from ``git clone``."""
+def copy_tracked(target: Path) -> None:
+    """Copy what git knows or would add."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     files = subprocess.run(listing, cwd=PROJECT, check=True, text=True, capture_output=True).stdout
     for name in filter(None, files.split("\0")):
@@ -110,6 +110,11 @@ def clone(target: Path, **changes: object) -> Workspace:
         if source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target / name)
+
+
+def clone(target: Path, **changes: object) -> Workspace:
+    """Copy this project and commit it: what a user gets from ``git clone``."""
+    copy_tracked(target)
     workspace = Workspace(target)
     # The lock of the full-size run says nothing about this one.
     (target / "dvc.lock").unlink(missing_ok=True)

@@ -30,8 +30,8 @@ NETWORK = params_with(
 UNSCHEDULED = {"learning_rate": 1e-3, "lr_warmup_kimg": 0.0, "lr_schedule": "constant"}
 
 LOSS, GRADIENT, UPDATE = 1e-6, 1e-6, 1e-5
-"""Bounds in float64, relative to the norm of what is compared; levels are float32. In Adam digits are
-lost where a gradient is close to zero, so weights agree in fewer."""
+"""Bounds in float64, relative to the norm of what is compared; levels are float32. In Adam digits
+are lost where a gradient is close to zero, so weights agree in fewer."""
 
 
 @pytest.fixture
