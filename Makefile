@@ -58,7 +58,7 @@ test: setup ## Run every test
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 fast: setup ## Run the tests that take seconds
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not long"
 
 lint: setup ## Check style, format and which layer imports which
 	@$(BIN)/ruff check .

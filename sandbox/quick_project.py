@@ -1,10 +1,11 @@
 """This project's flows over stages that take a moment: for tests of what is around the stages."""
 
 import json
-import shutil
 from pathlib import Path
 
-from sandbox.workspace import PROJECT, Workspace
+from sandbox.workspace import PROJECT, Workspace, copy_project
+
+__all__ = ["PROJECT", "executed", "experiments", "looks", "quick_project"]
 
 DVC_YAML = """
 stages:
@@ -67,11 +68,8 @@ Path("reports/summary.json").write_text(
 
 def quick_project(root: Path) -> Workspace:
     """A project with one commit, this one's flows and quick stages; nothing has run."""
-    for package in ("dsd", "pipeline", "flows"):
-        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
-        shutil.copytree(PROJECT / package, root / package, ignore=ignored)
-    for file in ("params.yaml", "prefect.yaml", ".gitignore"):
-        shutil.copy(PROJECT / file, root)
+    files = ("params.yaml", "prefect.yaml", ".gitignore")
+    copy_project(root, ("dsd", "pipeline", "flows"), files)
     (root / "reports").mkdir(parents=True)
     (root / "reports/.gitignore").write_text("/experiments/\n/sweeps/\n")
     (root / ".gitignore").open("a").write("/executed\n/hold-*\n/images/\n")
@@ -81,10 +79,7 @@ def quick_project(root: Path) -> Workspace:
     (root / "data/source").write_text("images\n")
     workspace = Workspace(root)
     workspace.set({"data.path": "data/source"})
-    workspace.run("git", "init", "-q")
-    workspace.run("dvc", "init", "-q")
-    workspace.run("git", "add", "-A")
-    workspace.run("git", "commit", "-q", "-m", "start")
+    workspace.start_git()
     return workspace
 
 

@@ -3,22 +3,22 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from sandbox import ROOT as PROJECT
-from sandbox.tiny_params import set_params
+from sandbox.workspace import Workspace, copy_project, until
+
+__all__ = ["PATTERNS", "Project", "lives", "until"]
 
 DVC_YAML = """
 stages:
@@ -64,17 +64,15 @@ Path(f"{name}.out").write_text(seed)
 IGNORED = (".dsd/", ".prefect/", "mlflow.db*", "mlartifacts/", "__pycache__/")
 
 
-class Project:
+class Project(Workspace):
     """A clone of this project whose pipeline is ``first`` and ``second``."""
 
     def __init__(self, root: Path, port: int) -> None:
-        self.root, self.port = root, port
+        super().__init__(root)
+        self.port = port
         self.api = f"http://127.0.0.1:{port}/api"
         self.mlflow = f"http://127.0.0.1:{port + 1}"
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.env = {
-            **os.environ,
-            "PATH": path,
+        self.env |= {
             "PREFECT_API_URL": self.api,
             "MLFLOW_TRACKING_URI": self.mlflow,
             "PREFECT_HOME": str(root / ".prefect"),
@@ -86,23 +84,17 @@ class Project:
     def make(self) -> None:
         """Write and commit the project."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for file in ("prefect.yaml", "params.yaml"):
-            shutil.copy(PROJECT / file, self.root)
-        for package in ("flows", "pipeline", "dsd"):
-            ignore = shutil.ignore_patterns("__pycache__", "*.safetensors")
-            shutil.copytree(PROJECT / package, self.root / package, ignore=ignore)
+        packages, files = ("flows", "pipeline", "dsd"), ("prefect.yaml", "params.yaml")
+        copy_project(self.root, packages, files)
         (self.root / "dvc.yaml").write_text(DVC_YAML)
         (self.root / "work.py").write_text(WORK)
         (self.root / ".gitignore").write_text("\n".join(IGNORED) + "\n")
-        self.set(seed=0, seconds=60)
-        self.run("git", "init", "-q")
-        self.run("dvc", "init", "-q")
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", "tiny")
+        self.choose(seed=0, seconds=60)
+        self.start_git()
 
-    def set(self, *, seed: int, seconds: float) -> None:
+    def choose(self, *, seed: int, seconds: float) -> None:
         """Choose how long the second stage works; another seed makes both stages out of date."""
-        set_params(self.root, {"seed": seed})
+        self.set({"seed": seed})
         self.set_seconds(seconds)
         # Clean slate: no state of an earlier run with other parameters.
         for state in (self.root / ".dsd").glob("*.state"):
@@ -110,15 +102,7 @@ class Project:
 
     def set_seconds(self, seconds: float) -> None:
         """Choose how long the second stage works; a state that it has saved stays of use."""
-        set_params(self.root, {"pretrain.kimg": float(seconds), "pretrain.lr_warmup_kimg": 0.0})
-
-    def run(self, *command: str, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
-        """Run a command in the project."""
-        done = subprocess.run(
-            command, cwd=self.root, env=self.env, text=True, capture_output=True, timeout=300
-        )
-        assert code is None or done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done
+        self.set({"pretrain.kimg": float(seconds), "pretrain.lr_warmup_kimg": 0.0})
 
     def start_services(
         self, *arguments: str, log: str = "services.out"
@@ -208,7 +192,7 @@ class Project:
     def processes(self, pattern: str) -> list[psutil.Process]:
         """Living processes of this project whose command line matches."""
         marks = (str(self.root), self.api)
-        return [p for p in psutil.process_iter() if _is_ours(p, marks) and _matches(p, pattern)]
+        return [p for p in psutil.process_iter() if _is_ours(p, marks, pattern)]
 
     def kill(self, pattern: str, number: int = signal.SIGKILL) -> None:
         """Signal the processes whose command line matches; there must be some."""
@@ -218,7 +202,7 @@ class Project:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
         if number == signal.SIGKILL:
-            until(lambda: not any(map(_lives, found)), 30, "the end of what was killed")
+            until(lambda: not any(map(lives, found)), 30, "the end of what was killed")
 
 
 PATTERNS = {
@@ -233,33 +217,18 @@ PATTERNS = {
 """Command lines of what can be killed."""
 
 
-def until(condition: Callable[[], object], seconds: float, what: str) -> float:
-    """Wait for a condition; how long it took in seconds."""
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, f"{what} did not happen within {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - start
-
-
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs and is no zombie."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _is_ours(process: psutil.Process, marks: tuple[str, str]) -> bool:
-    try:
-        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        root, api = marks
-        return process.cwd().startswith(root) or process.environ().get("PREFECT_API_URL") == api
-    except psutil.Error:
+def _is_ours(process: psutil.Process, marks: tuple[str, str], pattern: str) -> bool:
+    if process.pid == os.getpid() or not lives(process):
         return False
-
-
-def _matches(process: psutil.Process, pattern: str) -> bool:
-    try:
-        return re.search(pattern, " ".join(process.cmdline())) is not None
-    except psutil.Error:
-        return False
+    root, api = marks
+    with suppress(psutil.Error):
+        mine = process.cwd().startswith(root) or process.environ().get("PREFECT_API_URL") == api
+        return mine and re.search(pattern, " ".join(process.cmdline())) is not None
+    return False

@@ -62,6 +62,12 @@ class Workspace:
         """Change params.yaml."""
         set_params(self.root, values)
 
+    def start_git(self) -> None:
+        """Make a repository of git and DVC with one commit."""
+        self.run("git", "init", "-q")
+        self.run("dvc", "init", "-q")
+        self.commit("start")
+
     def commit(self, message: str) -> None:
         """Commit what git does not ignore."""
         self.run("git", "add", "-A")
@@ -86,8 +92,17 @@ def outcomes(printed: str) -> dict[str, str]:
     return {stage: name for name, line in OUTCOMES.items() for stage in line.findall(printed)}
 
 
-def clone(target: Path) -> Workspace:
-    """Copy what git knows or would add, and commit it: what a user gets from ``git clone``."""
+def copy_project(root: Path, packages: Sequence[str], files: Sequence[str]) -> None:
+    """Copy parts of this project, without weights."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    for package in packages:
+        shutil.copytree(PROJECT / package, root / package, ignore=ignored)
+    for file in files:
+        shutil.copy(PROJECT / file, root)
+
+
+def copy_tracked(target: Path) -> None:
+    """Copy what git knows or would add."""
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     files = subprocess.run(listing, cwd=PROJECT, check=True, text=True, capture_output=True).stdout
     for name in filter(None, files.split("\0")):
@@ -95,10 +110,15 @@ def clone(target: Path) -> Workspace:
         if source.is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target / name)
+
+
+def clone(target: Path, **changes: object) -> Workspace:
+    """Copy this project and commit it: what a user gets from ``git clone``."""
+    copy_tracked(target)
     workspace = Workspace(target)
     # The lock of the full-size run says nothing about this one.
     (target / "dvc.lock").unlink(missing_ok=True)
-    workspace.set(TINY)
+    workspace.set({**TINY, **changes})
     workspace.run("git", "init", "-q")
     workspace.commit("clone")
     return workspace
@@ -117,19 +137,26 @@ def end(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
         os.killpg(process.pid, number)
 
 
-def wait_until(
+def until(
     condition: Callable[[], object],
     seconds: float,
     what: str,
     process: "subprocess.Popen[str] | None" = None,
-) -> None:
-    """Wait for ``condition()``; fail if it takes too long or the process that works on it ends."""
-    deadline = time.monotonic() + seconds
+) -> float:
+    """Wait for ``condition()``, and say for how many seconds.
+
+    It fails if it takes too long or the process that works on it ends.
+    """
+    start = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        assert time.monotonic() - start < seconds, f"{what} did not happen within {seconds} s"
         if process is not None and process.poll() is not None:
             pytest.fail(f"the process ended before {what}:\n{process.communicate()[0]}")
         time.sleep(0.05)
+    return time.monotonic() - start
+
+
+wait_until = until
 
 
 class FirstRun(Workspace):
@@ -140,8 +167,17 @@ class FirstRun(Workspace):
         self.offline = offline
         self.first = self.repro(prefix=["unshare", "-rn"] if offline else [])
         self._params = (root / "params.yaml").read_text()
+        self._known = self._outputs()
 
     def back_to_the_first_run(self) -> None:
         """Undo a test's changes; DVC restores all results without running anything."""
         (self.root / "params.yaml").write_text(self._params)
-        assert "ran" not in self.repro().values()
+        if self._outputs() != self._known:
+            assert "ran" not in self.repro().values()
+            self._known = self._outputs()
+
+    def _outputs(self) -> dict[Path, tuple[int, int]]:
+        """Size and time of what DVC restores."""
+        files = [p for kind in ("data", "reports") for p in (self.root / kind).rglob("*")]
+        stats = {p: p.stat() for p in (*files, self.root / "dvc.lock") if p.is_file()}
+        return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}

@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -37,10 +39,58 @@ for name in [*os.environ]:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+LONG = (Path(__file__).parent / "long.txt").read_text().split()
+"""Files that take more than some seconds, the longest first; ``make fast`` leaves them out."""
+
+SAME_PROCESS = {"tests/flows/test_flow.py": "tests/end_to_end/test_pipeline.py"}
+"""Files that share a fixture which takes longer than either."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the long files, so that no process works on one of them alone at the end."""
+    places = {name: place for place, name in enumerate(LONG)}
+
+    def place(item):
+        return places.get(item.path.relative_to(Path(__file__).parent).as_posix(), len(LONG))
+
+    for item in items:
+        if place(item) < len(LONG):
+            item.add_marker("long")
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process whole files."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return SAME_PROCESS.get(file, file)
+
+    return ByFile(config, log)
+
+
 _prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+MEMORY = Path("/dev/shm")
+
+
+def has_room_in_memory():
+    """Whether temporary files can lie in memory: a new MLflow store waits for a disk for seconds.
+
+    Tests execute some of them, which not every system allows there.
+    """
+    if not MEMORY.is_dir() or os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:
+        return False
+    free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    return free > 6 * 2**30
 
 
 def pytest_configure(config):
+    if "TMPDIR" not in os.environ and has_room_in_memory():
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     folder = tempfile.TemporaryDirectory(prefix="dsd-prefect-", ignore_cleanup_errors=True)
     config.stash[_prefect_home] = folder
     os.environ["PREFECT_HOME"] = folder.name
@@ -59,7 +109,8 @@ def workspace(tmp_path_factory):
     from sandbox.workspace import FirstRun, can_cut_the_network, clone
 
     offline = can_cut_the_network()
-    clone_of_this = clone(tmp_path_factory.mktemp("clone"))
+    # A teacher's training that is long enough to be interrupted.
+    clone_of_this = clone(tmp_path_factory.mktemp("clone"), **{"pretrain.kimg": 3.2})
     return FirstRun(clone_of_this.root, offline=offline)
 
 

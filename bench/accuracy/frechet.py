@@ -8,7 +8,6 @@ images transposed (2,048 in all). torch-fidelity and prdc take part where they a
 
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,15 +18,10 @@ import cleanfid.fid
 import torch
 from torch import Tensor
 
+from bench.common import cached_features, clothes, noised
 from dsd.evaluation.kid import kernel_distance
 from dsd.evaluation.precision_recall import density_coverage, precision_recall
-from dsd.features.cache import FeatureCache
-from dsd.features.extractor import load_extractor
 from dsd.metrics.frechet import Moments, frechet_distance, moments
-from dsd.utils.images import from_uint8, to_uint8
-from dsd.utils.shapes import Pixels
-from sandbox import ROOT
-from scripts.fit_fashion_classifier import SOURCE, labelled_images, split
 
 COUNT = 2500
 REPETITIONS = 3
@@ -37,24 +31,18 @@ PAIRS = 1000
 
 def features() -> dict[str, Tensor]:
     """2,048 features of clothes, of other clothes, and of these with faint noise."""
-    (images, _), _ = split(labelled_images(ROOT / SOURCE))
+    images = clothes()
     first, second = images[:COUNT], images[COUNT : 2 * COUNT]
-    noise = torch.randn(second.shape, generator=torch.Generator().manual_seed(0))
     sets = {
         "clothes": first,
         "other clothes": second,
-        "other clothes, sigma 0.05": to_uint8(from_uint8(second) + 0.05 * noise),
+        "other clothes, sigma 0.05": noised(second, 0.05),
     }
-    return {name: _wide(x) for name, x in sets.items()}
-
-
-def _wide(images: Pixels) -> Tensor:
-    extractor = load_extractor("efficientnet-lite0", device=torch.device("cpu"))
-    cache = FeatureCache(ROOT / ".dsd" / "cache" / "bench")
-    upright, transposed = (
-        cache.features(extractor, x, batch_size=500) for x in (images, images.mT.contiguous())
-    )
-    return torch.cat([upright, transposed[:, :768]], dim=1)
+    found = {}
+    for name, x in sets.items():
+        turned = cached_features("efficientnet-lite0", x.mT.contiguous())[:, :768]
+        found[name] = torch.cat([cached_features("efficientnet-lite0", x), turned], dim=1)
+    return found
 
 
 def timed(call: Callable[[], float]) -> tuple[float, float, float]:
@@ -83,6 +71,7 @@ def race(sets: dict[str, Tensor], dim: int) -> Iterator[dict[str, Any]]:
             fresh = moments(sets[name][:, :dim])
             theirs.append(timed(lambda m=fresh: clean_fid(m, fixed)))
             ours.append(timed(lambda m=fresh: frechet_distance(m, fixed)))
+        pairs = [*zip(theirs, ours, strict=True)]
         yield {
             "features": dim,
             "set": name,
@@ -90,27 +79,20 @@ def race(sets: dict[str, Tensor], dim: int) -> Iterator[dict[str, Any]]:
             "relative_difference": ours[0][0] / theirs[0][0] - 1,
             "ours_seconds": statistics.median(wall for _, wall, _ in ours),
             "clean_fid_seconds": statistics.median(wall for _, wall, _ in theirs),
-            "ratio_wall": _median_ratio(theirs, ours, 1),
-            "ratio_processor": _median_ratio(theirs, ours, 2),
+            "ratio_wall": statistics.median(a[1] / b[1] for a, b in pairs),
+            "ratio_processor": statistics.median(a[2] / b[2] for a, b in pairs),
         }
-
-
-def _median_ratio(above: list[Any], below: list[Any], column: int) -> float:
-    pairs = zip(above, below, strict=True)
-    return statistics.median(a[column] / b[column] for a, b in pairs)
 
 
 def agreement(sets: dict[str, Tensor]) -> dict[str, Any]:
     """The same features through all implementations."""
     real, generated = (x[:PAIRS, :1280] for x in (*sets.values(),)[::2])
-    precision, recall = precision_recall(generated, real, k=3)
-    density, coverage = density_coverage(generated, real, k=5)
     found: dict[str, Any] = {
         "ours": {
             "frechet": frechet_distance(moments(generated), moments(real)),
             "kernel_distance": kernel_distance(generated, real, seed=0).value,
-            **{"precision": precision, "recall": recall},
-            **{"density": density, "coverage": coverage},
+            **precision_recall(generated, real, k=3)._asdict(),
+            **density_coverage(generated, real, k=5)._asdict(),
         },
         "clean-fid": {
             "frechet": clean_fid(moments(generated), moments(real)),
@@ -159,8 +141,7 @@ def main() -> None:
         "timing": [row for dim in (1280, 2048) for row in race(sets, dim)],
         "agreement": agreement(sets),
     }
-    json.dump(result, sys.stdout, indent=2)
-    print()
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
 """How often the interval of a Frechet distance holds the truth, in features that are reported.
 
 ``OMP_NUM_THREADS=1 python -m bench.accuracy.intervals`` writes
-``docs/results/intervals/coverage.csv``, row by row. The reference is the moments of the embedded
-clothes in a feature space. The law at a distance d from it is that of features (1 - t) a + t b,
-with a of a clothes image and b of the same with noise of sigma 0.5, and t so that the distance of
-the law's moments is d: either these vectors themselves, drawn with replacement, or a Gaussian of
-their mean and covariance.
+``docs/results/intervals/coverage.csv``. The reference is the moments of the embedded clothes in a
+feature space. The distribution at a distance d from it is that of features (1 - t) a + t b, with a
+of a clothes image and b of the same with noise of sigma 0.5, and t so that the distance of its
+moments is d: either these vectors themselves, drawn with replacement, or a Gaussian of their mean
+and covariance.
+
+Columns: ``plain`` is the mean of the measured distances, of which the bias is part; ``limit`` that
+of the distances of unlimited images; ``deviation`` their standard deviation, ``standard_error``
+what is reported as that; ``half_width`` of the interval, which is cut at 0; ``above`` and
+``below`` the share of trials in which the truth was outside; ``coverage_of_expectation`` that of
+plain distance +- 1.96 standard errors of the mean of the plain distances; ``seconds`` of processor
+time for one estimate.
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsd.features.cache import FeatureCache
-from dsd.features.extractor import load_extractor
+from bench.common import RESULTS, cached_features, clothes, noised, write_rows
 from dsd.metrics.frechet import Moments, frechet_distance, moments
-from dsd.metrics.intervals import FrechetEstimate, frechet_estimate
-from dsd.utils.images import from_uint8, to_uint8
-from sandbox import ROOT
-from scripts.fit_fashion_classifier import SOURCE, labelled_images, split
+from dsd.metrics.intervals import frechet_estimate
 
-TABLE = ROOT / "docs" / "results" / "intervals" / "coverage.csv"
 SIGMA = 0.5
 
 
@@ -47,82 +49,19 @@ STUDIES = (
 )
 
 
-class Row(NamedTuple):
-    """One law and number of images; ``nan`` where there is no limit."""
-
-    features: str
-    law: str
-    distance: float
-    images: int
-    trials: int
-    plain: float
-    """Mean of the measured distances, of which the bias is part."""
-
-    limit: float
-    """Mean of the distances of unlimited images."""
-
-    deviation: float
-    """Standard deviation of the measured distances."""
-
-    standard_error: float
-    """What is reported as that, mean."""
-
-    half_width: float
-    """Half of the interval's width, mean; it is cut at 0."""
-
-    above: float
-    """Share of trials in which the truth was above the interval."""
-
-    below: float
-    coverage: float
-    coverage_of_expectation: float
-    """Of plain distance +- 1.96 standard errors, of the mean of the plain distances."""
-
-    seconds: float
-    """Of processor time for one estimate."""
-
-
-def main() -> None:
-    """Write all rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", help="only this feature space")
-    parser.add_argument("--trials", type=int, help="instead of 200 and 20")
-    parser.add_argument("--table", type=Path, default=TABLE)
-    given = parser.parse_args()
-    given.table.parent.mkdir(parents=True, exist_ok=True)
-    with given.table.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for study in STUDIES:
-            if given.features in {None, study.features}:
-                for row in rows(study._replace(trials=given.trials or study.trials)):
-                    writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in row)
-                    file.flush()
-
-
-def rows(study: Study) -> Iterator[Row]:
+def rows(study: Study) -> Iterator[dict[str, object]]:
     """All rows of a feature space."""
-    clean, noisy = _features(study)
+    images = clothes()[: study.images]
+    clean, noisy = (
+        cached_features(study.features, x).double() for x in (images, noised(images, SIGMA))
+    )
     reference = moments(clean)
     for distance in study.distances:
         vectors = _at(distance, clean, noisy, reference)
-        law = moments(vectors)
-        for name in ("Gaussian", "features"):
-            for count in study.counts:
-                yield _row(study, name, distance, count, vectors, law, reference)
-
-
-def _features(study: Study) -> tuple[Tensor, Tensor]:
-    (images, _), _ = split(labelled_images(ROOT / SOURCE))
-    images = images[: study.images]
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    extractor = load_extractor(study.features, device=torch.device("cpu"))
-    cache = FeatureCache(ROOT / ".dsd" / "cache" / "bench")
-    clean, noisy = (
-        cache.features(extractor, x, batch_size=500).double()
-        for x in (images, to_uint8(from_uint8(images) + SIGMA * noise))
-    )
-    return clean, noisy
+        for law, count in product(("Gaussian", "features"), study.counts):
+            head = {"features": study.features, "law": law, "distance": distance, "images": count}
+            found = _coverage(study.trials, law, count, vectors, reference)
+            yield {**head, "trials": study.trials, **{k: f"{x:.4g}" for k, x in found.items()}}
 
 
 def _at(distance: float, clean: Tensor, noisy: Tensor, reference: Moments) -> Tensor:
@@ -135,19 +74,17 @@ def _at(distance: float, clean: Tensor, noisy: Tensor, reference: Moments) -> Te
     return clean.lerp(noisy, low)
 
 
-def _row(
-    study: Study, name: str, distance: float, count: int, vectors: Tensor, law: Moments,
-    reference: Moments,
-) -> Row:  # fmt: skip
-    truth = frechet_distance(law, reference)
+def _coverage(
+    trials: int, law: str, count: int, vectors: Tensor, reference: Moments
+) -> dict[str, float]:
+    own = moments(vectors)
+    truth, root = frechet_distance(own, reference), own.factor.matrix
     generator = torch.Generator().manual_seed(0)
-    root = law.factor.matrix
-    found: list[FrechetEstimate] = []
-    seconds = 0.0
-    for _ in range(study.trials):
-        if name == "Gaussian":
+    found, seconds = [], 0.0
+    for _ in range(trials):
+        if law == "Gaussian":
             normal = torch.randn(count, root.shape[1], generator=generator, dtype=torch.float64)
-            sample = normal @ root.T + law.mean
+            sample = normal @ root.T + own.mean
         else:
             sample = vectors[torch.randint(len(vectors), (count,), generator=generator)]
         started = time.process_time()
@@ -157,19 +94,36 @@ def _row(
     errors = np.array([one.standard_error for one in found])
     ends = [(np.nan, np.nan) if one.interval is None else one.interval for one in found]
     lows, highs = np.array(ends).T
-    # The true distance of a law to itself is a rounding error.
-    above, below = truth > highs + 1e-9, truth < lows - 1e-9
-    known = not np.isnan(lows).any()
-    return Row(
-        study.features, name, distance, count, study.trials, float(values.mean()),
-        float(np.mean([np.nan if one.limit is None else one.limit for one in found])),
-        float(values.std(ddof=1)), float(errors.mean()),
-        float(np.mean(highs - lows) / 2),
-        float(above.mean()) if known else np.nan, float(below.mean()) if known else np.nan,
-        float(1 - above.mean() - below.mean()) if known else np.nan,
-        float((abs(values - values.mean()) < 1.96 * errors).mean()),
-        seconds / study.trials,
-    )  # fmt: skip
+    # The true distance of a distribution to itself is a rounding error.
+    above, below = float((truth > highs + 1e-9).mean()), float((truth < lows - 1e-9).mean())
+    unknown = np.nan if np.isnan(lows).any() else 0.0
+    return {
+        "plain": float(values.mean()),
+        "limit": float(np.mean([np.nan if one.limit is None else one.limit for one in found])),
+        "deviation": float(values.std(ddof=1)),
+        "standard_error": float(errors.mean()),
+        "half_width": float(np.mean(highs - lows) / 2),
+        "above": above + unknown,
+        "below": below + unknown,
+        "coverage": 1 - above - below + unknown,
+        "coverage_of_expectation": float((abs(values - values.mean()) < 1.96 * errors).mean()),
+        "seconds": seconds / trials,
+    }
+
+
+def main() -> None:
+    """Write the table after each row."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--features", help="only this feature space")
+    parser.add_argument("--trials", type=int, help="instead of 200 and 20")
+    parser.add_argument("--table", type=Path, default=RESULTS / "intervals" / "coverage.csv")
+    given = parser.parse_args()
+    found = []
+    for study in STUDIES:
+        if given.features in {None, study.features}:
+            for row in rows(study._replace(trials=given.trials or study.trials)):
+                found.append(row)
+                write_rows(given.table, found)
 
 
 if __name__ == "__main__":

@@ -12,23 +12,19 @@ import argparse
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.common import EMBEDDED, RESULTS, images_of, write_rows
 from dsd.evaluation.memorisation import ALARM, Memorisation, Observations, memorisation
 from dsd.operators.config import DownsampleOperator, IdentityOperator, MaskOperator, OperatorChoice
 from dsd.operators.operator import Operator
-from dsd.sources.reader import Reader, find_images
 from dsd.utils.images import from_uint8, to_uint8
-from pipeline.stage_io.tables import write_csv
-from sandbox import ROOT
-from scripts.fit_fashion_classifier import SOURCE
 
-RESULTS = ROOT / "docs" / "results" / "memorisation"
 NUM_IMAGES = 20_000
 PART = 10
 """A tenth of a set is held out, a tenth generated, and a tenth (fresh) takes part in nothing."""
@@ -60,9 +56,7 @@ def _blurred(x: Tensor) -> Tensor:
     return functional.conv2d(padded, weight, groups=x.shape[1])
 
 
-Make: TypeAlias = Callable[[Images], Tensor]
-
-CASES: dict[str, Make] = {
+CASES: dict[str, Callable[[Images], Tensor]] = {
     "fresh": lambda of: of.fresh,
     "fresh, blurred": lambda of: _blurred(of.fresh),
     "copies": lambda of: of.training[: len(of.fresh)],
@@ -91,7 +85,7 @@ class Study(NamedTuple):
 
 def studies(cifar: Path | None) -> Iterator[Study]:
     """All of them; the last is to see how often fresh images raise an alarm."""
-    clothes = _read(ROOT / SOURCE, pad=2)
+    clothes = images_of(EMBEDDED, count=NUM_IMAGES, pad=2, resolution=16)
     yield Study("clothes", clothes, 2)
     mask = MaskOperator(kind="mask", keep_prob=0.6, further_mask_prob=0.1)
     half = DownsampleOperator(kind="downsample", factor=2)
@@ -99,17 +93,10 @@ def studies(cifar: Path | None) -> Iterator[Study]:
     yield Study("clothes, downsampled to 8 x 8", clothes, 1, (0.2, 0.5), FEW, half)
     yield Study("clothes, 10 % without noise", clothes, 1, (0.5,), FEW, clean=0.1)
     if cifar is not None:
-        yield Study("CIFAR-10", _read(cifar, pad=0), 1, (0.5, 0.2, 1.0), COLOUR)
+        colour = images_of(cifar, count=NUM_IMAGES, resolution=16)
+        yield Study("CIFAR-10", colour, 1, (0.5, 0.2, 1.0), COLOUR)
     some = clothes[:5000]
     yield Study("5,000 clothes", some, 60, (0.05, 0.5), ("fresh", "fresh, blurred"))
-
-
-def _read(file: Path, *, pad: int) -> Tensor:
-    source = find_images("parquet", file, None)
-    reader = Reader(
-        source, pad=pad, resolution=16, on_error="raise", max_images=NUM_IMAGES, noisy=False
-    )
-    return torch.from_numpy(np.concatenate([*reader.blocks()]))
 
 
 def search(study: Study, sigma: float, case: str, seed: int) -> Memorisation:
@@ -134,62 +121,43 @@ def search(study: Study, sigma: float, case: str, seed: int) -> Memorisation:
     return memorisation(to_uint8(images), training, heldout, operator=operator, seed=seed)
 
 
-class Row(NamedTuple):
-    """One case at one level: sums and means over seeds."""
+def summed(study: Study, sigma: float, case: str) -> dict[str, object]:
+    """Sums and means over the seeds of one case at one level.
 
-    images: str
-    sigma: float
-    generated: str
-    seeds: int
-    below_1_percent: int
-    below_5_percent: int
-    median_p: float
-    matched_training: float
-    by_chance: float
-    recognised: float
-    noticed_from: float | None
-    """The largest of the seeds; empty if no share would be noticed in one of them."""
-
-    repeated: float
-    distinct: float | None
-    """The mean; empty if nothing is repeated in one of the seeds."""
-
-
-def summed(study: Study, sigma: float, case: str) -> Row:
-    """All seeds of one case at one level."""
+    ``noticed_from`` is the largest of the seeds, and ``distinct`` the mean; both are empty where
+    one of the seeds has none.
+    """
     found = [search(study, sigma, case, seed) for seed in range(study.seeds)]
     p = np.array([one.p_value for one in found])
-    shares = [one.noticed_from for one in found]
-    counts = [one.distinct for one in found]
-    return Row(
-        study.name,
-        sigma,
-        case,
-        len(found),
-        int((p < ALARM).sum()),
-        int((p < 0.05).sum()),
-        float(f"{np.median(p):.2g}"),
-        round(float(np.mean([one.matched_training for one in found])), 4),
-        round(found[0].by_chance, 4),
-        round(float(np.mean([one.recognised for one in found])), 3),
-        None if None in shares else max(share for share in shares if share is not None),
-        round(float(np.mean([one.repeated for one in found])), 4),
-        None if None in counts else round(float(np.mean([c for c in counts if c is not None]))),
-    )
+    shares = [one.noticed_from for one in found if one.noticed_from is not None]
+    counts = [one.distinct for one in found if one.distinct is not None]
+    return {
+        "images": study.name,
+        "sigma": sigma,
+        "generated": case,
+        "seeds": len(found),
+        "below_1_percent": int((p < ALARM).sum()),
+        "below_5_percent": int((p < 0.05).sum()),
+        "median_p": float(f"{np.median(p):.2g}"),
+        "matched_training": round(float(np.mean([one.matched_training for one in found])), 4),
+        "by_chance": round(found[0].by_chance, 4),
+        "recognised": round(float(np.mean([one.recognised for one in found])), 3),
+        "noticed_from": max(shares) if len(shares) == len(found) else None,
+        "repeated": round(float(np.mean([one.repeated for one in found])), 4),
+        "distinct": round(float(np.mean(counts))) if len(counts) == len(found) else None,
+    }
 
 
 def main() -> None:
     """Read the command line, run all studies, write the table."""
     parser = argparse.ArgumentParser(description="how well copies of training images are seen")
     parser.add_argument("--cifar", type=Path, help="Parquet file of 32 x 32 colour images")
-    args = parser.parse_args()
     rows = []
-    for study in studies(args.cifar):
+    for study in studies(parser.parse_args().cifar):
         for sigma, case in product(study.levels, study.cases):
             rows.append(summed(study, sigma, case))
-            print(*rows[-1], sep=", ", flush=True)
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            write_csv(RESULTS / "power.csv", list(Row._fields), rows)
+            print(*rows[-1].values(), sep=", ", flush=True)
+            write_rows(RESULTS / "memorisation" / "power.csv", rows)
 
 
 if __name__ == "__main__":

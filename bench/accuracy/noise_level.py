@@ -20,14 +20,11 @@ from numpy.random import Generator, default_rng
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
+from bench.common import EMBEDDED, RESULTS, images_of, write_rows
 from dsd.corruption.noise_level import NoiseEstimate, estimate_noise
-from dsd.sources.reader import Reader, find_images
 from dsd.utils.errors import DataError
-from pipeline.stage_io.tables import write_csv
-from sandbox import ROOT
 
-EMBEDDED = ROOT / "data" / "embedded" / "fashion-mnist.parquet"
-RESULTS = ROOT / "docs" / "results" / "noise_level"
+FOLDER = RESULTS / "noise_level"
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.4)
 SEEDS = range(10)
 COUNTS = {
@@ -43,117 +40,61 @@ COUNTS = {
 
 ALARM_SETS = ("fashion", "waves", "colour", "colour as grey")
 ALARM_LEVELS = (0.05, 0.2)
-ALARM_SEEDS = range(3)
-QUIET_SEEDS = range(10)
-"""For noise that must raise no alarm."""
-
-WAVES = ((0.05, 0.2), (0.05, 0.2), (0.0, 6.0))
-"""Bounds of both frequencies, in radians for each pixel, and of the phase."""
+ALARM_SEEDS, QUIET_SEEDS = range(3), range(10)
 
 Images: TypeAlias = np.ndarray[Any, Any]
 Noise: TypeAlias = Callable[[Generator, Images, float], Images]
 
 
-def _white(rng: Generator, x: Images, sigma: float) -> Images:
-    return x + sigma * rng.standard_normal(x.shape)
+def _white(rng: Generator, x: Images, s: float) -> Images:
+    return x + s * rng.standard_normal(x.shape)
 
 
-def _blurred(rng: Generator, x: Images, sigma: float) -> Images:
-    noise = gaussian_filter(rng.standard_normal(x.shape), (0, 0, 0.5, 0.5))
-    return x + sigma * noise / noise.std()
+def _normal(rng: Generator, shape: tuple[int, ...], s: float) -> Images:
+    drawn: Images = s * rng.standard_normal(shape)
+    return drawn
 
 
-def _grey(rng: Generator, x: Images, sigma: float) -> Images:
-    return x + sigma * rng.standard_normal(x[:, :1].shape)
-
-
-def _laplace(rng: Generator, x: Images, sigma: float) -> Images:
-    return x + rng.laplace(scale=sigma / np.sqrt(2), size=x.shape)
-
-
-def _uniform(rng: Generator, x: Images, sigma: float) -> Images:
-    return x + rng.uniform(-sigma, sigma, x.shape) * np.sqrt(3)
-
-
-def _salt_and_pepper(rng: Generator, x: Images, sigma: float) -> Images:
-    ends = rng.choice([-1.0, 1.0], x.shape)
-    return np.where(rng.random(x.shape) < 0.02, ends, _white(rng, x, sigma))
-
-
-def _photons(rng: Generator, x: Images, sigma: float) -> Images:
-    """Counts, of which the mean brightness (on a dark current of 0.1) has noise ``sigma``."""
-    brightness = x + 1.1
-    scale = brightness.mean() / sigma**2
-    return rng.poisson(scale * brightness) / scale - 1.1 + 1e-6 * rng.standard_normal(x.shape)
-
-
-def _two_levels(rng: Generator, x: Images, sigma: float) -> Images:
-    level = np.where(rng.random(len(x)) < 1 / 3, 2 * sigma, sigma)
-    return x + level[:, None, None, None] * rng.standard_normal(x.shape)
-
-
-def _clamped(rng: Generator, x: Images, sigma: float) -> Images:
-    return _white(rng, x, sigma).clip(-1, 1)
-
-
-def _coarse(rng: Generator, x: Images, sigma: float) -> Images:
-    return np.round(_white(rng, x, sigma) / (1.5 * sigma)) * 1.5 * sigma
-
-
-def _bordered(rng: Generator, x: Images, sigma: float) -> Images:
-    y = _white(rng, x, sigma)
-    y[..., :4] = -1
-    return y
-
-
-def _smooth(rng: Generator, x: Images, std: float) -> Images:
+def _smooth(rng: Generator, x: Images, std: float, mode: str = "wrap") -> Images:
     """Noise of standard deviation 1 whose neighbours within ``std`` pixels are alike."""
-    noise = gaussian_filter(rng.standard_normal(x.shape), (0, 0, std, std), mode="wrap")
+    noise = gaussian_filter(rng.standard_normal(x.shape), (0, 0, std, std), mode=mode)
     smooth: Images = noise / noise.std()
     return smooth
 
 
-def _coarse_beside(rng: Generator, x: Images, sigma: float) -> Images:
-    return _white(rng, x, sigma) + 1.7 * sigma * _smooth(rng, x, 3)
+def _salt_and_pepper(rng: Generator, x: Images, s: float) -> Images:
+    ends = rng.choice([-1.0, 1.0], x.shape)
+    return np.where(rng.random(x.shape) < 0.02, ends, _white(rng, x, s))
 
 
-def _smooth_beside(rng: Generator, x: Images, sigma: float) -> Images:
-    return _white(rng, x, sigma) + sigma * _smooth(rng, x, 1)
+def _photons(rng: Generator, x: Images, s: float) -> Images:
+    """Counts, of which the mean brightness (on a dark current of 0.1) has noise ``s``."""
+    scale = (x + 1.1).mean() / s**2
+    return rng.poisson(scale * (x + 1.1)) / scale - 1.1 + _normal(rng, x.shape, 1e-6)
 
 
-def _rows(share: float) -> Noise:
-    def noise(rng: Generator, x: Images, sigma: float) -> Images:
-        stripes = rng.standard_normal((*x.shape[:-1], 1))
-        return _white(rng, x, sigma) + share * sigma * stripes
-
-    return noise
+def _two_levels(rng: Generator, x: Images, s: float) -> Images:
+    level = np.where(rng.random(len(x)) < 1 / 3, 2 * s, s)
+    return x + level[:, None, None, None] * rng.standard_normal(x.shape)
 
 
-def _fixed(share: float) -> Noise:
-    def noise(rng: Generator, x: Images, sigma: float) -> Images:
-        return _white(rng, x, sigma) + share * sigma * rng.standard_normal(x.shape[1:])
-
-    return noise
-
-
-def _fixed_columns(rng: Generator, x: Images, sigma: float) -> Images:
-    return _white(rng, x, sigma) + 0.5 * sigma * rng.standard_normal((1, 1, 1, x.shape[-1]))
+def _bordered(rng: Generator, x: Images, s: float) -> Images:
+    y = _white(rng, x, s)
+    y[..., :4] = -1
+    return y
 
 
 def _scaled(most: float) -> Noise:
-    def noise(rng: Generator, x: Images, sigma: float) -> Images:
-        return rng.uniform(1, most, (len(x), 1, 1, 1)) * _white(rng, x, sigma)
-
-    return noise
+    return lambda rng, x, s: rng.uniform(1, most, (len(x), 1, 1, 1)) * _white(rng, x, s)
 
 
-def _enlarged(rng: Generator, x: Images, sigma: float) -> Images:
-    half = _white(rng, x, sigma)[..., : x.shape[-2] // 2, : x.shape[-1] // 2]
+def _enlarged(rng: Generator, x: Images, s: float) -> Images:
+    half = _white(rng, x, s)[..., : x.shape[-2] // 2, : x.shape[-1] // 2]
     return zoom(half, (1, 1, 2, 2), order=1)
 
 
-def _jpeg(rng: Generator, x: Images, sigma: float) -> Images:
-    pixels = np.round((_white(rng, 0.6 * x, sigma) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+def _jpeg(rng: Generator, x: Images, s: float) -> Images:
+    pixels = np.round((_white(rng, 0.6 * x, s) + 1) * 127.5).clip(0, 255).astype(np.uint8)
     return np.stack([_through_jpeg(image) for image in pixels]) / 127.5 - 1
 
 
@@ -169,39 +110,52 @@ def _through_jpeg(pixels: Images) -> Images:
 QUIET: Mapping[str, Noise] = {
     "white Gaussian": _white,
     "scaled by 1 to 1.1": _scaled(1.1),
-    "fixed pattern, a tenth as strong": _fixed(0.1),
+    "fixed pattern, a tenth as strong": lambda rng, x, s: (
+        _white(rng, x, s) + _normal(rng, x.shape[1:], 0.1 * s)
+    ),
 }
 """Noise that is near enough to white and of one level."""
 
 NOISES: Mapping[str, Noise] = {
-    "blurred by 0.5 pixels": _blurred,
-    "white and coarse (3 pixels), 1 : 1.7": _coarse_beside,
-    "white and smooth (1 pixel), 1 : 1": _smooth_beside,
-    "row stripes as strong": _rows(1.0),
-    "row stripes half as strong": _rows(0.5),
-    "fixed pattern half as strong": _fixed(0.5),
-    "fixed columns half as strong": _fixed_columns,
+    "blurred by 0.5 pixels": lambda rng, x, s: x + s * _smooth(rng, x, 0.5, "reflect"),
+    "white and coarse (3 pixels), 1 : 1.7": lambda rng, x, s: (
+        _white(rng, x, s) + 1.7 * s * _smooth(rng, x, 3)
+    ),
+    "white and smooth (1 pixel), 1 : 1": lambda rng, x, s: (
+        _white(rng, x, s) + s * _smooth(rng, x, 1)
+    ),
+    "row stripes as strong": lambda rng, x, s: (
+        _normal(rng, (*x.shape[:-1], 1), s) + _white(rng, x, s)
+    ),
+    "row stripes half as strong": lambda rng, x, s: (
+        _normal(rng, (*x.shape[:-1], 1), 0.5 * s) + _white(rng, x, s)
+    ),
+    "fixed pattern half as strong": lambda rng, x, s: (
+        _white(rng, x, s) + _normal(rng, x.shape[1:], 0.5 * s)
+    ),
+    "fixed columns half as strong": lambda rng, x, s: (
+        _white(rng, x, s) + _normal(rng, (1, 1, 1, x.shape[-1]), 0.5 * s)
+    ),
     "each image scaled by 1 to 1.45": _scaled(1.45),
     "each image scaled by 1 to 1.8": _scaled(1.8),
     "enlarged twice": _enlarged,
     "JPEG of quality 75": _jpeg,
-    "equal in all channels": _grey,
-    "Laplace": _laplace,
-    "uniform": _uniform,
+    "equal in all channels": lambda rng, x, s: x + _normal(rng, x[:, :1].shape, s),
+    "Laplace": lambda rng, x, s: x + rng.laplace(scale=s / np.sqrt(2), size=x.shape),
+    "uniform": lambda rng, x, s: x + rng.uniform(-s, s, x.shape) * np.sqrt(3),
     "2 % salt and pepper": _salt_and_pepper,
     "photon": _photons,
     "twice as strong in a third of the images": _two_levels,
-    "clamped to [-1, 1]": _clamped,
-    "rounded to 1.5 sigma": _coarse,
+    "clamped to [-1, 1]": lambda rng, x, s: _white(rng, x, s).clip(-1, 1),
+    "rounded to 1.5 sigma": lambda rng, x, s: np.round(_white(rng, x, s) / (1.5 * s)) * 1.5 * s,
     "black border after the noise": _bordered,
 }
 
 
 def _load(path: Path, *, pad: int, resolution: int | None, count: int) -> Images:
-    """Images as ``prepare`` makes them, in data units."""
-    source = find_images("parquet", path, None)
-    reader = Reader(source, pad=pad, resolution=resolution, on_error="raise", max_images=count)
-    return np.concatenate([*reader.blocks()]).astype(np.float32) / 127.5 - 1
+    """Images in data units."""
+    pixels = images_of(path, count=count, pad=pad, resolution=resolution)
+    return pixels.numpy().astype(np.float32) / 127.5 - 1
 
 
 def _rough_fields() -> Images:
@@ -217,7 +171,9 @@ def _waves() -> Images:
     """Smooth waves of 64 x 64 pixels."""
     rng = default_rng(0)
     rows, columns = np.mgrid[:64, :64]
-    a, b, phase = (rng.uniform(low, high, (300, 1, 1)) for low, high in WAVES)
+    # Both frequencies, in radians for each pixel, and the phase.
+    bounds = ((0.05, 0.2), (0.05, 0.2), (0.0, 6.0))
+    a, b, phase = (rng.uniform(low, high, (300, 1, 1)) for low, high in bounds)
     waves: Images = 0.4 * np.sin(a * columns + phase) * np.cos(b * rows)
     return waves[:, None]
 
@@ -281,7 +237,7 @@ def _alarms(sets: Mapping[str, Images]) -> Iterator[dict[str, object]]:
     """For each noise, how many estimates each check calls suspicious."""
     for name in ALARM_SETS:
         for kind, noise in {**QUIET, **NOISES}.items():
-            if name not in sets or (noise is _grey and sets[name].shape[1] == 1):
+            if name not in sets or (kind == "equal in all channels" and sets[name].shape[1] == 1):
                 continue
             for sigma in ALARM_LEVELS:
                 seeds = QUIET_SEEDS if kind in QUIET else ALARM_SEEDS
@@ -321,22 +277,16 @@ def _draw(rows: list[dict[str, Any]]) -> None:
     axes.set_xlabel("true noise level")
     axes.set_ylabel("estimate / truth")
     figure.legend(loc="outside upper center", fontsize=8, ncols=len(names))
-    figure.savefig(RESULTS / "coverage.png", dpi=130)
-
-
-def _write(name: str, rows: list[dict[str, Any]]) -> None:
-    header = [*rows[0]]
-    write_csv(RESULTS / name, header, [[row[key] for key in header] for row in rows])
+    figure.savefig(FOLDER / "coverage.png", dpi=130)
 
 
 def main() -> None:
     """Measure, write and draw."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     sets = _data_sets(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     covered = [*_coverage(sets)]
-    _write("coverage.csv", covered)
+    write_rows(FOLDER / "coverage.csv", covered)
     _draw(covered)
-    _write("alarms.csv", [*_alarms(sets)])
+    write_rows(FOLDER / "alarms.csv", [*_alarms(sets)])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ core for a teacher with its two runs, and 3 to measure each run.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,25 +23,22 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional
 
-from bench.accuracy.operators import _Log as Log
-from dsd.features.extractor import Extractor, extract, load_extractor
+from bench.common import CPU, EMBEDDED, RESULTS, silent_log, write_rows
+from dsd.features.extractor import load_extractor
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.model.checkpoint import load_denoiser
 from dsd.model.denoiser import Denoiser
-from dsd.selection.proximal import observe_like
+from dsd.selection.proximal import measure, observe_like
 from dsd.storage.image_store import ImageStore
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.shapes import Pixels
 from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
-from pipeline.params.reader import load_params
+from pipeline.params.reader import preview_params
 from pipeline.stage_io.paths import Paths
-from pipeline.stage_io.tables import write_csv
 from pipeline.stages import corrupt, distill, prepare, pretrain
 from sandbox import ROOT
 
-RESULTS = ROOT / "docs" / "results" / "selection"
-CPU = torch.device("cpu")
 NUM_FOREIGN = 1000
 """Images of each checkpoint in EfficientNet's features, which cost more than all others."""
 
@@ -50,41 +47,34 @@ NUM_CLEAN_FOREIGN = 4000
 CELLS = (("clothes", 0.5, 0), ("cifar", 0.2, 0), ("clothes", 0.2, 0), ("cifar", 0.5, 0))
 """Data, noise level and seed of each teacher."""
 
+BUDGET: dict[str, Any] = {
+    "pretrain.kimg": 128.0,
+    "pretrain.lr_warmup_kimg": 12.8,
+    "distill.kimg": 30.72,
+    "distill.selection.every_kimg": 1.92,
+    "distill.selection.save_top_k": 1,
+}
+"""A third of the default's."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "sid": {},
-    "hot": {"learning_rate": 1e-3, "learning_rate_fake": 2e-4, "lr_schedule": "constant"},
+    "hot": {
+        "distill.learning_rate": 1e-3,
+        "distill.learning_rate_fake": 2e-4,
+        "distill.lr_schedule": "constant",
+    },
 }
 """The default's settings, and step sizes that are too large and do not decay."""
 
-Features = Callable[[Pixels], Tensor]
-
-
-class Regret(NamedTuple):
-    """How well one ruler chose in one run."""
-
-    run: str
-    truth: str
-    ruler: str
-    checkpoints: int
-    chosen: int
-    regret: float
-    spearman: float
-    spearman_later_half: float
-
 
 def params_of(data: str, sigma: float, seed: int, setting: str, cifar: Path | None) -> Params:
-    """The committed parameters at a third of the default's budget."""
-    values = load_params(ROOT).model_dump()
-    values["seed"] = seed
-    values["corrupt"] |= {"sigma": sigma}
-    values["data"] |= {"path": str(ROOT / values["data"]["path"])}
+    """The committed parameters with the changes of one run."""
+    images: dict[str, Any] = {"data.path": str(EMBEDDED)}
     if data == "cifar":
-        values["data"] |= {"path": str(cifar), "pad": 0, "max_images": 20000}
-        values["corrupt"] |= {"trust_sigma": True}
-    values["pretrain"] |= {"kimg": 128.0, "lr_warmup_kimg": 12.8}
-    values["distill"] |= {"kimg": 30.72, **SETTINGS[setting]}
-    values["distill"]["selection"] |= {"every_kimg": 1.92, "save_top_k": 1}
-    return Params.model_validate(values)
+        images = {"data.path": str(cifar), "data.pad": 0, "data.max_images": 20000}
+        images |= {"corrupt.trust_sigma": True}
+    changes = {"seed": seed, "corrupt.sigma": sigma, **BUDGET, **SETTINGS[setting]}
+    return preview_params(ROOT, {**images, **changes})
 
 
 def train(folder: Path, cifar: Path | None) -> None:
@@ -110,7 +100,7 @@ def _once(stage: ModuleType, params: Params, paths: Paths) -> None:
     done = paths.artifact(name) / ".done"
     if not done.exists():
         paths.report(name).mkdir(parents=True, exist_ok=True)
-        run_stage(stage, params, paths, Log())
+        run_stage(stage, params, paths, silent_log())
         done.touch()
 
 
@@ -137,28 +127,26 @@ def _small(images: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(images, 8).flatten(1)
 
 
-def measured(run: Path) -> Iterator[Regret]:
+def measured(run: Path) -> Iterator[dict[str, object]]:
     """All rulers against all truths in one run."""
     base = run.parent
     teacher = load_denoiser(base / "data" / "pretrain")
     heldout = ImageStore.open(base / "data" / "corrupt" / "heldout")
     clean = to_uint8(ImageStore.open(base / "data" / "prepare").all())
     observed, sigma = to_uint8(heldout.all()), float(heldout.sigma.max())
-    colour = clean.shape[1] == 3
-    foreign = load_extractor("efficientnet-lite0", device=CPU)
-    classifier = load_extractor("fashion-classifier", device=CPU)
+    spaces = ["efficientnet-lite0", *["fashion-classifier"] * (clean.shape[1] == 1)]
+    extractors = {name: load_extractor(name, device=CPU) for name in spaces}
     files = sorted((run / "data" / "distill" / "trajectory").glob("*.safetensors"))
 
-    def by_ruler(images: Pixels) -> dict[str, Moments]:
-        spaces = {k: moments(v) for k, v in encoded(teacher, images, sigma).items()}
-        spaces["efficientnet-lite0"] = _moments(foreign, images[:NUM_FOREIGN])
-        if not colour:
-            spaces["fashion-classifier"] = _moments(classifier, images)
-        return spaces
+    def in_space(name: str, images: Pixels, few: slice = slice(NUM_FOREIGN)) -> Moments:
+        some = images[few] if name == "efficientnet-lite0" else images
+        return measure(extractors[name], some, batch_size=500)
 
-    truths = {"efficientnet-lite0": _moments(foreign, clean[-NUM_CLEAN_FOREIGN:])}
-    if not colour:
-        truths["fashion-classifier"] = _moments(classifier, clean)
+    def by_ruler(images: Pixels) -> dict[str, Moments]:
+        own = {kind: moments(x) for kind, x in encoded(teacher, images, sigma).items()}
+        return own | {name: in_space(name, images) for name in spaces}
+
+    truths = {name: in_space(name, clean, slice(-NUM_CLEAN_FOREIGN, None)) for name in spaces}
     references = by_ruler(observed)
     rulers: dict[str, list[float]] = {name: [] for name in references}
     distances: dict[str, list[float]] = {name: [] for name in truths}
@@ -167,41 +155,38 @@ def measured(run: Path) -> Iterator[Regret]:
         for name, found in by_ruler(observe_like(images, heldout.sigma, seed=1)).items():
             rulers[name].append(frechet_distance(found, references[name]))
         for name, reference in truths.items():
-            few = images[:NUM_FOREIGN] if name == "efficientnet-lite0" else images
-            extractor = foreign if name == "efficientnet-lite0" else classifier
-            distances[name].append(frechet_distance(_moments(extractor, few), reference))
+            distances[name].append(frechet_distance(in_space(name, images), reference))
+    rulers["the last checkpoint"] = [float(-number) for number in range(len(files))]
     half = len(files) // 2
     for truth, clean_distances in distances.items():
-        for ruler, proximal in {
-            **rulers,
-            "the last checkpoint": [-k for k in range(len(files))],
-        }.items():
+        for ruler, proximal in rulers.items():
             chosen = int(np.argmin(proximal))
-            yield Regret(
-                f"{base.name}-{run.name}", truth, ruler, len(files), chosen,
-                clean_distances[chosen] / min(clean_distances) - 1,
-                float(spearmanr(proximal, clean_distances).statistic),
-                float(spearmanr(proximal[half:], clean_distances[half:]).statistic),
-            )  # fmt: skip
-
-
-def _moments(extractor: Extractor, images: Pixels) -> Moments:
-    return moments(extract(extractor, images, batch_size=500))
+            later = spearmanr(proximal[half:], clean_distances[half:]).statistic
+            yield {
+                "run": f"{base.name}-{run.name}",
+                "truth": truth,
+                "ruler": ruler,
+                "checkpoints": len(files),
+                "chosen": chosen,
+                "regret": clean_distances[chosen] / min(clean_distances) - 1,
+                "spearman": float(spearmanr(proximal, clean_distances).statistic),
+                "spearman_later_half": float(later),
+            }
 
 
 def main() -> None:
     """Train, measure, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cifar", type=Path, help="Parquet file of CIFAR-10 with a column image")
     options = parser.parse_args()
     train(options.folder, options.cifar)
-    rows: list[Regret] = []
+    rows: list[dict[str, object]] = []
     for run in sorted(options.folder.glob("*-*-*/*/")):
         if run.name in SETTINGS and (run / "data" / "distill" / ".done").exists():
             rows += measured(run)
             print(*rows[-12:], sep="\n", flush=True)
-            write_csv(RESULTS / "rulers.csv", list(Regret._fields), rows)
+            write_rows(RESULTS / "selection" / "rulers.csv", rows)
 
 
 if __name__ == "__main__":

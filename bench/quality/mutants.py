@@ -22,7 +22,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -45,6 +44,7 @@ import torch.testing  # noqa: F401
 import torchvision  # noqa: F401
 
 from sandbox import ROOT
+from sandbox.workspace import copy_tracked
 
 LIST = Path(__file__).with_suffix(".toml")
 PAGE = ROOT / "docs" / "results" / "mutants.md"
@@ -99,23 +99,6 @@ def chosen(texts: Sequence[str]) -> list[Mutant]:
         for mutant in declared()
         if not texts or any(text in part for text in texts for part in mutant[:4])
     ]
-
-
-def copy_tree(target: Path) -> None:
-    """Copy what git tracks or would track."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            copyfile(ROOT / name, target / name)
-    # Some tests ask git what it ignores.
-    subprocess.run(["git", "init", "--quiet"], cwd=target, check=True)
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
@@ -229,7 +212,9 @@ def main(texts: Sequence[str]) -> int:
     of_file, ran = _listed(), Counter(mutant.file for mutant in mutants)
     with TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder)
-        copy_tree(tree)
+        copy_tracked(tree)
+        # Some tests ask git what it ignores.
+        subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
         code, output = run_tests(tree, sorted({test for m in mutants for test in m.tests}))
         if code != pytest.ExitCode.OK:
             print(f"{output}\nthe tests fail without any mutant")

@@ -12,19 +12,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-from sandbox import ROOT
+from bench.common import RESULTS, markdown
 from sandbox.ports import free_port
-from sandbox.tiny_project import PATTERNS, Project, until
+from sandbox.tiny_project import PATTERNS, Project, lives, until
 
-PAGE = ROOT / "docs" / "results" / "scheduling" / "kill_matrix.md"
+PAGE = RESULTS / "scheduling" / "kill_matrix.md"
+HEAD = ("what happens", "stage's process gone after", "the run is", "left behind", "next run")
 ENDED = ("Completed", "Crashed", "Cancelled", "Failed")
 STAGE_SECONDS = 12.0
 OUTAGE_S = 60.0
@@ -40,25 +41,6 @@ class Row(NamedTuple):
     again: str
 
 
-class Freed:
-    """Watches processes from the background until they are gone."""
-
-    def __init__(self, processes: Sequence[psutil.Process]) -> None:
-        self._processes, self._start = processes, time.monotonic()
-        self._seconds = float("nan")
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def seconds(self) -> float:
-        """How long they lived from the start of the watch."""
-        self._thread.join(60)
-        return self._seconds
-
-    def _watch(self) -> None:
-        until(lambda: not any(map(_lives, self._processes)), 60, "the end of the stage")
-        self._seconds = time.monotonic() - self._start
-
-
 class Matrix:
     """A project with its services, and what the cases do to them."""
 
@@ -72,20 +54,19 @@ class Matrix:
         """Run, act in the middle of the second stage, and look."""
         self.seed += 1
         late = act == self.cancel_after_outage
-        self.project.set(seed=self.seed, seconds=STAGE_SECONDS + (OUTAGE_S + 60 if late else 0))
+        self.project.choose(seed=self.seed, seconds=STAGE_SECONDS + (OUTAGE_S + 60 if late else 0))
         run = self.project.submit()
         self.project.wait_until_second_works(run)
         if late:
             self.server_away(run)
-        freed = Freed(self.processes("stage"))
-        start = time.monotonic()
-        act(run)
-        shown = self.project.wait_for(run, *ENDED, seconds=240)
-        seen = time.monotonic() - start
-        freed_after = "not meant to" if act == self.server_away else f"{freed.seconds():.1f} s"
-        return Row(
-            case, freed_after, f"{shown} after {seen:.0f} s", self._left(), self._again(run)
-        )
+        stage, start = self.processes("stage"), time.monotonic()
+        with ThreadPoolExecutor() as watching:
+            freed = watching.submit(until, lambda: not any(map(lives, stage)), 60, "the end")
+            act(run)
+            shown = self.project.wait_for(run, *ENDED, seconds=240)
+            shown += f" after {time.monotonic() - start:.0f} s"
+        gone = "not meant to" if act == self.server_away else f"{freed.result():.1f} s"
+        return Row(case, gone, shown, self._left(), self._again(run))
 
     def close(self) -> None:
         """End everything."""
@@ -109,13 +90,11 @@ class Matrix:
         ended = self.project.wait_for(following, *ENDED, seconds=240)
         until(lambda: "Finished in state" in self.project.log(following), 30, "the last log line")
         starts = self._starts(following)
-        if not starts:
-            return f"{ended}; nothing to do, for the run itself went on{self._last_start(run)}"
-        return f"{ended}; went on from {starts[-1]}"
-
-    def _last_start(self, run: str) -> str:
-        starts = self._starts(run)
-        return f" from {starts[-1]}" if len(starts) > 1 else ""
+        if starts:
+            return f"{ended}; went on from {starts[-1]}"
+        own = self._starts(run)
+        place = f" from {own[-1]}" if len(own) > 1 else ""
+        return f"{ended}; nothing to do, for the run itself went on{place}"
 
     def _starts(self, run: str) -> list[str]:
         """From where the second stage went on, each time that the run started it."""
@@ -167,7 +146,7 @@ class Matrix:
     def by_hand(self) -> Row:
         """A hand-run ``dvc repro`` works while a run starts: the run waits and says for whom."""
         self.seed += 1
-        self.project.set(seed=self.seed, seconds=3 * STAGE_SECONDS)
+        self.project.choose(seed=self.seed, seconds=3 * STAGE_SECONDS)
         command = [sys.executable, "-m", "dvc", "repro"]
         root, env = self.project.root, self.project.env
         hand = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL)
@@ -211,22 +190,8 @@ def main(wanted: Sequence[str]) -> int:
             matrix.close()
     if not wanted:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(table(rows))
+        PAGE.write_text(markdown(HEAD, rows))
     return 0
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    head = ("what happens", "stage's process gone after", "the run is", "left behind", "next run")
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

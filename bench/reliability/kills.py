@@ -21,25 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import torch
 
-from bench import machine
+from bench.common import RESULTS, markdown, origin
 from pipeline.stages import STAGES
 from pipeline.tracking.journal import SYSTEM
-from pipeline.tracking.provenance import commit_of, is_dirty
-from sandbox import ROOT
-from sandbox.tiny_params import TINY, set_params
-from sandbox.workspace import clone
+from sandbox.tiny_params import TINY
+from sandbox.workspace import Workspace, clone
 
-RESULTS = ROOT / "docs" / "results" / "kills"
 PAGE = Path(__file__).with_suffix(".md")
 """Template of the page."""
 
@@ -77,67 +72,42 @@ MAX_STOP_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """When and how to kill one process.
-
-    Args:
-        signal: Its number.
-        at_work: Whether the moment is counted from the first file that the process writes in the
-            stage's folders, rather than from its start.
-        fraction: The moment, as a fraction of what the uninterrupted run took.
-        as_dvc: Whether the stage's outputs are deleted before the next start, as DVC does.
-    """
+    """When and how to kill one process."""
 
     signal: int
     at_work: bool
+    """Whether the moment counts from the first file that the process writes, not its start."""
+
     fraction: float
+    """The moment, as a fraction of what the uninterrupted run took."""
+
     as_dvc: bool
+    """Whether the stage's outputs are deleted before the next start, as DVC does."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What became of one process.
-
-    Args:
-        plan: What was meant to happen.
-        after: Seconds from its start to the signal.
-        seconds: From the signal to its end.
-        code: Exit code; 0 if it was done before the signal came.
-    """
+    """What became of one process."""
 
     plan: Plan
     after: float
+    """Seconds from its start to the signal."""
+
     seconds: float
+    """From the signal to its end."""
+
     code: int
+    """Exit code; 0 if it was done before the signal came."""
 
 
 @dataclass
 class Trial:
-    """One stage that was killed and run again until it ended.
-
-    Args:
-        stage: Which.
-        kills: What became of its processes, but the last.
-        findings: All that is not as it was promised.
-    """
+    """One stage that was killed and run again until it ended."""
 
     stage: str
     kills: list[Kill] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What an uninterrupted run of a stage left.
-
-    Args:
-        seconds: How long it took, and how long after its first written file.
-        files: SHA-256 by path.
-        numbers: All that MLflow has of it.
-    """
-
-    seconds: tuple[float, float]
-    files: dict[str, str]
-    numbers: list["Number"]
+    """All that is not as it was promised."""
 
 
 class Number(NamedTuple):
@@ -148,33 +118,38 @@ class Number(NamedTuple):
     value: float | None
 
 
-class Bench:
-    """A workspace in which stages are killed.
+class Whole(NamedTuple):
+    """What an uninterrupted run of a stage left."""
 
-    Args:
-        root: An empty folder to clone this project into.
-        params: Values of params.yaml that differ from the committed ones.
+    seconds: tuple[float, float]
+    """How long it took, and how long after its first written file."""
 
-    Attributes:
-        env: Environment of the stages.
-        whole: What uninterrupted runs left, by stage.
-    """
+    files: dict[str, str]
+    """SHA-256 by path."""
 
-    def __init__(self, root: Path, params: Mapping[str, object] = PARAMS) -> None:
-        self.root = root
-        clone(root)
-        set_params(root, params)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    numbers: list[Number]
+
+
+class Bench(Workspace):
+    """A clone of this project with other parameters, in which stages are killed."""
+
+    def __init__(self, root: Path, params: Mapping[str, Any] = PARAMS) -> None:
+        super().__init__(clone(root).root)
+        self.set(params)
+        kept = {k: v for k, v in self.env.items() if not k.startswith("MLFLOW_")}
         self.env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
         self.whole: dict[str, Whole] = {}
 
-    def run_whole(self, stages: Iterable[str] = STAGES) -> None:
-        """Run the stages without interruption and remember what they left."""
-        for stage in stages:
+    def run_whole(self) -> None:
+        """Run all stages without interruption and remember what they left."""
+        for stage in STAGES:
             started = time.monotonic()
             process = self._start(stage)
             first_work = self._wait_for_work(stage, process)
-            self._end(process, stage)
+            printed, _ = process.communicate()
+            if process.returncode:
+                msg = f"{stage}: exit code {process.returncode}\n{printed}"
+                raise RuntimeError(msg)
             ended = time.monotonic()
             seconds = ended - started, ended - first_work
             self.whole[stage] = Whole(seconds, self.files(stage), self.numbers(stage))
@@ -234,13 +209,7 @@ class Bench:
 
         Only that of a killed run may be left under the name that the same command looks for.
         """
-        subprocess.run(
-            [sys.executable, "-m", "pipeline", "sync"],
-            cwd=self.root,
-            env=self.env,
-            check=True,
-            capture_output=True,
-        )
+        self.run(sys.executable, "-m", "pipeline", "sync")
         query = "select name from runs where status not in ('FINISHED', 'KILLED')"
         with closing(sqlite3.connect(self.root / "mlflow.db")) as store:
             found = [f"MLflow: {name} never ended" for (name,) in store.execute(query)]
@@ -252,34 +221,22 @@ class Bench:
         return found
 
     def _start(self, stage: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", stage],
-            cwd=self.root,
-            env=self.env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-    def _end(self, process: "subprocess.Popen[str]", stage: str) -> None:
-        printed, _ = process.communicate()
-        if process.returncode:
-            msg = f"{stage}: exit code {process.returncode}\n{printed}"
-            raise RuntimeError(msg)
+        return self.start(sys.executable, "-m", "pipeline", stage)
 
     def _kill(self, stage: str, plan: Plan, findings: list[str]) -> Kill:
-        started = time.monotonic()
+        started = begun = time.monotonic()
         process = self._start(stage)
-        whole, at_work = self.whole[stage].seconds
         if plan.at_work:
-            self._wait_for_work(stage, process)
-        moment = time.monotonic() if plan.at_work else started
-        moment += plan.fraction * (at_work if plan.at_work else whole)
+            begun = self._wait_for_work(stage, process)
+        moment = begun + plan.fraction * self.whole[stage].seconds[plan.at_work]
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, moment - time.monotonic()))
         sent = time.monotonic()
-        self._signal(process, plan.signal)
+        with suppress(ProcessLookupError):
+            if plan.signal == signal.SIGINT:  # Ctrl-C goes to all processes of a terminal's job
+                os.killpg(process.pid, plan.signal)
+            else:
+                process.send_signal(plan.signal)
         printed, _ = process.communicate()
         seconds = time.monotonic() - sent
         code = process.returncode
@@ -294,14 +251,6 @@ class Bench:
 
     def _end_of(self, printed: str) -> str:
         return printed[-2000:].replace(str(self.root), ".")
-
-    def _signal(self, process: "subprocess.Popen[str]", number: int) -> None:
-        """Ctrl-C goes to all processes of a terminal's job, other signals to one."""
-        with suppress(ProcessLookupError):
-            if number == signal.SIGINT:
-                os.killpg(process.pid, number)
-            else:
-                process.send_signal(number)
 
     def _survivors(self, group: int) -> list[str]:
         """Processes of a stage that are there 5 s after it."""
@@ -408,7 +357,7 @@ def differences_of_other_workers(bench: Bench) -> list[str]:
     ``prepare`` and ``corrupt`` promise the same bytes for any; the others for one number of
     threads.
     """
-    set_params(bench.root, {"corrupt.workers": 1})
+    bench.set({"corrupt.workers": 1})
     found = []
     for stage in STAGES:
         bench.env["OMP_NUM_THREADS"] = "2" if stage in ("prepare", "corrupt") else "1"
@@ -420,24 +369,17 @@ def table(trials: Sequence[Trial]) -> str:
     """Kills by stage and signal, in Markdown."""
     head = ["stage", "trials", *(signal.Signals(number).name for number in SIGNALS)]
     head += ["while training or writing", "too late, it was done", "longest stop", "findings"]
-    rows = [head, ["---"] * len(head)]
+    rows = []
     for stage in STAGES:
         of_stage = [trial for trial in trials if trial.stage == stage]
         kills = [kill for trial in of_stage for kill in trial.kills]
         hit = [kill for kill in kills if kill.code]
-        counts = [sum(kill.plan.signal == number for kill in hit) for number in SIGNALS]
-        rows.append(
-            [
-                stage,
-                str(len(of_stage)),
-                *map(str, counts),
-                str(sum(kill.plan.at_work for kill in hit)),
-                str(len(kills) - len(hit)),
-                f"{max((kill.seconds for kill in hit), default=0.0):.1f} s",
-                str(sum(len(trial.findings) for trial in of_stage)),
-            ]
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+        row = [len(of_stage), *(sum(k.plan.signal == number for k in hit) for number in SIGNALS)]
+        row += [sum(kill.plan.at_work for kill in hit), len(kills) - len(hit)]
+        longest = f"{max((kill.seconds for kill in hit), default=0.0):.1f} s"
+        findings = sum(len(trial.findings) for trial in of_stage)
+        rows.append([stage, *map(str, row), longest, str(findings)])
+    return markdown(head, rows)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -450,7 +392,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--write", action="store_true")
     parsed = parser.parse_args(arguments)
     command = f"python -m bench.reliability.kills --trials {parsed.trials} --seed {parsed.seed}"
-    trials, begun = [], origin(command)
+    trials, begun = [], {"command": command, **origin()}
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         bench = Bench(Path(folder))
         bench.run_whole()
@@ -461,32 +403,16 @@ def main(arguments: Sequence[str]) -> int:
         general = bench.unfinished_runs() + differences_of_other_workers(bench)
     print(table(trials), *general, sep="\n")
     if parsed.write:
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        results = RESULTS / "kills"
+        results.mkdir(parents=True, exist_ok=True)
         result = {**begun, "trials": [asdict(trial) for trial in trials], "general": general}
-        (RESULTS / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "README.md").write_text(page(begun, trials, general))
+        (results / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
+        (results / "README.md").write_text(page(begun, trials, general))
     return int(bool(general) or any(trial.findings for trial in trials))
 
 
-def origin(command: str) -> dict[str, Any]:
-    """Where results come from that begin now."""
-    return {
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit_of(ROOT),
-        "dirty": is_dirty(ROOT),
-        "machine": machine.description(torch.device("cpu")),
-    }
-
-
 def page(begun: Mapping[str, Any], trials: Sequence[Trial], general: Sequence[str]) -> str:
-    """The whole result as Markdown.
-
-    Args:
-        begun: What :func:`origin` said.
-        trials: All of them.
-        general: Findings that belong to no trial.
-    """
+    """The whole result as Markdown; ``general`` are findings that belong to no trial."""
     where = begun["machine"]
     hits = sum(kill.code != 0 for trial in trials for kill in trial.kills)
     found = [f"trial {n}, {t.stage}: {f}" for n, t in enumerate(trials, 1) for f in t.findings]

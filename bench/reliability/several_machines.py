@@ -7,7 +7,6 @@ result without computing. Needs the extra ``postgres`` and PostgreSQL's programs
 be root and are run as ``nobody`` then. Prints what was found; about 5 minutes on 2 cores.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,10 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,34 +82,27 @@ def _postgres(folder: Path) -> Iterator[str]:
     if user:
         shutil.chown(data, user["user"], user["group"])
 
-    def run(*command: str) -> None:
-        subprocess.run(
-            command,
-            check=True,
-            cwd=data,
-            extra_groups=[] if user else None,
-            stdout=subprocess.DEVNULL,
-            **user,
-        )
+    if user:
+        user = {**user, "extra_groups": []}
+    run = partial(subprocess.run, check=True, cwd=data, stdout=subprocess.DEVNULL, **user)
 
     db = str(data / "db")
-    run(initdb, "-D", db, "-U", "dsd", "--auth", "trust", "--no-sync")
+    run([initdb, "-D", db, "-U", "dsd", "--auth", "trust", "--no-sync"])
     options = f"-h 127.0.0.1 -p {port} -k {data} -c max_connections=200"
-    run(str(programs / "pg_ctl"), "-D", db, "-w", "-l", str(data / "log"), "-o", options, "start")
+    control = [programs / "pg_ctl", "-D", db, "-w", "-l", data / "log", "-o", options]
+    run([*control, "start"])
     try:
         for name in ("prefect", "mlflow"):
             at = ["-h", "127.0.0.1", "-p", str(port), "-U", "dsd"]
-            run(str(programs / "createdb"), *at, name)
+            run([programs / "createdb", *at, name])
         yield f"dsd@127.0.0.1:{port}"
     finally:
-        run(str(programs / "pg_ctl"), "-D", db, "-m", "fast", "stop")
+        run([programs / "pg_ctl", "-D", db, "-m", "fast", "stop"])
 
 
 def _sweep(project: Project) -> None:
-    found = project.ask("deployments/name/sweep/sweep")
     grid = [{"key": "corrupt.sigma", "values": SIGMAS}]
-    body = {"parameters": {"grid": grid, "push": True}, "state": {"type": "SCHEDULED"}}
-    run = project.ask(f"deployments/{found['id']}/create_flow_run", body)["id"]
+    run = project.submit("sweep/sweep", grid=grid, push=True)
     ended = project.wait_for(run, "Completed", "Failed", "Crashed", "Cancelled", seconds=1500)
     print(f"sweep: {ended}")
     states = [r["state_name"] for r in project.ask("flow_runs/filter", {}) if r["id"] != run]
@@ -128,28 +120,17 @@ def _show_workers(project: Project) -> None:
 
 def _mlflow_problems(project: Project) -> list[str]:
     """Whether MLflow has each execution of a stage once."""
-    body = json.dumps({"experiment_ids": [_experiment(project)], "max_results": 1000}).encode()
-    runs = _mlflow(project, "runs/search", body)["runs"]
-    tags = [{t["key"]: t["value"] for t in run["data"]["tags"]} for run in runs]
-    stages = Counter(tag["dvc.stage"] for tag in tags)
-    status = Counter(run["info"]["status"] for run in runs)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(project.mlflow)
+    experiment = client.get_experiment_by_name("dsd")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    stages = Counter(run.data.tags["dvc.stage"] for run in runs)
+    status = Counter(run.info.status for run in runs)
     print(f"MLflow's runs: {dict(stages)}, {dict(status)}")
     wrong = [f"{stage}: {stages[stage]} runs" for stage in [*STAGES][1:] if stages[stage] != 4]
     return wrong + ([] if set(status) == {"FINISHED"} else [f"runs are {dict(status)}"])
-
-
-def _experiment(project: Project) -> str:
-    found = _mlflow(project, "experiments/get-by-name?experiment_name=dsd", None)
-    return str(found["experiment"]["experiment_id"])
-
-
-def _mlflow(project: Project, path: str, body: bytes | None) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{project.mlflow}/api/2.0/mlflow/{path}", body, {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
 
 
 def _log_problems(*projects: Project) -> list[str]:

@@ -13,7 +13,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
@@ -30,14 +29,13 @@ from typing import Any
 import psutil
 from scipy.stats import theilslopes
 
+from bench.common import RESULTS, markdown, origin
 from pipeline.stages import STAGES
-from sandbox import ROOT
 from sandbox.ports import free_port
 from sandbox.tiny_params import set_params
 from sandbox.tiny_project import PATTERNS, Project, until
 from sandbox.workspace import clone
 
-RESULTS = ROOT / "docs" / "results" / "soak"
 TURN_ENDED = "turn ended with "
 MIB = 2**20
 
@@ -61,22 +59,18 @@ MIN_TURNS = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one measure went.
-
-    Args:
-        name: Whose, and what.
-        first, middle, last: Values after the first turn, at half time and after the last one.
-        growth: What the second half adds, by the median of all slopes between two turns
-            (Theil-Sen), which single jumps do not move.
-        allowed: What it may add; None for what holds results and is to grow.
-    """
+    """How one measure went over the turns."""
 
     name: str
     first: float
     middle: float
     last: float
     growth: float
+    """What the second half adds, by the median of all slopes between two turns (Theil-Sen), which
+    single jumps do not move."""
+
     allowed: float | None
+    """What it may add; None for what holds results and is to grow."""
 
     @property
     def flat(self) -> bool:
@@ -85,12 +79,7 @@ class Verdict:
 
 
 class StageLoop:
-    """One process that runs all stages again and again.
-
-    Args:
-        root: A copy of this project.
-        env: Environment of the process.
-    """
+    """One process that runs all stages again and again in a copy of this project."""
 
     def __init__(self, root: Path, env: Mapping[str, str]) -> None:
         self.root = root
@@ -127,12 +116,7 @@ class StageLoop:
 
 
 class Flows:
-    """The services of ``make up``, and runs of the flow ``train`` on them.
-
-    Args:
-        root: A copy of this project.
-        env: Variables on top of the project's.
-    """
+    """The services of ``make up`` in a copy of this project, and runs of the flow ``train``."""
 
     def __init__(self, root: Path, env: Mapping[str, str]) -> None:
         self.project = Project(root, free_port())
@@ -154,11 +138,10 @@ class Flows:
     def processes(self) -> Iterator[tuple[str, list[psutil.Process]]]:
         """The processes of each service."""
         for name, pattern in SERVICES.items():
-            found = {process.pid: process for process in self.project.processes(pattern)}
+            found = {*self.project.processes(pattern)}
             if pattern != PATTERNS["services"]:  # all others descend from it
-                children = [c for p in found.values() for c in p.children(recursive=True)]
-                found.update((child.pid, child) for child in children)
-            yield name, list(found.values())
+                found |= {child for p in found for child in p.children(recursive=True)}
+            yield name, [*found]
 
     def close(self) -> None:
         """Stop the services."""
@@ -263,15 +246,14 @@ def _judge(name: str, values: Sequence[float]) -> Verdict:
 def table(verdicts: Sequence[Verdict]) -> str:
     """The verdicts in Markdown."""
     head = ["what", "first turn", "half time", "last turn", "second half adds", "may add"]
-    rows = [head, ["---", *["---:"] * 5]]
+    rows = []
     for one in verdicts:
         digits = 1 if one.name.endswith("MiB") else 0
-        values = (one.first, one.middle, one.last)
+        shown = [f"{value:.{digits}f}" for value in (one.first, one.middle, one.last)]
         allowed = "results" if one.allowed is None else f"{one.allowed:.1f}"
         mark = "" if one.flat else " **grows**"
-        shown = [f"{value:.{digits}f}" for value in values]
         rows.append([one.name, *shown, f"{one.growth:+.2f}{mark}", allowed])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return markdown(head, rows, "---:")
 
 
 @contextmanager
@@ -336,32 +318,25 @@ measured.
 
 def write(turns: Sequence[Mapping[str, float]], minutes: float) -> None:
     """Put the turns and a page about them into ``docs/results/soak``."""
-    verdicts = judge(turns)
+    verdicts, begun = judge(turns), origin()
     growing = [one.name for one in verdicts if not one.flat]
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    document = {"minutes": minutes, "machine": _machine(), "turns": list(turns)}
-    (RESULTS / "turns.json").write_text(json.dumps(document, indent=0) + "\n")
+    where = begun["machine"]
+    machine = f"{where['processor']}, {where['cores']} cores, Python {where['python']}, commit "
+    machine += f"{(begun['commit'] or 'none')[:12]}{', changed' if begun['dirty'] else ''}"
+    folder = RESULTS / "soak"
+    document = {"minutes": minutes, "machine": machine, "turns": list(turns)}
+    (folder / "turns.json").write_text(json.dumps(document, indent=0) + "\n")
     page = PAGE.format(
         minutes=minutes,
         turns=len(turns),
         percent=100 * ALLOWED["MiB"],
-        machine=_machine(),
+        machine=machine,
         table=table(verdicts),
         verdict=f"Growing: {'; '.join(growing)}."
         if growing
         else "Nothing grows by more than it may.",
     )
-    (RESULTS / "README.md").write_text(page)
-
-
-def _machine() -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True, capture_output=True
-    ).stdout.strip()
-    return (
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, Python "
-        f"{platform.python_version()}, commit {commit} and what was not committed"
-    )
+    (folder / "README.md").write_text(page)
 
 
 def main(arguments: Sequence[str]) -> int:

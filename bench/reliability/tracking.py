@@ -172,35 +172,26 @@ def main() -> None:
     """Print the table."""
     print("| MLflow is | call, us: median | 99 % | most | end, s | numbers there | after sync |")
     print("|---|---|---|---|---|---|---|")
-    for case in (_file, _server, _slow, _killed, _away):
-        with TemporaryDirectory() as name:
-            folder, port = Path(name), free_port()
-            store = f"sqlite:///{folder / 'mlflow.db'}"
-            MlflowClient(store).search_experiments()  # makes the tables, which takes seconds
-            case(f"http://127.0.0.1:{port}", store, partial(mlflow_server, folder, port))
-
-
-def _file(_uri: str, store: str, _server: Server) -> None:
-    measure("a SQLite file", store, store)
-
-
-def _server(uri: str, store: str, server: Server) -> None:
-    with server():
+    with _stores() as (uri, store, _):
+        measure("a SQLite file", store, store)
+    with _stores() as (uri, store, server), server():
         measure("a server", uri, store)
-
-
-def _slow(uri: str, store: str, server: Server) -> None:
-    with server(), delayed(uri) as slow:
+    with _stores() as (uri, store, server), server(), delayed(uri) as slow:
         measure(f"a server that takes {SLOW_S:g} s an answer", slow, store)
-
-
-def _killed(uri: str, store: str, server: Server) -> None:
-    with server() as process:
+    with _stores() as (uri, store, server), server() as process:
         measure("a server killed half-way", uri, store, killed=process, again=server)
+    with _stores() as (uri, store, server):
+        measure("not there", uri, store, again=server)
 
 
-def _away(uri: str, store: str, server: Server) -> None:
-    measure("not there", uri, store, again=server)
+@contextmanager
+def _stores() -> Iterator[tuple[str, str, Server]]:
+    """A free address, a new store, and what starts a server there on it."""
+    with TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        store = f"sqlite:///{folder / 'mlflow.db'}"
+        MlflowClient(store).search_experiments()  # makes the tables, which takes seconds
+        yield f"http://127.0.0.1:{port}", store, partial(mlflow_server, folder, port)
 
 
 if __name__ == "__main__":

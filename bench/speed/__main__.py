@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ set_up_cpu()  # before torch loads, as for the stages
 
 import torch  # noqa: E402
 
-from bench.machine import description  # noqa: E402
+from bench.common import origin  # noqa: E402
 from bench.speed import others, trainings  # noqa: E402
 from bench.speed.timing import Comparison, measure, table  # noqa: E402
-from pipeline.tracking.provenance import commit_of, is_dirty  # noqa: E402
-from sandbox import ROOT  # noqa: E402
 
 __all__ = ["PARTS", "main"]
 
@@ -73,10 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _arguments(arguments)
     device, results = torch.device(given.device), list[dict[str, Any]]()
     document = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit_of(ROOT),
-        "dirty": is_dirty(ROOT),
-        "machine": description(device),
+        **origin(device),
         "threads": torch.get_num_threads(),
         "comparisons": results,
     }

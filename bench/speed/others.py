@@ -86,7 +86,8 @@ def data_stages(setting: Setting, device: torch.device, images: int) -> Iterator
     """The first two stages, loading, and what a step of the teacher waits for."""
     params = parameters()
     source = {"path": str(ROOT / params.data.path), "max_images": images}
-    held = params.corrupt.model_copy(update={"num_heldout": images // 10})
+    size = {"num_heldout": images // 10} | ({"workers": 1} if images < 1000 else {})
+    held = params.corrupt.model_copy(update=size)
     changes = {"data": params.data.model_copy(update=source), "corrupt": held}
     log = NullLog(StopSignal())
     with TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
 """The Frechet distance of two folders of pictures, as one call and as one command."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -49,13 +49,20 @@ def test_the_distance_of_folders_is_that_of_their_images(folders, expected):
     assert dsd.frechet_distance_of_folders(a, a, features=FEATURES) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_command_prints_the_distance_and_the_numbers_of_images(folders, expected):
-    command = [sys.executable, "-m", "dsd.frechet", *map(str, folders), "--features", FEATURES]
-    run = subprocess.run(command, text=True, capture_output=True, check=True)
-    number, _, what = run.stdout.strip().partition(" ")
+def test_the_command_prints_the_distance_and_the_numbers_of_images(
+    folders, expected, monkeypatch, capsys
+):
+    command = ["frechet", *map(str, folders), "--features", FEATURES]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.delitem(sys.modules, "dsd.frechet")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("dsd.frechet", run_name="__main__")
+    assert not ended.value.code
+    printed = capsys.readouterr()
+    number, _, what = printed.out.strip().partition(" ")
     assert float(number) == pytest.approx(expected, rel=1e-5)
     assert what == f"({FEATURES}, 60 and 50 images)"
-    assert "50 images are too few for 64 features" in run.stderr
+    assert "50 images are too few for 64 features" in printed.err
 
 
 def test_folders_that_cannot_be_compared_are_refused(

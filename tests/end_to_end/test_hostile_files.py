@@ -20,6 +20,7 @@ import time
 import urllib.error
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def corpus(canary):
     }  # fmt: skip
 
 
-# The readers. Each takes a scratch folder and bytes, and reads them as a user's command would.
+# The readers
 
 
 def _file(folder, name, content):
@@ -212,36 +213,10 @@ def _stage(folder, source, path):
     run_stage(prepare, params, Paths(folder / "run"), Recorder())
 
 
-def read_folder(folder, content):
-    path = _file(folder, "in/x.png", content)
-    return lambda: _stage(folder, "folder", path.parent)
-
-
-def read_parquet(folder, content):
-    path = _file(folder, "x.parquet", content)
-    return lambda: _stage(folder, "parquet", path)
-
-
-def read_statistics(folder, content):
-    path = _file(folder, "x.npz", content)
-    return lambda: load_statistics(path)
-
-
-def read_params(folder, content):
-    path = _file(folder, "params.yaml", content)
-    return lambda: load_params(path)
-
-
-def read_weights(folder, content):
-    """A model whose description vouches for the weights."""
+def read_model(folder, content, name):
+    """A model; if ``content`` is its weights, with a description that vouches for them."""
     model(folder)
-    give_weights(folder, content)
-    return lambda: load_generator(folder)
-
-
-def read_spec(folder, content):
-    model(folder)
-    _file(folder, "model.json", content)
+    give_weights(folder, content) if name == "weights" else _file(folder, "model.json", content)
     return lambda: load_generator(folder)
 
 
@@ -253,66 +228,18 @@ def read_state(folder, content):
     return lambda: state.load(path)
 
 
-def read_meta(folder, content):
+def read_store(folder, content, name):
+    """A store; if ``content`` is a shard, with a ``meta.json`` that vouches for it."""
     store(folder)
-    _file(folder, "meta.json", content)
+    give_shard(folder, content) if name == "shard" else _file(folder, "meta.json", content)
     return lambda: ImageStore.open(folder)
 
 
-def read_shard(folder, content):
-    """A store whose ``meta.json`` vouches for the file."""
-    store(folder)
-    give_shard(folder, content)
-    return lambda: ImageStore.open(folder)
-
-
-def read_torchscript(folder, content):
-    path = _file(folder, "x.ts", content)
-    return lambda: load_extractor(str(path), device=CPU)
-
-
-def read_inception(folder, content):
-    path = _file(folder, "inception.pth", content)
-    return lambda: load_extractor("inception-edm", device=CPU, inception_weights=path)
-
-
-def read_fashion_mnist(folder, content):
-    for part in ("train", "t10k"):
-        for kind in ("images-idx3", "labels-idx1"):
-            _file(folder, f"FashionMNIST/raw/{part}-{kind}-ubyte", content)
-    return lambda: find_images("torchvision", folder, "fashion-mnist")
-
-
-def read_old_fashion_mnist(folder, content):
-    for name in ("training.pt", "test.pt"):
-        _file(folder, f"FashionMNIST/processed/{name}", content)
-    return lambda: find_images("torchvision", folder, "fashion-mnist")
-
-
-def read_cifar10(folder, content):
-    batches = torchvision.datasets.CIFAR10
-    for name, _ in [*batches.train_list, *batches.test_list, [batches.meta["filename"], ""]]:
-        _file(folder, f"cifar-10-batches-py/{name}", content)
-    return lambda: find_images("torchvision", folder, "cifar10")
-
-
-def read_cifar10_archive(folder, content):
-    _file(folder, torchvision.datasets.CIFAR10.filename, content)
-    return lambda: find_images("torchvision", folder, "cifar10")
-
-
-def read_fashion_mnist_archive(folder, content):
-    for part in ("train", "t10k"):
-        for kind in ("images-idx3", "labels-idx1"):
-            _file(folder, f"FashionMNIST/raw/{part}-{kind}-ubyte.gz", content)
-    return lambda: find_images("torchvision", folder, "fashion-mnist")
-
-
-def read_celeba_archive(folder, content):
-    """All of its files, the pictures' archive among them."""
-    for _, _, name in torchvision.datasets.CelebA.file_list:
-        _file(folder, f"celeba/{name}", content)
-    return lambda: find_images("torchvision", folder, "celeba")
+def read_set(folder, content, name, files):
+    """A torchvision set all of whose files hold the content."""
+    for file in files:
+        _file(folder, file, content)
+    return lambda: find_images("torchvision", folder, name)
 
 
 def read_summary(folder, content):
@@ -322,11 +249,59 @@ def read_summary(folder, content):
     return lambda: folder_run(folder)
 
 
+def read_one(name, read):
+    """A reader of one file."""
+
+    def reader(folder, content):
+        path = _file(folder, name, content)
+        return lambda: read(path)
+
+    return reader
+
+
+CIFAR10, CELEBA = torchvision.datasets.CIFAR10, torchvision.datasets.CelebA
+BATCHES = [name for name, _ in (*CIFAR10.train_list, *CIFAR10.test_list)]
+IDX = [
+    f"FashionMNIST/raw/{part}-{kind}-ubyte"
+    for part in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+]
+SETS = {
+    "fashion_mnist": ("fashion-mnist", IDX),
+    "fashion_mnist_archive": ("fashion-mnist", [f"{name}.gz" for name in IDX]),
+    "old_fashion_mnist": (
+        "fashion-mnist", [f"FashionMNIST/processed/{name}.pt" for name in ("training", "test")],
+    ),
+    "cifar10": (
+        "cifar10",
+        [f"cifar-10-batches-py/{name}" for name in (*BATCHES, CIFAR10.meta["filename"])],
+    ),
+    "cifar10_archive": ("cifar10", [CIFAR10.filename]),
+    "celeba_archive": ("celeba", [f"celeba/{name}" for _, _, name in CELEBA.file_list]),
+}  # fmt: skip
 READERS = {
-    name.removeprefix("read_"): reader
-    for name, reader in globals().items()
-    if name.startswith("read_")
+    "folder": lambda folder, content: partial(
+        _stage, folder, "folder", _file(folder, "in/x.png", content).parent
+    ),
+    "parquet": lambda folder, content: partial(
+        _stage, folder, "parquet", _file(folder, "x.parquet", content)
+    ),
+    "statistics": read_one("x.npz", load_statistics),
+    "params": read_one("params.yaml", load_params),
+    "torchscript": read_one("x.ts", lambda path: load_extractor(str(path), device=CPU)),
+    "inception": read_one(
+        "inception.pth",
+        lambda path: load_extractor("inception-edm", device=CPU, inception_weights=path),
+    ),
+    "weights": partial(read_model, name="weights"),
+    "spec": partial(read_model, name="spec"),
+    "state": read_state,
+    "meta": partial(read_store, name="meta"),
+    "shard": partial(read_store, name="shard"),
+    "summary": read_summary,
+    **{key: partial(read_set, name=name, files=files) for key, (name, files) in SETS.items()},
 }
+"""Each takes a scratch folder and bytes, and reads them as a user's command would."""
 
 
 def edit(file, change):

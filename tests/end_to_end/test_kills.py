@@ -6,12 +6,19 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+from importlib import import_module
 
 import pytest
 from tiny_training import KINDS, run_steps, tiny_params
 
+from bench.common import origin
 from bench.reliability import kills
+from pipeline.__main__ import main
 from pipeline.stage_io.paths import Paths
+from pipeline.stages import STAGES
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.session import Record, open_session
 from sandbox.faults import Boundaries
@@ -90,13 +97,14 @@ def test_a_kill_at_any_boundary_of_a_save_leaves_one_whole_state(moments):
     assert {0, 1} == set(found)
 
 
-@pytest.mark.parametrize("number", ERRORS)
-def test_a_disk_that_refuses_at_any_boundary_leaves_one_whole_state(number, moments):
-    def refuse():
-        raise OSError(number, os.strerror(number), str(moments.path))
-
+def test_a_disk_that_refuses_at_any_boundary_leaves_one_whole_state(moments):
     # From 2: that a folder which is there cannot be made stops nobody.
     for at in range(2, len(boundaries(moments)) + 1):
+        number = ERRORS[at % 3]
+
+        def refuse(number=number):
+            raise OSError(number, os.strerror(number), str(moments.path))
+
         moments.go_back()
         with (
             pytest.raises(OSError, match="state") as refused,
@@ -122,42 +130,95 @@ def test_the_page_of_the_kills_says_what_hit_and_what_was_found():
     plan = kills.Plan(signal.SIGTERM, at_work=True, fraction=0.5, as_dvc=False)
     hit, late = kills.Kill(plan, 2.0, 0.5, 143), kills.Kill(plan, 9.0, 0.0, 0)
     trial = kills.Trial("corrupt", [hit, hit, late], ["differs: a\nb"])
-    page = kills.page(kills.origin("python x"), [trial], ["left behind: c"])
+    page = kills.page({"command": "python x", **origin()}, [trial], ["left behind: c"])
     assert "Written by `python x --write`" in page
     assert "**2 kills in 1 trials; 2 findings.**" in page
     assert "| corrupt | 1 | 0 | 2 | 0 | 2 | 1 | 0.5 s | 1 |" in page
     assert page.endswith("* trial 1, corrupt: differs: a\n* left behind: c\n")
 
 
-FAILING_STAGE = """
-import errno, os, sys
-from pathlib import Path
-from sandbox.faults import Boundaries
-import pipeline.stages.pretrain, pipeline.tracking.tracker
-from pipeline.__main__ import main
+class Forked:
+    """A function in a forked process of its own session, with the methods of ``Popen``."""
 
-states = Path.cwd() / ".dsd" / "state"
-numbers = [errno.ENOSPC, errno.EIO, errno.EROFS]
-for at in (2, 4, 6, 8):
-    number = numbers[at // 2 % 3]
-    def refuse():
-        raise OSError(number, os.strerror(number), str(states))
-    child = os.fork()
-    if child == 0:
-        with Boundaries(refuse, at, states).watched():
-            code = main(["pretrain"])
-        sys.stderr.flush()
-        os._exit(code)
-    _, status = os.waitpid(child, 0)
-    print("CODE", os.waitstatus_to_exitcode(status), flush=True)
-"""
-"""Runs the stage four times; each time the disk refuses another file operation on its states."""
+    def __init__(self, function, folder, env):
+        self._log, self.returncode = tempfile.TemporaryFile("w+"), None  # noqa: SIM115
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._become(function, folder, env)
+
+    def _become(self, function, folder, env):
+        code = 70
+        try:
+            os.setsid()
+            os.chdir(folder)
+            os.environ.clear()
+            os.environ.update(env)
+            for number in (1, 2):
+                os.dup2(self._log.fileno(), number)
+            sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+            code = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout=300.0):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a stage", timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self):
+        self.wait()
+        self._log.seek(0)
+        return self._log.read(), ""
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class Bench(kills.Bench):
+    """Its commands are forked from this process, which has imported what they need."""
+
+    def start(self, *command):
+        return Forked(lambda: main([*command[3:]]), self.root, self.env)
+
+    def run(self, *command, code=0):
+        process = self.start(*command)
+        printed, _ = process.communicate()
+        assert process.returncode == code, printed
+
+
+IMPORTED = (
+    "pipeline.reports.report",
+    "pipeline.checks.check",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.db.utils",
+)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     """A clone whose stages have run once."""
-    made = kills.Bench(tmp_path_factory.mktemp("clone"))
+    for module in (*(f"pipeline.stages.{stage}" for stage in STAGES), *IMPORTED):
+        import_module(module)
+    shorter = {
+        "pretrain.kimg": 2.56,
+        "pretrain.sample_every_kimg": 1.28,
+        "distill.kimg": 1.28,
+        "distill.selection.every_kimg": 0.32,
+    }
+    made = Bench(tmp_path_factory.mktemp("clone"), {**kills.PARAMS, **shorter})
     made.run_whole()
     return made
 
@@ -165,21 +226,23 @@ def bench(tmp_path_factory):
 @pytest.mark.slow
 def test_a_stage_whose_states_cannot_be_saved_says_so_and_goes_on_later(bench):
     bench.delete_outputs("pretrain")
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING_STAGE],
-        cwd=bench.root,
-        env=bench.env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    codes = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("CODE")]
-    assert codes == ["5"] * 4
-    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 4
-    assert "Traceback" not in done.stderr
-    for message in messages:
+    states = bench.root / ".dsd" / "state"
+    for at in (2, 4, 6, 8):
+        number = ERRORS[at // 2 % 3]
+
+        def refuse(number=number):
+            raise OSError(number, os.strerror(number), str(states))
+
+        def stage(at=at, refuse=refuse):
+            with Boundaries(refuse, at, states).watched():
+                return main(["pretrain"])
+
+        process = Forked(stage, bench.root, bench.env)
+        printed, _ = process.communicate()
+        assert process.returncode == 5, printed
+        (message,) = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert "continues where it was" in message
+        assert "Traceback" not in printed
     assert bench.attempt("pretrain", []).findings == []
 
 
@@ -189,7 +252,7 @@ def test_a_stage_whose_states_cannot_be_saved_says_so_and_goes_on_later(bench):
     [
         ("corrupt", [signal.SIGKILL]),
         ("pretrain", [signal.SIGKILL, signal.SIGTERM]),
-        ("distill", [signal.SIGKILL, signal.SIGINT, signal.SIGKILL]),
+        ("distill", [signal.SIGKILL, signal.SIGINT]),
         ("evaluate", [signal.SIGKILL]),
     ],
 )
@@ -202,4 +265,8 @@ def test_a_killed_stage_ends_with_the_same_bytes_and_numbers(stage, numbers, ben
     trial = bench.attempt(stage, plans)
     assert trial.findings == []
     assert [kill.code for kill in trial.kills].count(0) < len(plans), "all kills came too late"
+
+
+@pytest.mark.slow
+def test_no_run_is_left_unfinished_in_mlflow(bench):
     assert bench.unfinished_runs() == []

@@ -15,10 +15,12 @@ from contextlib import closing, suppress
 import pytest
 
 from dsd import load_generator
+from pipeline.__main__ import main
 from pipeline.stages import STAGES
+from sandbox import ROOT
 from sandbox.pages import check
 from sandbox.ports import free_port
-from sandbox.workspace import Workspace, clone, end, outcomes, wait_until
+from sandbox.workspace import Workspace, end, outcomes, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +47,7 @@ def processor_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
-def test_a_fresh_clone_needs_one_command(workspace):
+def test_a_fresh_clone_needs_one_command_and_a_second_does_nothing(workspace):
     # Tests of the flow, which stop stages half-way, may have come before.
     workspace.back_to_the_first_run()
     assert workspace.first == dict.fromkeys(STAGES, "ran")
@@ -59,6 +61,16 @@ def test_a_fresh_clone_needs_one_command(workspace):
         assert summary[model]["proximal_frechet"] > 0
     # Nothing but the lock is new to git: every output is ignored.
     assert workspace.run("git", "status", "--porcelain").stdout.split() == ["??", "dvc.lock"]
+    known = runs(workspace)
+    for stage in STAGES:
+        assert known[workspace.run_id(stage)] == (stage, 0.5, "FINISHED")
+    assert registered_models(workspace) == ["one-step-generator"]
+
+    # Processor time: other work on the machine does not change it.
+    start = processor_seconds()
+    assert workspace.repro() == dict.fromkeys(STAGES, "cached")
+    assert processor_seconds() - start < 4
+    assert runs(workspace) == known
 
 
 def test_the_first_run_had_no_network(workspace):
@@ -67,169 +79,11 @@ def test_the_first_run_had_no_network(workspace):
     assert workspace.first == dict.fromkeys(STAGES, "ran")
 
 
-def test_each_executed_stage_has_one_run_and_the_generator_is_registered(workspace):
-    workspace.back_to_the_first_run()
-    known = runs(workspace)
-    for stage in STAGES:
-        assert known[workspace.run_id(stage)] == (stage, 0.5, "FINISHED")
-    assert registered_models(workspace) == ["one-step-generator"]
-
-
-def test_a_second_repro_does_nothing_and_soon(workspace):
-    workspace.back_to_the_first_run()
-    before = runs(workspace)
-    # Processor time: other work on the machine does not change it.
-    start = processor_seconds()
-    assert workspace.repro() == dict.fromkeys(STAGES, "cached")
-    assert processor_seconds() - start < 4
-    assert runs(workspace) == before
-
-
-def test_a_changed_parameter_reruns_what_it_touches_and_comes_back_for_free(workspace):
-    workspace.back_to_the_first_run()
-    first = {stage: workspace.run_id(stage) for stage in STAGES}
-    before = runs(workspace)
-    workspace.commit("first result")
-
-    workspace.set({"corrupt.sigma": 0.2})
-    after_sigma = workspace.repro()
-    assert after_sigma == {**dict.fromkeys(STAGES, "ran"), "prepare": "cached"}
-    new = [run for run_id, run in runs(workspace).items() if run_id not in before]
-    assert sorted(new) == sorted((stage, 0.2, "FINISHED") for stage in [*STAGES][1:])
-
-    changed = json.loads(workspace.run("dvc", "params", "diff", "--json").stdout)
-    assert changed["params.yaml"] == {"corrupt.sigma": {"old": 0.5, "new": 0.2, "diff": -0.3}}
-    metrics = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)
-    assert "generator.proximal_frechet" in json.dumps(metrics)
-
-    workspace.set({"distill.alpha": 1.0})
-    after_alpha = workspace.repro()
-    assert {stage for stage, what in after_alpha.items() if what == "ran"} == {
-        "distill",
-        "evaluate",
-    }
-    assert {what for stage, what in after_alpha.items() if stage in [*STAGES][:3]} == {"cached"}
-
-    count = len(runs(workspace))
-    workspace.back_to_the_first_run()
-    assert {stage: workspace.run_id(stage) for stage in STAGES} == first
-    assert len(runs(workspace)) == count
-
-
-def test_results_are_shown_without_options(workspace):
-    workspace.back_to_the_first_run()
-    assert "generator.proximal_frechet" in workspace.run("dvc", "metrics", "show").stdout
-    html = workspace.run("dvc", "plots", "show").stdout.strip()
-    assert html.endswith("index.html")
-    plots = (workspace.root / "dvc_plots" / "index.html").read_text()
-    assert plots.count("vega") > 3
-    # DVC takes no page for a plot, so its own page leads to ours.
-    (link,) = re.findall(r'href="([^"]*report\.html)"', plots)
-    report = check((workspace.root / "dvc_plots" / link).resolve())
-    assert {"result", "images", "training", "choice", "noise"} <= set(report.ids)
-    assert workspace.run_id("distill") in report.text
-    compared = workspace.run(sys.executable, "-m", "pipeline", "compare").stdout
-    assert re.match(r"\d+ runs?\b", compared)
-    assert (
-        workspace.run_id("evaluate")[:8]
-        in check(workspace.root / "reports" / "comparison.html").text
-    )
-    # Of a commit without dvc.lock, DVC would say "!".
-    workspace.commit("result")
-    shown = workspace.run("dvc", "exp", "show", "--csv").stdout
-    assert "generator.proximal_frechet" in shown.splitlines()[0]
-    assert "!" not in shown
-    table = workspace.run(sys.executable, "-m", "pipeline", "show").stdout
-    assert "comparison.png" in table
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [("corrupt.sigma", -0.1, "corrupt.sigma"), ("data.path", "data/nowhere", "data.path")],
-)
-def test_bad_values_are_refused_before_anything_runs(workspace, key, value, words):
-    workspace.back_to_the_first_run()
-    before = runs(workspace)
-    workspace.set({key: value})
-    checked = workspace.run(sys.executable, "-m", "pipeline", "check", code=None)
-    assert checked.returncode in (2, 3)
-    assert words in checked.stderr
-    assert len(checked.stderr.strip().splitlines()) == 1
-    assert workspace.run("dvc", "repro", code=None).returncode != 0
-    assert runs(workspace) == before
-
-
-def test_a_folder_anywhere_is_a_source(workspace, tmp_path):
-    from PIL import Image
-
-    workspace.back_to_the_first_run()
-    for number in range(8):
-        Image.new("L", (16, 16), 30 * number).save(tmp_path / f"{number}.png")
-    source = {"data.source": "folder", "data.path": str(tmp_path), "data.pad": 0}
-    workspace.set(source | {"corrupt.num_heldout": 2})
-    assert workspace.repro("-s", "prepare") == {"prepare": "ran"}
-    assert workspace.read("reports/prepare/summary.json")["count"] == 8
-    Image.new("L", (16, 16), 255).save(tmp_path / "9.png")
-    assert workspace.repro("-s", "prepare") == {"prepare": "ran"}, "a new image is a change"
-    assert workspace.repro("-s", "prepare") == {"prepare": "cached"}
-
-
-def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(workspace):
-    workspace.back_to_the_first_run()
-    # Long enough to be interrupted in the middle.
-    workspace.set({"pretrain.kimg": 6.4})
-    states = workspace.root / ".dsd" / "state" / "pretrain"
-    shutil.rmtree(states)
-    process = workspace.start("dvc", "repro", "-s", "pretrain")
-    try:
-        wait_until(lambda: any(states.glob("*/state")), 600, "a saved state", process)
-        end(process, signal.SIGINT)
-        printed, _ = process.communicate(timeout=300)
-    finally:
-        end(process)
-    assert process.returncode != 0
-    assert re.search(r"stopped after [\d,]+ images; the same command continues", printed)
-
-    again = workspace.run("dvc", "repro", "-s", "pretrain")
-    assert outcomes(again.stdout) == {"pretrain": "ran"}
-    assert re.search(r"resumed after [\d,]+ images", again.stdout + again.stderr)
-    resumed = workspace.digest("data/pretrain")
-
-    shutil.rmtree(states)
-    assert workspace.repro("-f", "-s", "pretrain") == {"pretrain": "ran"}
-    assert workspace.digest("data/pretrain") == resumed
-
-
-def test_the_command_lines_answer_soon_and_without_heavy_imports(workspace):
-    for module in ("pipeline", "flows.train"):
-        code = (
-            f"import runpy, sys; sys.argv = ['x', '--help']\n"
-            f"try: runpy.run_module('{module}', run_name='__main__')\n"
-            f"except SystemExit: pass\n"
-            f"print(sorted({{'torch', 'mlflow', 'prefect', 'dvc'}} & set(sys.modules)))"
-        )
-        assert workspace.run(sys.executable, "-c", code).stdout.splitlines()[-1] == "[]"
-
-
-def test_make_names_every_target():
-    from sandbox.workspace import PROJECT
-
-    done = subprocess.run(
-        ["make", "help"], cwd=PROJECT, text=True, capture_output=True, check=True
-    )
-    targets = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"setup", "run", "test", "lint", "types", "up"} <= targets
-
-
-def test_a_clone_leaves_nothing_of_this_machine(tmp_path):
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    clone(folder)
-    assert not [p for p in folder.rglob("*") if p.name in {".venv", "mlflow.db", ".prefect"}]
-
-
 def test_the_champion_answers_over_http(workspace):
-    """What the README says: images from a seed, through MLflow's own server."""
+    """What the README says: images from a seed, through MLflow's own server.
+
+    The next test makes another generator, which may become the champion.
+    """
     workspace.back_to_the_first_run()
     port = free_port()
     model = "models:/one-step-generator@champion"
@@ -264,12 +118,120 @@ def test_the_champion_answers_over_http(workspace):
     assert images == generator.sample(3, seed=7).tolist()
 
 
-def hashes_of(workspace, folder):
-    """Relative name -> hash of each file."""
-    return {
-        name.removeprefix(str(workspace.root)): value
-        for name, value in workspace.digest(folder).items()
-    }
+def test_a_changed_parameter_reruns_what_it_touches_and_comes_back_for_free(workspace):
+    workspace.back_to_the_first_run()
+    first = {stage: workspace.run_id(stage) for stage in STAGES}
+    before = runs(workspace)
+    workspace.commit("first result")
+
+    workspace.set({"distill.alpha": 1.0})
+    touched = {"distill": "ran", "evaluate": "ran"}
+    assert workspace.repro() == {**dict.fromkeys(STAGES, "cached"), **touched}
+    new = [run for run_id, run in runs(workspace).items() if run_id not in before]
+    assert sorted(new) == [(stage, 0.5, "FINISHED") for stage in touched]
+
+    changed = json.loads(workspace.run("dvc", "params", "diff", "--json").stdout)
+    assert [*changed["params.yaml"]] == ["distill.alpha"]
+    assert changed["params.yaml"]["distill.alpha"].items() >= {"old": 1.2, "new": 1.0}.items()
+    metrics = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)
+    assert "generator.proximal_frechet" in json.dumps(metrics)
+
+    count = len(runs(workspace))
+    workspace.back_to_the_first_run()
+    assert {stage: workspace.run_id(stage) for stage in STAGES} == first
+    assert len(runs(workspace)) == count
+
+
+def test_results_are_shown_without_options(workspace, monkeypatch, capsys):
+    workspace.back_to_the_first_run()
+    html = workspace.run("dvc", "plots", "show").stdout.strip()
+    assert html.endswith("index.html")
+    plots = (workspace.root / "dvc_plots" / "index.html").read_text()
+    assert plots.count("vega") > 3
+    # DVC takes no page for a plot, so its own page leads to ours.
+    (link,) = re.findall(r'href="([^"]*report\.html)"', plots)
+    report = check((workspace.root / "dvc_plots" / link).resolve())
+    assert {"result", "images", "training", "choice", "noise"} <= set(report.ids)
+    assert workspace.run_id("distill") in report.text
+    # Of a commit without dvc.lock, DVC would say "!".
+    workspace.commit("result")
+    shown = workspace.run("dvc", "exp", "show", "--csv").stdout
+    assert "generator.proximal_frechet" in shown.splitlines()[0]
+    assert "!" not in shown
+
+    monkeypatch.chdir(workspace.root)
+    assert main(["compare"]) == 0
+    assert re.match(r"\d+ runs?\b", capsys.readouterr().out)
+    comparison = check(workspace.root / "reports" / "comparison.html")
+    assert workspace.run_id("evaluate")[:8] in comparison.text
+    assert main(["show"]) == 0
+    assert "comparison.png" in capsys.readouterr().out
+
+
+def test_bad_values_are_refused_before_anything_runs(workspace, monkeypatch, capsys):
+    workspace.back_to_the_first_run()
+    before = runs(workspace)
+    monkeypatch.chdir(workspace.root)
+    for change, code in (({"data.path": "data/nowhere"}, 3), ({"corrupt.sigma": -0.1}, 2)):
+        workspace.set(change)
+        assert main(["check"]) == code
+        message = capsys.readouterr().err.strip()
+        assert next(iter(change)) in message
+        assert len(message.splitlines()) == 1
+    assert workspace.run("dvc", "repro", code=None).returncode != 0
+    assert runs(workspace) == before
+
+
+def test_a_folder_anywhere_is_a_source(workspace, tmp_path):
+    from PIL import Image
+
+    workspace.back_to_the_first_run()
+    for number in range(8):
+        Image.new("L", (16, 16), 30 * number).save(tmp_path / f"{number}.png")
+    source = {"data.source": "folder", "data.path": str(tmp_path), "data.pad": 0}
+    workspace.set(source | {"corrupt.num_heldout": 2})
+    assert workspace.repro("-s", "prepare") == {"prepare": "ran"}
+    assert workspace.read("reports/prepare/summary.json")["count"] == 8
+    Image.new("L", (16, 16), 255).save(tmp_path / "9.png")
+    assert workspace.repro("-s", "prepare") == {"prepare": "ran"}, "a new image is a change"
+
+
+def test_an_interrupted_training_goes_on_and_ends_with_the_same_bytes(workspace):
+    workspace.back_to_the_first_run()
+    whole = workspace.digest("data/pretrain")
+    states = workspace.root / ".dsd" / "state" / "pretrain"
+    shutil.rmtree(states, ignore_errors=True)
+    process = workspace.start("dvc", "repro", "-f", "-s", "pretrain")
+    try:
+        wait_until(lambda: any(states.glob("*/state")), 600, "a saved state", process)
+        end(process, signal.SIGINT)
+        printed, _ = process.communicate(timeout=300)
+    finally:
+        end(process)
+    assert process.returncode != 0
+    assert re.search(r"stopped after [\d,]+ images; the same command continues", printed)
+
+    again = workspace.run("dvc", "repro", "-f", "-s", "pretrain")
+    assert outcomes(again.stdout) == {"pretrain": "ran"}
+    assert re.search(r"resumed after [\d,]+ images", again.stdout + again.stderr)
+    assert workspace.digest("data/pretrain") == whole
+
+
+def test_the_command_lines_answer_soon_and_without_heavy_imports(workspace):
+    for module in ("pipeline", "flows.train"):
+        code = (
+            f"import runpy, sys; sys.argv = ['x', '--help']\n"
+            f"try: runpy.run_module('{module}', run_name='__main__')\n"
+            f"except SystemExit: pass\n"
+            f"print(sorted({{'torch', 'mlflow', 'prefect', 'dvc'}} & set(sys.modules)))"
+        )
+        assert workspace.run(sys.executable, "-c", code).stdout.splitlines()[-1] == "[]"
+
+
+def test_make_names_every_target():
+    done = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True)
+    targets = {line.split()[0] for line in done.stdout.splitlines()}
+    assert {"setup", "run", "test", "lint", "types", "up"} <= targets
 
 
 def test_another_clone_gets_a_finished_run_from_the_remote_and_computes_nothing(
@@ -286,8 +248,8 @@ def test_another_clone_gets_a_finished_run_from_the_remote_and_computes_nothing(
     other.run(*add)
 
     other.run("dvc", "pull", "--run-cache")
-    assert other.repro() == dict.fromkeys(STAGES, "cached")
-    assert hashes_of(other, "data/distill") == hashes_of(workspace, "data/distill")
+    pulled, made = (one.digest("data/distill") for one in (other, workspace))
+    assert [*pulled.values()] == [*made.values()]
     assert other.read("reports/summary.json") == workspace.read("reports/summary.json")
 
     # A run that no commit holds comes back by what it was made from.

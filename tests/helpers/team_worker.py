@@ -37,7 +37,7 @@ def params(dropout, **distill):
     network = {
         "model_channels": 8,
         "channel_mult": [1],
-        "attention_resolutions": [8],
+        "attention_resolutions": [],
         "dropout": dropout,
     }
     consistency = {"weight": 1.5, "batch_size": 5, "num_steps": 2}
@@ -54,7 +54,9 @@ def operator(kind):
 
 
 def denoiser(wanted, observed):
-    network = build_denoiser(wanted.network, observed.observed_shape, seed=1, views=observed.views)
+    size = observed.observed_shape[-1] // wanted.network.patch_size
+    config = wanted.network.model_copy(update={"attention_resolutions": [size]})
+    network = build_denoiser(config, observed.observed_shape, seed=1, views=observed.views)
     random = torch.Generator().manual_seed(3)
     for parameter in network.parameters():  # fresh weights end in zeros
         torch.nn.init.normal_(parameter, std=0.1, generator=random)

@@ -1,18 +1,13 @@
-"""Laws of noise levels."""
-
-import math
+"""Levels of noise; test_twins.py has their formulas."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kstest, norm
+from scipy.stats import kstest
 
 from dsd.model.config import GeneratorNoise, TeacherNoise
 from dsd.model.noise_levels import karras_levels, sample_generator_levels, sample_teacher_levels
-
-LEVELS = st.floats(2e-3, 10)
-LAWS = st.sampled_from(["added", "truncated", "clamped"])
 
 
 def law(sampler):
@@ -24,26 +19,15 @@ def draw(sampler, sigma_y, count=20_000, seed=0):
     return sample_teacher_levels(law(sampler), torch.full((count,), sigma_y), generator)
 
 
-@given(sampler=LAWS, sigma_y=LEVELS, seed=st.integers(0, 100))
+@given(
+    sampler=st.sampled_from(["added", "truncated", "clamped"]),
+    sigma_y=st.floats(2e-3, 10),
+    seed=st.integers(0, 100),
+)
 def test_total_and_added_level_obey_pythagoras(sampler, sigma_y, seed):
     sigma, sigma_add = draw(sampler, sigma_y, 100, seed)
     assert bool((sigma >= torch.tensor(sigma_y)).all())
     torch.testing.assert_close(sigma**2, sigma_y**2 + sigma_add**2, rtol=1e-5, atol=1e-9)
-
-
-def test_truncated_levels_follow_the_lognormal_above_the_data_noise():
-    sigma, _ = draw("truncated", 0.4)
-    below = norm.cdf((math.log(0.4) + 1.2) / 1.2)
-
-    def cdf(value):
-        return (norm.cdf((value.log().numpy() + 1.2) / 1.2) - below) / (1 - below)
-
-    assert kstest(cdf(sigma.double()), "uniform").pvalue > 0.01
-
-
-def test_added_levels_are_lognormal_in_the_added_noise():
-    _, sigma_add = draw("added", 0.4)
-    assert kstest(sigma_add.double().log().numpy(), "norm", args=(-1.2, 1.2)).pvalue > 0.01
 
 
 @pytest.mark.parametrize(
@@ -64,13 +48,6 @@ def test_clean_images_get_plain_lognormal_levels(sampler):
     sigma, sigma_add = draw(sampler, 0.0)
     torch.testing.assert_close(sigma, sigma_add)
     assert kstest(sigma.double().log().numpy(), "norm", args=(-1.2, 1.2)).pvalue > 0.01
-
-
-def test_levels_are_drawn_for_each_image_by_its_own_noise():
-    sigma_y = torch.tensor([0.0, 0.1, 3.0]).repeat(1000)
-    sigma, _ = sample_teacher_levels(law("truncated"), sigma_y, torch.Generator().manual_seed(0))
-    assert bool((sigma >= sigma_y).all())
-    assert float(sigma[::3].min()) < 0.1
 
 
 def test_the_karras_grid_has_its_published_ends():

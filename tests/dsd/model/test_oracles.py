@@ -279,30 +279,33 @@ def test_the_expected_score_identity_loss_is_one_minus_alpha_times_the_gap(start
     assert float(value / expected) == pytest.approx(1 - alpha, abs=1e-5)
 
 
-@pytest.mark.parametrize(("start", "sigma"), PLACES)
-def test_alpha_one_half_is_half_the_gradient_of_the_fisher_divergence(start, sigma):
-    gradient = parameter_gradient(sid(0.5), start, sigma, scaled=False)
-    exact = derivative(lambda *at: fisher(*at, sigma), start)
-    torch.testing.assert_close(gradient, exact / 2, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("start", "sigma"), PLACES)
-def test_dmd_is_the_reverse_kl_gradient_times_the_variance_of_the_noise(start, sigma):
-    gradient = parameter_gradient(reverse_kl_loss, start, sigma, scaled=False)
-    exact = derivative(lambda *at: reverse_kl(*at, sigma), start)
-    torch.testing.assert_close(gradient, sigma**2 * exact, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("start", "sigma"), [*PLACES, ((TRUE_SCALE, TRUE_SHIFT), 0.8)])
-def test_sds_is_the_cross_entropy_gradient_and_shrinks_what_is_right_already(start, sigma):
-    gradient = parameter_gradient(
+GRADIENTS = {
+    "alpha 1/2 is half of the Fisher divergence": (sid(0.5), fisher, lambda _: 0.5),
+    "dmd is the reverse KL": (reverse_kl_loss, reverse_kl, lambda sigma: sigma**2),
+    "sds is the cross entropy": (
         score_distillation_sampling_loss,
-        start, sigma, scaled=False,
-    )  # fmt: skip
-    exact = derivative(lambda *at: cross_entropy(*at, sigma), start)
-    torch.testing.assert_close(gradient, sigma**2 * exact, rtol=1e-4, atol=1e-5)
-    # Growing the images about their mean would raise it: no entropy speaks for spread.
-    growth = torch.cat([start[0].flatten(), torch.zeros(2, dtype=torch.float64)])
+        cross_entropy,
+        lambda sigma: sigma**2,
+    ),
+}
+"""Loss, divergence of both distributions, and what its gradient is multiplied with."""
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize(("start", "sigma"), PLACES)
+def test_a_loss_has_the_gradient_of_its_divergence(start, sigma, name):
+    loss, divergence, factor = GRADIENTS[name]
+    gradient = parameter_gradient(loss, start, sigma, scaled=False)
+    exact = factor(sigma) * derivative(lambda *at: divergence(*at, sigma), start)
+    torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_sds_shrinks_what_is_right_already():
+    """Growing the images about their mean would raise it: no entropy speaks for spread."""
+    gradient = parameter_gradient(
+        score_distillation_sampling_loss, (TRUE_SCALE, TRUE_SHIFT), 0.8, scaled=False
+    )
+    growth = torch.cat([TRUE_SCALE.flatten(), torch.zeros(2, dtype=torch.float64)])
     assert float(gradient @ growth) > 0.01
 
 

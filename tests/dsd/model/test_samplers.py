@@ -82,20 +82,6 @@ def test_the_reference_truncation_stops_where_the_paper_s_does(sigma_y, stop, ev
     assert drawn.evaluations_full == 35
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sigma_y", [0.0, 0.001, 0.002, 0.3, 3.0, 80.0])
-def test_the_reported_evaluations_are_those_made(method, sigma_y):
-    """Each kind alone costs what it says, and all of them together one last step beyond full."""
-    drawn, calls = counted(latents(), config=config(7, method=method), sigma_y=sigma_y)
-    step = 2 if method == "heun" else 1
-    assert drawn.evaluations_full == 6 * step + 1
-    beyond = drawn.evaluations_truncated_exact - drawn.evaluations_truncated
-    assert beyond == (0 if sigma_y in (0.0, 80.0) else step)
-    assert len(calls) == drawn.evaluations_full + beyond
-    not_below = [level for level in calls if float(level[0]) >= sigma_y - 1e-6]
-    assert len(not_below) >= drawn.evaluations_truncated
-
-
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 @pytest.mark.parametrize("kind", ["full", "truncated_exact"])
 def test_the_error_falls_with_the_order_of_the_method(method, order, kind):
@@ -132,28 +118,9 @@ def test_data_noise_on_the_grid_needs_no_step_of_its_own():
     assert float((above.truncated - on.truncated).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_without_data_noise_all_samples_are_the_same(method):
-    drawn, calls = counted(latents(), config=config(6, method=method), sigma_y=0.0)
-    torch.testing.assert_close(drawn.truncated, drawn.full)
-    torch.testing.assert_close(drawn.truncated_exact, drawn.full, rtol=0, atol=0)
-    evaluations = {drawn.evaluations_truncated, drawn.evaluations_truncated_exact}
-    assert evaluations == {drawn.evaluations_full} == {len(calls)}
-
-
 def test_data_noise_above_the_grid_is_refused():
     with pytest.raises(ParamsError, match=r"sigma_max 80, below the noise of the data, 81: raise"):
         sample_teacher(gaussian_denoiser, latents(), config=config(), sigma_y=81.0)
-
-
-@pytest.mark.parametrize("churn", [0.0, 20.0])
-def test_states_of_any_shape_are_sampled_alike(churn):
-    grid = config(churn={"S_churn": churn})
-    flat = sample_teacher(gaussian_denoiser, latents(5, 8), config=grid, sigma_y=0.1, seed=1)
-    images = latents(5, 8).reshape(5, 2, 2, 2)
-    cube = sample_teacher(gaussian_denoiser, images, config=grid, sigma_y=0.1, seed=1)
-    for kind in KINDS:
-        assert torch.equal(getattr(cube, kind).flatten(1), getattr(flat, kind))
 
 
 @pytest.mark.parametrize("churn", [0.0, 20.0])
