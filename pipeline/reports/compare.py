@@ -10,7 +10,8 @@ Reference:
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from pipeline.reports.comparison import (
     shared_spaces,
     variant_of,
 )
-from pipeline.reports.comparison_figures import draw_lines
+from pipeline.reports.figures import draw_lines
 from pipeline.reports.page import embed, inline, write_page
 from pipeline.reports.summary import LABELS, distances, read_summary, title_of
 from pipeline.stage_io.paths import Paths
@@ -33,6 +34,7 @@ from pipeline.stage_io.tables import write_csv
 __all__ = ["compare", "folder_run", "write_comparison"]
 
 _CHOICE = "protocol="
+_LEFT_OUT = "another protocol, or older with equal parameters"
 _PICTURE = Path("evaluate") / "samples" / "generator.png"
 
 
@@ -45,7 +47,6 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What is measured, without whose."""
         return f"{title_of(self.measure, self.features)} ({self.features})"
 
 
@@ -73,18 +74,16 @@ def compare(names: Sequence[str], paths: Paths, page: Path | None = None) -> lis
     sources = [name for name in names if not name.startswith(_CHOICE)]
     with tempfile.TemporaryDirectory(prefix="dsd-compare-") as folder:
         found = _find(sources, paths, Path(folder))
-        runs = _newest(one_protocol(found, protocols[0] if protocols else None))
+        alike = one_protocol(found, protocols[0] if protocols else None)
+        # Runs with equal parameters are repetitions, not new evidence: the last one counts.
+        runs = [*{json.dumps(run.params, sort_keys=True): run for run in alike}.values()]
         write_comparison(runs, page)
+    left_out = len(found) - len(runs)
     return [
-        _counted(len(runs), len(found) - len(runs)),
+        _runs(len(runs)) + (f"; {left_out} left out ({_LEFT_OUT})" if left_out else ""),
         f"Page:   {page.relative_to(paths.root)}",
         f"Table:  {page.with_suffix('.csv').relative_to(paths.root)}",
     ]
-
-
-def _counted(shown: int, left_out: int) -> str:
-    reason = "another protocol, or older with equal parameters"
-    return f"{_runs(shown)}; {left_out} left out ({reason})" if left_out else _runs(shown)
 
 
 def _runs(count: int) -> str:
@@ -155,36 +154,47 @@ def _stored(prefixes: Sequence[str], paths: Paths, scratch: Path) -> list[Run]:
 
 def _as_text(values: Mapping[str, object]) -> dict[str, str]:
     """Equal text for equal values, be they from YAML or from MLflow, which keeps text."""
-    return {key: _plain(value) for key, value in values.items()}
 
+    def plain(value: object) -> str:
+        if value is None or isinstance(value, list):
+            return json.dumps(value)
+        try:
+            return f"{float(str(value)):g}"
+        except ValueError:
+            return str(value)
 
-def _plain(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return json.dumps(value)
-    try:
-        return f"{float(str(value)):g}"
-    except ValueError:
-        return str(value)
-
-
-def _newest(runs: Iterable[Run]) -> list[Run]:
-    """Of runs with equal parameters the last: they are repetitions, not new evidence."""
-    return [*{json.dumps(run.params, sort_keys=True): run for run in runs}.values()]
+    return {key: plain(value) for key, value in values.items()}
 
 
 def write_comparison(runs: Sequence[Run], page: Path) -> None:
     """Write page and table about runs of one protocol."""
-    keys = differing(runs)
-    columns = _columns(runs)
-    rows = _rows(runs, keys, columns)
+    keys, spaces = differing(runs), shared_spaces(runs)
+    columns = [
+        column
+        for column in starmap(Column, product(spaces, MEASURES, LABELS))
+        if any(_value(run, column) is not None for run in runs)
+    ]
+    ordered = sorted(
+        runs, key=lambda run: (variant_of(run, "generator", keys), run.sigma, run.seed)
+    )
+    rows = [
+        (
+            [run.name, *(run.params.get(key, "-") for key in keys)],
+            [_value(run, column) for column in columns],
+        )
+        for run in ordered
+    ]
+    # One for each method and noise level: that of the smallest seed.
+    pictured = {
+        (variant_of(run, "generator", keys), run.sigma): (run, run.picture)
+        for run in reversed(ordered)
+        if run.picture is not None
+    }
     write_csv(
         page.with_suffix(".csv"),
         ["run", *keys, *(f"{column.title}: {LABELS[column.model]}" for column in columns)],
         [(*words, *values) for words, values in rows],
     )
-    spaces = shared_spaces(runs)
     write_page(
         page,
         "comparison.html.j2",
@@ -195,9 +205,8 @@ def write_comparison(runs: Sequence[Run], page: Path) -> None:
         models=[LABELS[column.model] for column in columns],
         rows=rows,
         pictures=[
-            (_caption(run, keys), embed(run.picture, f"images of the generator of {run.name}"))
-            for run in _pictured(runs, keys)
-            if run.picture is not None
+            (_caption(run, keys), embed(picture, f"images of the generator of {run.name}"))
+            for run, picture in reversed(pictured.values())
         ],
         protocol=leaves(runs[0].summary["protocol"]),
         seeds=sorted({run.seed for run in runs}, key=float),
@@ -215,45 +224,8 @@ def _figures(runs: Sequence[Run], features: str) -> dict[str, object]:
     return {"features": features, "figures": drawn}
 
 
-def _columns(runs: Sequence[Run]) -> list[Column]:
-    """All distances that some run has."""
-    return [
-        Column(features, measure, model)
-        for features in shared_spaces(runs)
-        for measure in MEASURES
-        for model in LABELS
-        if any(_value(run, features, measure, model) is not None for run in runs)
-    ]
-
-
-def _rows(
-    runs: Sequence[Run], keys: Sequence[str], columns: Sequence[Column]
-) -> list[tuple[list[str], list[float | None]]]:
-    """For each run what distinguishes it, and its distances."""
-    return [
-        (
-            [run.name, *(run.params.get(key, "-") for key in keys)],
-            [_value(run, *column) for column in columns],
-        )
-        for run in sorted(runs, key=_order(keys))
-    ]
-
-
-def _value(run: Run, features: str, measure: str, model: str) -> float | None:
-    return distances(run.summary, model, features).get(measure)
-
-
-def _order(keys: Sequence[str]) -> Callable[[Run], tuple[str, float, str]]:
-    return lambda run: (variant_of(run, "generator", keys), run.sigma, run.seed)
-
-
-def _pictured(runs: Sequence[Run], keys: Sequence[str]) -> list[Run]:
-    """One run with a picture for each method and noise level."""
-    ordered = sorted((run for run in runs if run.picture is not None), key=_order(keys))
-    chosen: dict[tuple[str, float], Run] = {}
-    for run in ordered:
-        chosen.setdefault((variant_of(run, "generator", keys), run.sigma), run)
-    return [*chosen.values()]
+def _value(run: Run, column: Column) -> float | None:
+    return distances(run.summary, column.model, column.features).get(column.measure)
 
 
 def _caption(run: Run, keys: Sequence[str]) -> str:

@@ -4,8 +4,6 @@ Runs that differ in nothing but seed and noise level form one line of the figure
 seeds is its uncertainty.
 """
 
-import hashlib
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 from dsd.utils.errors import DataError
 from pipeline.params.reader import leaves
 from pipeline.reports.summary import LABELS, distances, feature_spaces
+from pipeline.tracking.provenance import NOT_PROTOCOL, protocol_id
 
 __all__ = [
     "MEASURES",
@@ -31,15 +30,7 @@ __all__ = [
 MEASURES = ("frechet", "proximal_frechet")
 """What the figures show, the distance to clean images first."""
 
-_FREE = {
-    "seed",
-    "sigma",
-    "sigma_hat",
-    "noisy_sha256",
-    "features",
-    "extractors",
-    "without_frechet",
-}
+_FREE = {*NOT_PROTOCOL, "sigma", "sigma_hat", "noisy_sha256", "features"}
 """What may differ in the protocols of compared runs; extractors are looked at one by one."""
 
 _IMMATERIAL = (
@@ -67,13 +58,9 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluated run.
+    """One evaluated run: a folder or the beginning of an MLflow run's id, and what it left.
 
-    Args:
-        name: For people: a folder, or the beginning of an MLflow run's id.
-        params: All parameters as text, by dotted key.
-        summary: What its evaluation found.
-        picture: Images of its generator, if they were kept.
+    ``params`` are text by dotted key; ``picture`` shows the generator's images, if they were kept.
     """
 
     name: str
@@ -131,23 +118,17 @@ def variant_of(run: Run, model: str, keys: Sequence[str]) -> str:
     """What distinguishes this run's model from others besides seed and noise level."""
     sections = next(value for name, value in _UPSTREAM.items() if model.startswith(name))
     wanted = [key for key in keys if key.startswith(sections) and key != "corrupt.sigma"]
-    return ", ".join(_told(key, run.params.get(key, "-")) for key in wanted)
+    return ", ".join(_named(key, run.params.get(key, "-")) for key in wanted)
 
 
-def _told(key: str, value: str) -> str:
-    """A word speaks for itself, a number needs its key."""
+def _named(key: str, value: str) -> str:
+    """A word as it is, a number with its key."""
     is_word = value.isalpha() and value not in ("null", "auto", "none")
     return value if is_word else f"{key.rpartition('.')[2]} {value}"
 
 
 def lines_of(runs: Sequence[Run], features: str, measure: str) -> list[Line]:
-    """All lines of the figure of one measure in one feature space.
-
-    Args:
-        runs: Runs of one protocol.
-        features: Name of the feature space.
-        measure: ``frechet`` or ``proximal_frechet``.
-    """
+    """All lines of the figure of one measure (of ``MEASURES``) in one feature space."""
     keys = differing(runs)
     # By seed too: runs that share a teacher must not count its number twice.
     values: dict[tuple[str, str], dict[float, dict[str, float]]] = {}
@@ -159,13 +140,10 @@ def lines_of(runs: Sequence[Run], features: str, measure: str) -> list[Line]:
                 line.setdefault(run.sigma, {})[run.seed] = value
     return [
         Line(model, variant, [_point(sigma, at[sigma]) for sigma in sorted(at)])
-        for (model, variant), at in sorted(values.items(), key=_in_table_order)
+        for model in LABELS
+        for (owner, variant), at in sorted(values.items())
+        if owner == model
     ]
-
-
-def _in_table_order(item: tuple[tuple[str, str], object]) -> tuple[int, str]:
-    model, variant = item[0]
-    return [*LABELS].index(model), variant
 
 
 def _point(sigma: float, by_seed: Mapping[str, float]) -> Point:
@@ -184,8 +162,8 @@ def one_protocol(runs: Sequence[Run], wanted: str | None) -> list[Run]:
     """The runs whose numbers compare.
 
     Args:
-        runs: At least one run.
-        wanted: The id of one protocol, to leave out runs of all others; None if there is one only.
+        runs: At least one.
+        wanted: The id of the protocol to keep; None if there is only one.
 
     Raises:
         DataError: Runs were measured in different ways, or none in the way ``wanted``.
@@ -193,19 +171,19 @@ def one_protocol(runs: Sequence[Run], wanted: str | None) -> list[Run]:
     spaces = shared_spaces(runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_protocol_id(run, spaces), []).append(run)
+        groups.setdefault(protocol_id(_protocol(run, spaces))[:6], []).append(run)
     if wanted is not None and wanted in groups:
         return groups[wanted]
-    told = "; ".join(f"protocol={name} ({_names(group)})" for name, group in groups.items())
+    choices = "; ".join(f"protocol={name} ({_names(group)})" for name, group in groups.items())
     if wanted is not None:
-        msg = f"no run was measured as protocol={wanted}; there are {told}"
+        msg = f"no run was measured as protocol={wanted}; there are {choices}"
         raise DataError(msg)
     if len(groups) > 1:
         first, other, *_ = groups.values()
         msg = (
             f"these runs were not measured alike, so their numbers do not compare: "
             f"{_difference(first[0], other[0], spaces)}. Name runs that go together, or add one "
-            f"of {told}"
+            f"of {choices}"
         )
         raise DataError(msg)
     if not spaces:
@@ -219,11 +197,6 @@ def _protocol(run: Run, spaces: Sequence[str]) -> dict[str, object]:
     protocol = run.summary["protocol"]
     fixed = {name: value for name, value in protocol.items() if name not in _FREE}
     return {**leaves(fixed), **{name: protocol["extractors"].get(name) for name in spaces}}
-
-
-def _protocol_id(run: Run, spaces: Sequence[str]) -> str:
-    text = json.dumps(_protocol(run, spaces), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _difference(one: Run, other: Run, spaces: Sequence[str]) -> str:

@@ -1,8 +1,7 @@
 """The table of all numbers of one run in one feature space."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.reports.page import as_number
 from pipeline.reports.summary import LABELS, distances, title_of
@@ -12,16 +11,14 @@ __all__ = ["Cell", "MetricTable", "Row", "make_table"]
 _LOW, _HIGH, _ERROR = "_low", "_high", "_standard_error"
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A number, and how sure it is."""
 
     value: float | None
     spread: str = ""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """All numbers of one model; the generator is the ``main`` one."""
 
     label: str
@@ -29,8 +26,7 @@ class Row:
     main: bool
 
 
-@dataclass(frozen=True)
-class MetricTable:
+class MetricTable(NamedTuple):
     """What a page shows of one feature space."""
 
     features: str
@@ -45,7 +41,10 @@ def make_table(summary: Mapping[str, Any], features: str) -> MetricTable:
     """
     models = [name for name in LABELS if distances(summary, name, features)]
     found = {name: _numbers(distances(summary, name, features)) for name in models}
-    measures = [measure for measure in _union(found) if not _belongs(measure, found)]
+    known = dict.fromkeys(measure for values in found.values() for measure in values)
+    # A number that says how sure another one is has no column.
+    belonging = {measure + suffix for measure in known for suffix in (_LOW, _HIGH, _ERROR)}
+    measures = [measure for measure in known if measure not in belonging]
     calls = {name: summary[name].get("evaluations") for name in models}
     rows = [
         Row(
@@ -65,19 +64,6 @@ def _numbers(values: Mapping[str, object]) -> dict[str, float | None]:
         for name, value in values.items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     }
-
-
-def _union(found: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    return list(dict.fromkeys(measure for values in found.values() for measure in values))
-
-
-def _belongs(measure: str, found: Mapping[str, Mapping[str, float | None]]) -> bool:
-    """Whether a number only says how sure another one is."""
-    known = _union(found)
-    return any(
-        measure.endswith(suffix) and measure.removesuffix(suffix) in known
-        for suffix in (_LOW, _HIGH, _ERROR)
-    )
 
 
 def _cell(values: Mapping[str, float | None], measure: str) -> Cell:

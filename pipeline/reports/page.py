@@ -25,12 +25,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_page(path: Path, template: str, **content: object) -> None:
-    """Fill a template of this package, all values escaped, and write the page.
+    """Fill a template of this package, all values escaped, and write the whole page or none.
 
-    Args:
-        path: Where to; there is a whole page or none.
-        template: Name of the template's file.
-        content: What the template names; one that it names and does not get is an error.
+    A name in the template that ``content`` lacks is an error.
     """
     folder = FileSystemLoader(Path(__file__).with_name("templates"))
     pages = Environment(
@@ -57,11 +54,7 @@ def as_number(value: float | None) -> str:
 
 
 def embed(path: Path, text: str) -> Markup:
-    """A picture's file inside the page.
-
-    Args:
-        path: A PNG file.
-        text: What it shows, for those who cannot see it.
+    """A PNG file inside the page; ``text`` says what it shows to those who cannot see it.
 
     Raises:
         DataError: It is no PNG picture: a page that is passed on must not carry other files, to
@@ -72,7 +65,9 @@ def embed(path: Path, text: str) -> Markup:
         if not raw.startswith(_PNG):
             raise UnidentifiedImageError
         if len(raw) > _LARGE_PICTURE:
-            raw, kind = _smaller(raw), "webp"
+            with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
+                image.convert("RGB").save(smaller := io.BytesIO(), "WEBP", quality=85)
+            raw, kind = smaller.getvalue(), "webp"
     # On damaged bytes, Pillow's decoders raise nearly anything.
     except Exception as error:
         msg = f"{path} is no PNG picture: remove it, or run `dvc repro` again"
@@ -81,20 +76,10 @@ def embed(path: Path, text: str) -> Markup:
     return Markup('<img src="data:image/{};base64,{}" alt="{}">').format(kind, encoded, text)
 
 
-def _smaller(raw: bytes) -> bytes:
-    target = io.BytesIO()
-    with Image.open(io.BytesIO(raw), formats=["PNG"]) as image:
-        image.convert("RGB").save(target, "WEBP", quality=85)
-    return target.getvalue()
-
-
 def inline(figure: "Figure", name: str, text: str) -> Markup:
     """A figure inside the page, as SVG whose letters are text; the same bytes each time.
 
-    Args:
-        figure: The figure.
-        name: Unique on the page: ids in the SVG begin with it.
-        text: What it shows, for those who cannot see it.
+    Ids in the SVG begin with ``name``, which is unique on the page; ``text`` says what it shows.
     """
     from matplotlib import rc_context
 

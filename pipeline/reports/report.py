@@ -16,9 +16,9 @@ from dsd.utils.files import read_json
 from pipeline.execution.device import resolve_device
 from pipeline.params.model import Params
 from pipeline.params.reader import flatten, leaves, read_mapping
+from pipeline.reports.figures import draw_agreement, draw_curve, draw_levels
 from pipeline.reports.metric_table import make_table
 from pipeline.reports.page import embed, inline, write_page
-from pipeline.reports.report_figures import draw_agreement, draw_curve, draw_levels
 from pipeline.reports.summary import LABELS, feature_spaces, read_summary, title_of
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv
@@ -116,10 +116,7 @@ def _value(summary: Mapping[str, Any], model: str, measure: str) -> float:
 def _moments(summary: Mapping[str, Any], features: str, selection: str) -> dict[str, Any]:
     """The checkpoints that the study of the choice names, as a table.
 
-    Args:
-        summary: All results.
-        features: Space of the distances that evaluation measured.
-        selection: Space of those to held-out images, by which distillation chose.
+    Evaluation measured in the space ``features``, distillation chose in ``selection``.
     """
     named = {k: v for k, v in summary.get("selection", {}).items() if isinstance(v, Mapping)}
     measures = list(dict.fromkeys(measure for moment in named.values() for measure in moment))
@@ -154,13 +151,7 @@ def _curves(report: Path, file: str, value: str, name: str) -> Iterator[_Drawn]:
 
 
 def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
-    """How the checkpoint was chosen, and how well, where there are clean images.
-
-    Args:
-        params: All parameters.
-        paths: The workspace.
-        measured: Space of the distances that evaluation measured.
-    """
+    """How the checkpoint was chosen, and how well by the distances in the space ``measured``."""
     features = params.distill.selection.features
     seen = _rows(paths.report("distill") / "trajectory.csv")
     if seen:
@@ -199,7 +190,6 @@ def _inlined(drawn: Iterable[_Drawn]) -> list[tuple[Markup, str]]:
 
 
 def _pictures(paths: Paths) -> dict[str, Markup]:
-    """All pictures that there are, by the section that shows them."""
     evaluate = paths.report("evaluate")
     wanted = {
         "noise": (paths.report("corrupt") / "images.png", "training images"),
@@ -226,16 +216,14 @@ def _stages(paths: Paths, seconds: float) -> list[dict[str, object]]:
     found = {
         name: _read_json(paths.report(name) / "run.json") for name in STAGES if name != "evaluate"
     }
-    rows: list[dict[str, object]] = [
-        {
-            "name": name,
-            "seconds": run.get("seconds"),
-            "run": run.get("run_id"),
-            "hash": locked.get(f"data/{name}"),
-        }
+    rows = [
+        (name, run.get("seconds"), run.get("run_id"), locked.get(f"data/{name}"))
         for name, run in found.items()
     ]
-    return [*rows, {"name": "evaluate", "seconds": seconds, "run": None, "hash": None}]
+    keys = ("name", "seconds", "run", "hash")
+    return [
+        dict(zip(keys, row, strict=True)) for row in (*rows, ("evaluate", seconds, None, None))
+    ]
 
 
 def _locked(root: Path) -> dict[str, str]:
@@ -249,18 +237,15 @@ def _locked(root: Path) -> dict[str, str]:
 def _provenance(params: Params, paths: Paths) -> dict[str, str]:
     commit = commit_of(paths.root)
     changed = " with changes" if is_dirty(paths.root) else ""
+    device = resolve_device(params.compute)
+    name = f"{device.type}, {torch.get_num_threads()} threads"
     return {
         "commit": "none that git knows here" if commit is None else commit + changed,
-        "device of the evaluation": _device(params),
+        "device of the evaluation": (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else name
+        ),
         **versions(),
     }
-
-
-def _device(params: Params) -> str:
-    device = resolve_device(params.compute)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
@@ -276,7 +261,5 @@ def _column(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    found: dict[str, Any] = read_json(file)
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
     return found

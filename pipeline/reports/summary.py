@@ -41,15 +41,11 @@ class _Part(BaseModel):
 
 
 class _Distances(_Part):
-    """What is read of one model's numbers in one feature space."""
-
     frechet: float | None = None
     proximal_frechet: float | None = None
 
 
 class _Measured(_Distances):
-    """What is read of one model's entry."""
-
     by_features: dict[str, _Distances]
 
 
@@ -57,8 +53,6 @@ _ABSENT = _Measured(by_features={})
 
 
 class _Protocol(_Part):
-    """What is read of the protocol."""
-
     features: str
     extractors: dict[str, str]
     seed: int
@@ -68,7 +62,7 @@ class _Protocol(_Part):
 
 @final
 class _Summary(_Part):
-    """What is read of a summary; there may be more in it."""
+    """All that is read of a summary; there may be more in it."""
 
     generator: _Measured
     noisy_data: _Measured = _ABSENT
@@ -85,11 +79,7 @@ def title_of(measure: str, features: str) -> str:
 
 
 def read_summary(file: Path, shown: str) -> dict[str, Any]:
-    """The content of a summary.
-
-    Args:
-        file: Where it is.
-        shown: The file's name for people.
+    """The content of a summary; ``shown`` is the file's name for people.
 
     Raises:
         DataError: There is none yet, or it cannot be read.

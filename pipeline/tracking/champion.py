@@ -5,8 +5,6 @@ image. A version measured otherwise (other data, noise level, features or number
 not compete: the alias stays until a person moves it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry import SEARCH_MODEL_VERSION_MAX_RESULTS_THRESHOLD
 
-__all__ = ["CHAMPION", "WEIGHTS_TAG", "consider"]
+from pipeline.tracking.provenance import NOT_PROTOCOL, protocol_id
+
+__all__ = ["CHAMPION", "WEIGHTS_TAG", "update_champion"]
 
 CHAMPION = "champion"
 """The alias."""
@@ -24,24 +25,21 @@ WEIGHTS_TAG = "weights_sha256"
 """Tag of a version by which an evaluation finds the generator that it measured."""
 
 _DISTANCE_TAG, _PROTOCOL_TAG = "proximal_frechet", "proximal_protocol"
-_REPETITION = {"seed", "notes", "without_frechet", "extractors"}
 _PREFIX = "generator."
 
 
-def consider(
+def update_champion(
     client: MlflowClient, model: str, evaluation: Run, summary: Mapping[str, Any]
 ) -> None:
     """Note a finished evaluation with the version that it measured, and move the alias if better.
 
-    Args:
-        client: Of the store, which is also the registry.
-        model: Name of the registered model.
-        evaluation: The run of ``evaluate``.
-        summary: The evaluation's ``summary.json``.
+    ``client`` is of the store, which is also the registry; ``summary`` is that of the evaluation.
     """
-    version = _version_of(client, model, summary["generator"].get("weights_sha256"))
-    if version is None:  # registered in another store, or deleted
+    weights = summary["generator"].get("weights_sha256")
+    known = [] if weights is None else _versions(client, model, WEIGHTS_TAG, weights)
+    if not known:  # registered in another store, or deleted
         return
+    version = max(known, key=lambda each: int(each.version))
     protocol = _protocol_id(summary)
     tags = {
         _DISTANCE_TAG: repr(float(summary["generator"]["proximal_frechet"])),
@@ -54,10 +52,10 @@ def consider(
     _show_with_model(client, evaluation, version)
     champion = _champion(client, model)
     if champion is None or champion.tags.get(_PROTOCOL_TAG) == protocol:
-        _crown(client, model, protocol)
+        _set_alias(client, model, protocol)
 
 
-def _crown(client: MlflowClient, model: str, protocol: str) -> None:
+def _set_alias(client: MlflowClient, model: str, protocol: str) -> None:
     """Give the alias to the best of all versions that were measured alike.
 
     Of all, not of this one and the champion: evaluations that end at the same time then agree,
@@ -71,23 +69,13 @@ def _crown(client: MlflowClient, model: str, protocol: str) -> None:
         client.set_registered_model_alias(model, CHAMPION, best.version)
 
 
-def _version_of(client: MlflowClient, model: str, weights: str | None) -> ModelVersion | None:
-    """The newest version with these weights."""
-    found = [] if weights is None else _versions(client, model, WEIGHTS_TAG, weights)
-    return max(found, key=lambda version: int(version.version), default=None)
-
-
 def _versions(client: MlflowClient, model: str, tag: str, value: str) -> list[ModelVersion]:
-    found = list[ModelVersion]()
-    token = None
-    while True:
-        page = client.search_model_versions(
-            f"name='{model}' and tags.{tag}='{value}'", page_token=token
+    wanted = f"name='{model}' and tags.{tag}='{value}'"
+    return [
+        *client.search_model_versions(
+            wanted, max_results=SEARCH_MODEL_VERSION_MAX_RESULTS_THRESHOLD
         )
-        found += page
-        token = page.token
-        if not token:
-            return found
+    ]
 
 
 def _champion(client: MlflowClient, model: str) -> ModelVersion | None:
@@ -102,11 +90,11 @@ def _champion(client: MlflowClient, model: str) -> ModelVersion | None:
 def _protocol_id(summary: Mapping[str, Any]) -> str:
     """Hash of what was measured and how; seeds repeat a measurement and may differ."""
     protocol = summary["protocol"]
-    kept = {name: value for name, value in protocol.items() if name not in _REPETITION}
+    kept = {name: value for name, value in protocol.items() if name not in NOT_PROTOCOL}
     if kept.get("clean_sha256") is not None:
         del kept["noisy_sha256"]  # another draw of the noise on the same images
     kept["extractor"] = protocol["extractors"][protocol["features"]]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return protocol_id(kept)
 
 
 def _show_with_model(client: MlflowClient, evaluation: Run, version: ModelVersion) -> None:

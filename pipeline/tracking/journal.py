@@ -22,13 +22,10 @@ _COUNTED = (SYSTEM, NONFINITE_FAILURES)
 @final
 @dataclass(frozen=True)
 class Entry:
-    """Numbers recorded at one moment.
+    """Numbers recorded at one moment, up to byte ``end`` of the journal.
 
-    Args:
-        images: Images seen so far, the step in MLflow.
-        milliseconds: When, since 1970. It is kept, so that a number sent twice is recognised.
-        values: Numbers by name.
-        end: Byte offset in the journal behind this entry.
+    ``images``, those seen so far, are the step in MLflow. ``milliseconds`` are since 1970; by
+    them MLflow recognises a number that is sent twice.
     """
 
     images: int
@@ -45,21 +42,21 @@ class Journal:
     and written with the next line, or by :meth:`write`.
 
     Attributes:
+        file: Where it is.
         first: Images seen and value of the first number of each name that belongs to images.
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._seen: dict[str, int] = {}
         self.first: dict[str, tuple[int, float]] = {}
         self._waiting = b""
-        self._size = self._size_of_whole_lines()
+        self._size = 0
+        if file.exists():
+            lines, end, _ = file.read_bytes().rpartition(b"\n")
+            self._size = len(lines) + len(end)
         for entry in self.entries():
             self._remember(entry.images, entry.values)
-
-    def moved_to(self, folder: Path) -> None:
-        """Note that the file lies in another folder now."""
-        self._file = folder / self._file.name
 
     def append(self, images: int, values: Mapping[str, float], milliseconds: int) -> None:
         """Write numbers, without those of steps that a resumed stage goes through again.
@@ -87,7 +84,7 @@ class Journal:
         """
         if not self._waiting:
             return
-        with self._file.open("ab") as stream:
+        with self.file.open("ab") as stream:
             stream.truncate(self._size)  # what a crash or an attempt that failed has left
             stream.write(self._waiting)
             stream.flush()
@@ -102,7 +99,7 @@ class Journal:
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Entries from byte ``start`` on, as far as the disk has them for certain."""
-        with suppress(FileNotFoundError), self._file.open("rb") as stream:
+        with suppress(FileNotFoundError), self.file.open("rb") as stream:
             stream.seek(start)
             for line in stream:
                 start += len(line)
@@ -122,9 +119,3 @@ class Journal:
         }
         self.first = beginnings | self.first
         self._seen |= dict.fromkeys(values, images)
-
-    def _size_of_whole_lines(self) -> int:
-        if not self._file.exists():
-            return 0
-        lines, end, _ = self._file.read_bytes().rpartition(b"\n")
-        return len(lines) + len(end)

@@ -1,12 +1,18 @@
-"""Where a result comes from: commit, versions, machine."""
+"""Where a result comes from: commit, versions, and how it was measured."""
 
+import hashlib
+import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["commit_of", "is_dirty", "versions"]
+__all__ = ["NOT_PROTOCOL", "commit_of", "is_dirty", "protocol_id", "versions"]
+
+NOT_PROTOCOL = {"seed", "notes", "without_frechet", "extractors"}
+"""Fields of a summary's protocol that may differ; extractors are compared one by one."""
 
 _PACKAGES = ("torch", "numpy", "scipy", "dvc", "mlflow")
 
@@ -30,6 +36,11 @@ def is_dirty(root: Path) -> bool | None:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
     return {"Python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def protocol_id(fields: Mapping[str, object]) -> str:
+    """Hash of the fields of a protocol that must be equal for numbers to compare."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -17,15 +17,7 @@ from pipeline.tracking.champion import WEIGHTS_TAG
 
 __all__ = ["register_generator"]
 
-_REQUIREMENTS = (
-    "torch",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "pydantic",
-    "safetensors",
-    "jaxtyping",
-)
+_REQUIREMENTS = ("torch", "numpy", "pillow", "pyarrow", "pydantic", "safetensors", "jaxtyping")
 _SERVED = Path(__file__).with_name("served_generator.py")
 
 
@@ -35,11 +27,8 @@ def register_generator(folder: Path, *, run_id: str, name: str, tracking_uri: st
     Called again after it was cut short, it goes on with what it finds in the store: there is one
     model of the run with these weights, and one version.
 
-    Args:
-        folder: A generator's folder, see :func:`dsd.model.checkpoint.load_generator`.
-        run_id: The distillation's run.
-        name: Name of the registered model.
-        tracking_uri: The store; also the registry.
+    The tracking store is also the registry. ``folder`` is that of a generator, as
+    :func:`dsd.model.checkpoint.load_generator` takes it.
     """
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)

@@ -26,6 +26,8 @@ from pipeline.tracking.journal import Journal
 __all__ = ["Record", "Session", "abandoned_sessions", "open_session"]
 
 _RECORD, _JOURNAL = "record.json", "journal.jsonl"
+_RENAMED = {"done": "completed_steps", "left": "handed_off"}
+"""Fields of records that an earlier version left, and their names now."""
 
 
 @final
@@ -40,16 +42,16 @@ class Record:
         uri: Tracking store that ``run_id`` belongs to.
         params: Flattened parameters.
         tags: Tags of the run.
-        started_ms: Start in milliseconds since 1970.
-        token: Random name of this run before it has an id.
+        started_ms: Start in milliseconds since 1970, as ``ended_ms``.
+        token: Random name by which a run is found whose id was not noted.
         run_id: MLflow's id once the run exists.
         sent: Byte offset in the journal up to which the store has all numbers.
-        status: MLflow's word: RUNNING, FINISHED, FAILED or KILLED.
-        ended_ms: End in milliseconds since 1970.
-        done: Closing steps that the store has seen.
+        status: RUNNING, FINISHED, FAILED or KILLED, as in MLflow.
+        ended_ms: End.
+        completed_steps: Closing steps that the store has seen.
         datasets: Sets of images that the stage read: name, digest, count and shape.
-        left: Whether the stage's process lived to the end of the sending, or gave it up. If not,
-            DVC does not know that the stage is done, and will run it again.
+        handed_off: Whether the stage's process lived until all was sent, or gave up sending. If
+            not, DVC does not know that the stage is done, and will run it again.
         training: Name of its state, for a stage that trains.
     """
 
@@ -65,14 +67,14 @@ class Record:
     sent: int = 0
     status: str = "RUNNING"
     ended_ms: int | None = None
-    done: list[str] = field(default_factory=list)
+    completed_steps: list[str] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
-    left: bool = False
+    handed_off: bool = False
     training: str | None = None
 
-    def is_cut_short(self) -> bool:
-        """Whether the process was killed, if only while it sent the last of a finished stage."""
-        return self.status == "RUNNING" or (self.status == "FINISHED" and not self.left)
+    def was_interrupted(self) -> bool:
+        """Whether the process was killed, be it while it sent the last of a finished stage."""
+        return self.status == "RUNNING" or (self.status == "FINISHED" and not self.handed_off)
 
     def key(self) -> str:
         """Name of the folder: equal for a stage that is started again with equal parameters."""
@@ -110,26 +112,22 @@ class Session:
         self.journal.write()
         self.save()
 
-    def note_left(self) -> None:
-        """Note that this process was not killed before all was sent, or given up.
-
-        Raises:
-            OSError: The disk refuses.
-        """
-        self.record.left = True
+    def mark_handed_off(self) -> None:
+        """Note that this process lived until all was sent, or gave up sending."""
+        self.record.handed_off = True
         self.save()
 
     def is_over(self) -> bool:
         """Whether no stage can go on with this run, which has ended."""
         return self.record.status == "FINISHED" or self.folder.name != self.record.key()
 
-    def set_aside(self) -> None:
-        """Give the folder's name free; what was not sent waits under another one, still locked."""
+    def archive(self) -> None:
+        """Rename the folder so that a new run can use its name; it stays locked."""
         target = self.folder.with_name(f"{self.record.key()}-{self.record.token}")
         with self._saving:
             self.folder.rename(target)
             self.folder = target
-            self.journal.moved_to(target)
+            self.journal.file = target / _JOURNAL
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -151,14 +149,12 @@ class Session:
 def open_session(parent: Path, record: Record) -> Session:
     """Go on with the unfinished run of the same stage and parameters, or begin a new one.
 
-    Args:
-        parent: Folder of the stage's sessions.
-        record: The new run; an unfinished one keeps its own record, with these tags.
+    ``parent`` has the stage's sessions. An unfinished run keeps its own record, with the new tags.
     """
     session = _find(parent, record)
     old = session.record
-    if old.status == "FINISHED" and not old.is_cut_short():
-        session.set_aside()
+    if old.status == "FINISHED" and not old.was_interrupted():
+        session.archive()
         session.release()
         session = _find(parent, record)
     elif old is not record:
@@ -171,8 +167,8 @@ def open_session(parent: Path, record: Record) -> Session:
             sent=old.sent if same_store else 0,
             status="RUNNING",
             ended_ms=None,
-            done=[],
-            left=False,
+            completed_steps=[],
+            handed_off=False,
         )
     session.save()
     return session
@@ -207,14 +203,14 @@ def _take(folder: Path, make: Callable[[], Record] | None) -> Session | None:
     except (FileExistsError, FileNotFoundError):  # it goes, with its run, at this moment
         return None
     except OSError:
-        # A folder that cannot be read is no session; that one cannot be made must be told.
+        # A folder that cannot be read is no session; one that cannot be made is an error.
         if make is None:
             return None
         raise
     if try_lock(lock) and _is_at(lock, folder / "lock"):
         record = _read(folder / _RECORD) or (make() if make is not None else None)
         # Where there are no locks, a run belongs to a living process until that has left it.
-        free = make is not None or can_lock(lock) or (record is not None and record.left)
+        free = make is not None or can_lock(lock) or (record is not None and record.handed_off)
         if record is not None and free:
             return Session(folder, lock, record)
     lock.close()
@@ -234,6 +230,7 @@ def _is_at(handle: TextIO, file: Path) -> bool:
 
 def _read(file: Path) -> Record | None:
     try:
-        return Record(**read_json(file))
-    except (OSError, DataError, TypeError):
+        kept = read_json(file).items()
+        return Record(**{_RENAMED.get(name, name): value for name, value in kept})
+    except (OSError, DataError, TypeError, AttributeError):
         return None

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +17,7 @@ from pipeline.execution.locks import blocking_lock
 from pipeline.runtime.addresses import database_of, remove_stray_folder, sqlite_address
 from pipeline.runtime.proxies import ask_local_servers_directly
 from pipeline.stage_io.paths import Paths
-from pipeline.tracking.champion import consider
+from pipeline.tracking.champion import update_champion
 from pipeline.tracking.session import Record, Session
 
 # MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
@@ -32,6 +32,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
 from PIL import Image
 
 __all__ = [
@@ -67,10 +68,6 @@ class Store:
     """An MLflow tracking store, and what is done there with a session.
 
     All methods may raise whatever MLflow raises, and can be called again afterwards.
-
-    Args:
-        uri: MLflow tracking URI.
-        paths: The workspace.
     """
 
     def __init__(self, uri: str, paths: Paths) -> None:
@@ -98,12 +95,14 @@ class Store:
     def complete(self, session: Session, report: Path | None) -> None:
         """Attach files, register the model and end the run, each step once.
 
-        Args:
-            session: A flushed session whose stage has ended.
-            report: Folder of the files, or None if they are not this run's any more.
+        The session is flushed and its stage has ended. ``report`` is the folder of the files;
+        None if they belong to another run by now.
         """
         record = session.record
-        self._once(session, "datasets", lambda: self._note_datasets(session))
+        client, run_id = self._connect(session)
+        datasets = [DatasetInput(_dataset(known), [_AS_INPUT]) for known in record.datasets]
+        if datasets:
+            self._once(session, "datasets", lambda: client.log_inputs(run_id, datasets=datasets))
         # Of a run that did not finish there are none: the folder is still that of an earlier one.
         if report is not None and record.status == "FINISHED":
             self._once(session, "files", lambda: self._attach(session, report))
@@ -112,8 +111,9 @@ class Store:
                     self._once(session, "model", lambda: self._register(session))
                 case "evaluate":
                     self._once(session, "pictures", lambda: self._show_samples(session, report))
-                    self._once(session, "champion", lambda: self._consider(session))
-        self._once(session, "end", lambda: self._end(session))
+                    self._once(session, "champion", lambda: self._update_champion(session))
+        status, ended = record.status, record.ended_ms
+        self._once(session, "end", lambda: client.set_terminated(run_id, status, ended))
         remove_stray_folder(self.uri)
         if session.is_over():
             session.remove()
@@ -121,11 +121,11 @@ class Store:
     def settle(self, session: Session) -> bool:
         """Bring an abandoned session to its end; False if there was nothing left to do."""
         record = session.record
-        if "end" in record.done:
+        if "end" in record.completed_steps:
             if session.is_over():  # its process was killed just before it did this
                 session.remove()
             return False
-        if record.is_cut_short():
+        if record.was_interrupted():
             session.end("KILLED", now_ms())
         self.flush(session)
         self.complete(session, self._report_of(record))
@@ -166,9 +166,9 @@ class Store:
             client.log_batch(record.run_id, params=params[first : first + _PARAM_BATCH])
 
     def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
-        if step not in session.record.done:
+        if step not in session.record.completed_steps:
             act()
-            session.record.done.append(step)
+            session.record.completed_steps.append(step)
             session.save()
 
     def _attach(self, session: Session, report: Path) -> None:
@@ -180,12 +180,6 @@ class Store:
         if session.record.stage == "evaluate":
             for file in filter(Path.is_file, (self._paths.summary, self._paths.report_page)):
                 client.log_artifact(run_id, str(file))
-
-    def _note_datasets(self, session: Session) -> None:
-        client, run_id = self._connect(session)
-        read = [DatasetInput(_dataset(known), [_AS_INPUT]) for known in session.record.datasets]
-        if read:
-            client.log_inputs(run_id, datasets=read)
 
     def _show_samples(self, session: Session, report: Path) -> None:
         """Log the models' images so that MLflow shows those of several runs side by side."""
@@ -200,9 +194,9 @@ class Store:
                 picture = image.convert("RGB")
             client.log_image(run_id, picture, key=file.stem, timestamp=ended, synchronous=True)
 
-    def _consider(self, session: Session) -> None:
+    def _update_champion(self, session: Session) -> None:
         client, run_id = self._connect(session)
-        consider(client, MODEL_NAME, client.get_run(run_id), read_json(self._paths.summary))
+        update_champion(client, MODEL_NAME, client.get_run(run_id), read_json(self._paths.summary))
 
     def _register(self, session: Session) -> None:
         # Late, because it imports torch, which only this step of this stage needs.
@@ -211,11 +205,6 @@ class Store:
         _, run_id = self._connect(session)
         generator = self._paths.artifact("distill") / "generator"
         register_generator(generator, run_id=run_id, name=MODEL_NAME, tracking_uri=self.uri)
-
-    def _end(self, session: Session) -> None:
-        client, run_id = self._connect(session)
-        record = session.record
-        client.set_terminated(run_id, status=record.status, end_time=record.ended_ms)
 
     def _report_of(self, record: Record) -> Path | None:
         """The stage's report in this workspace, if it is still the one that this run made."""
@@ -253,13 +242,9 @@ def make_database(uri: str) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation in a store, its files copied to this machine.
+    """A finished evaluation in a store: parameters as text, and copies of its files.
 
-    Args:
-        run_id: MLflow's id.
-        params: All parameters, as text.
-        summary: Copy of ``summary.json``.
-        picture: Copy of the generator's images, if there are any.
+    ``picture`` shows the generator's images; None if there are none.
     """
 
     run_id: str
@@ -269,13 +254,7 @@ class Evaluation:
 
 
 def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluation]:
-    """All finished evaluations of an experiment that kept their summary, oldest first.
-
-    Args:
-        uri: MLflow tracking URI.
-        experiment: Name of the experiment.
-        folder: Where to put the copies.
-    """
+    """All finished evaluations that kept their summary, oldest first, copied to ``folder``."""
     database = database_of(uri)
     if database is not None and not database.is_file():
         return []  # connecting would make an empty store
@@ -283,23 +262,14 @@ def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluatio
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    fetched = (_fetch(client, run, folder) for run in _evaluations(client, found.experiment_id))
+    runs = client.search_runs(
+        [found.experiment_id],
+        "tags.`dvc.stage` = 'evaluate' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time ASC"],
+        max_results=SEARCH_MAX_RESULTS_THRESHOLD,
+    )
+    fetched = (_fetch(client, run, folder) for run in runs)
     return [evaluation for evaluation in fetched if evaluation is not None]
-
-
-def _evaluations(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            "tags.`dvc.stage` = 'evaluate' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _fetch(client: MlflowClient, run: Run, folder: Path) -> Evaluation | None:
@@ -382,7 +352,6 @@ def _picture_key(path: str) -> str | None:
 
 
 def _dataset(known: Mapping[str, Any]) -> Dataset:
-    """MLflow's word for a set of images that a stage read."""
     shape = json.dumps({"shape": known["shape"]})
     profile = json.dumps({"num_images": known["count"]})
     source = json.dumps({"uri": known["name"]})

@@ -13,11 +13,11 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from pipeline.tracking.journal import SYSTEM
 
-__all__ = ["Machine"]
+__all__ = ["SystemMetrics"]
 
 
 @final
-class Machine:
+class SystemMetrics:
     """Load of processors, memory, disk, network and, with ``nvidia-ml-py``, NVIDIA GPUs.
 
     MLflow's thread that would send these at once is not used: a dead server would lose them.

@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from tqdm import tqdm
 
 from dsd.utils.errors import DataError, Interrupted
 from dsd.utils.files import read_json, write_json
 from pipeline.params.model import Params
-from pipeline.params.reader import flatten
+from pipeline.params.reader import flatten, leaves
 from pipeline.runtime.addresses import tracking_address
 from pipeline.runtime.progress import make_progress, say
 from pipeline.runtime.proxies import through_proxy
@@ -30,9 +31,9 @@ from pipeline.tracking.journal import NONFINITE_FAILURES
 from pipeline.tracking.provenance import commit_of, is_dirty
 from pipeline.tracking.session import Record, Session, abandoned_sessions, open_session
 from pipeline.tracking.store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
-from pipeline.tracking.system_metrics import Machine
+from pipeline.tracking.system_metrics import SystemMetrics
 
-__all__ = ["StageRun", "evaluations", "run", "sync"]
+__all__ = ["RunTracker", "evaluations", "run", "sync"]
 
 _SEND_SECONDS = 5.0
 _CLOSE_SECONDS = {"FINISHED": 300.0, "FAILED": 20.0, "KILLED": 5.0}
@@ -42,16 +43,12 @@ _MAX_TAG = 4000
 @contextmanager
 def run(
     stage: str, params: Params, paths: Paths, *, stop: StopSignal | None = None
-) -> Iterator["StageRun"]:
+) -> Iterator["RunTracker"]:
     """Track one execution of a stage; the block's end says whether it finished.
 
-    Args:
-        stage: Name of the stage.
-        params: All parameters; each run has them all, so that runs of any stage compare.
-        paths: The workspace.
-        stop: What the stage is told when it asks whether it should stop.
+    Each run has all parameters, so that runs of any stage compare.
     """
-    log = StageRun(stage, params, paths, StopSignal() if stop is None else stop)
+    log = RunTracker(stage, params, paths, StopSignal() if stop is None else stop)
     try:
         yield log
     except BaseException as error:
@@ -81,17 +78,12 @@ def sync(paths: Paths) -> tuple[int, int]:
 
 
 def evaluations(paths: Paths, folder: Path) -> list[Evaluation]:
-    """All finished evaluations in the tracking store, oldest first.
-
-    Args:
-        paths: The workspace whose store it is, unless ``MLFLOW_TRACKING_URI`` names another.
-        folder: Where to put copies of their files.
-    """
+    """All finished evaluations in the tracking store, oldest first, copied to ``folder``."""
     return fetch_evaluations(tracking_address(paths), _experiment(), folder)
 
 
 @final
-class StageRun:
+class RunTracker:
     """The stage's log: numbers to journal and MLflow, progress and lines to the user."""
 
     def __init__(self, stage: str, params: Params, paths: Paths, stop: StopSignal) -> None:
@@ -105,7 +97,7 @@ class StageRun:
         self._warned = False
         self._trouble: str | None = None
         self._closing = threading.Event()
-        self._machine = Machine()
+        self._system = SystemMetrics()
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -117,13 +109,11 @@ class StageRun:
     def trains(self, name: str) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.trains`."""
         self._record.training = name
-        self._note(lambda: self._be_the_run_of(name))
+        self._note(lambda: self._bind_training(name))
 
     def nonfinite_failures(self, count: int) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.nonfinite_failures`."""
-        self._note(
-            lambda: self._session.journal.append_counted({NONFINITE_FAILURES: count}, now_ms())
-        )
+        self._note(lambda: self._append_counted({NONFINITE_FAILURES: count}))
 
     def reads(self, name: str, *, digest: str, count: int, shape: Sequence[int]) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.reads`."""
@@ -157,9 +147,9 @@ class StageRun:
         self._note(lambda: self._session.end(status, now_ms()))
         self._closing.set()
         self._join(_CLOSE_SECONDS[status])
-        self._note(self._session.note_left)
+        self._note(self._session.mark_handed_off)
         if self._thread.is_alive():
-            self._troubled(TimeoutError("the tracking store is too slow"))
+            self._on_store_error(TimeoutError("the tracking store is too slow"))
         else:
             self._session.release()
 
@@ -168,14 +158,10 @@ class StageRun:
             with self._guard:
                 act()
         except OSError as error:
-            self._troubled(error)
+            self._on_store_error(error)
 
     def _append(self, images: int, values: Mapping[str, float]) -> None:
-        self._restart_if_from_the_beginning(images, values)
-        self._session.journal.append(images, values, now_ms())
-
-    def _restart_if_from_the_beginning(self, images: int, values: Mapping[str, float]) -> None:
-        """A stage without states that begins with other numbers than before is a new run.
+        """Record numbers; in a new run if a stage without states begins with other ones.
 
         A training that resumed may repeat all its numbers: the same ones.
         """
@@ -184,18 +170,22 @@ class StageRun:
         if self._resumed and known:
             self._resumed = False
             if any(_contradicts(images, values[name], *first[name]) for name in known):
-                self._begin_anew()
+                self._start_new_run()
+        self._session.journal.append(images, values, now_ms())
 
-    def _be_the_run_of(self, training: str) -> None:
+    def _append_counted(self, values: Mapping[str, float]) -> None:
+        self._session.journal.append_counted(values, now_ms())
+
+    def _bind_training(self, training: str) -> None:
         if self._session.record.training not in (None, training):
-            self._begin_anew()
+            self._start_new_run()
         self._session.record.training = training
         self._session.save()
 
-    def _begin_anew(self) -> None:
+    def _start_new_run(self) -> None:
         earlier = self._session
         earlier.end("KILLED", now_ms())
-        earlier.set_aside()
+        earlier.archive()
         self._session = open_session(self._paths.tracking_state(self._stage), self._record)
         # Still locked, as the thread may be sending it: two at once would make two runs.
         self._earlier = earlier
@@ -207,18 +197,16 @@ class StageRun:
             last = self._closing.is_set()
             try:
                 self._send(last)
-                self._settle_earlier()
-                tidied = tidied or last or self._tidy()
+                if not tidied and not last:
+                    self._tidy()
+                    tidied = True
             except Exception as error:
-                self._troubled(error)
+                self._on_store_error(error)
             if last:
                 return
             if not self._closing.wait(_SEND_SECONDS):
-                self._sample_machine()
-
-    def _sample_machine(self) -> None:
-        sample = self._machine.sample()
-        self._note(lambda: self._session.journal.append_counted(sample, now_ms()))
+                load = self._system.sample()
+                self._note(partial(self._append_counted, load))
 
     def _send(self, last: bool) -> None:
         with self._guard:
@@ -227,18 +215,15 @@ class StageRun:
         if last:
             self._store.complete(session, self._paths.report(self._stage))
             self._trouble = None
-
-    def _settle_earlier(self) -> None:
         if self._earlier is not None:
             self._store.settle(self._earlier)
             self._earlier.release()
             self._earlier = None
 
-    def _tidy(self) -> bool:
+    def _tidy(self) -> None:
         for session in abandoned_sessions(self._paths.tracking_state(self._stage)):
             if session.record.uri == self._store.uri:
                 self._store.settle(session)
-        return True
 
     def _join(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -247,7 +232,7 @@ class StageRun:
             if self._stop.number is not None:
                 deadline = min(deadline, time.monotonic() + _CLOSE_SECONDS["KILLED"])
 
-    def _troubled(self, error: Exception) -> None:
+    def _on_store_error(self, error: Exception) -> None:
         self._trouble = _reason(error) + through_proxy(self._store.uri)
         if not self._warned:
             self._warned = True
@@ -295,22 +280,19 @@ def _level(params: Params) -> str:
 
 
 def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
+    dirty = is_dirty(root)
     tags = {
         "dvc.stage": stage,
         "dvc.exp": os.environ.get("DVC_EXP_NAME"),
         "dvc.exp.baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "mlflow.source.name": f"python -m pipeline {stage}",
         "mlflow.source.git.commit": commit_of(root),
-        "git.dirty": _word(is_dirty(root)),
+        "git.dirty": None if dirty is None else str(dirty).lower(),
         "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
         "sigma": _level(params),
         "source": params.data.name or params.data.path,
     }
     return {name: value[:_MAX_TAG] for name, value in tags.items() if value}
-
-
-def _word(value: bool | None) -> str | None:
-    return None if value is None else str(value).lower()
 
 
 def _experiment() -> str:
@@ -320,20 +302,14 @@ def _experiment() -> str:
 def _summary_values(summary: Path) -> dict[str, float]:
     """Numbers of the summary by dotted name, without those of its protocol."""
     try:
-        document = read_json(summary)
+        found = leaves(read_json(summary))
     except (OSError, DataError):
         return {}
     return {
-        name: value for name, value in _numbers(document, "") if not name.startswith("protocol.")
+        name: float(value)
+        for name, value in found.items()
+        if type(value) in (int, float) and not name.startswith("protocol.")
     }
-
-
-def _numbers(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)
 
 
 def _reason(error: Exception) -> str:

@@ -119,7 +119,7 @@ def test_a_kill_before_a_run_that_was_sent_is_forgotten_leaves_nothing_for_ever(
     paths = Paths(tmp_path)
     record = Record("corrupt", "name", "dsd", "sqlite:///none.db", {}, {}, started_ms=0)
     session = open_session(paths.tracking_state("corrupt"), record)
-    session.record.done.append("end")
+    session.record.completed_steps.append("end")
     session.end("FINISHED", 1)
     session.release()
     assert tracking.sync(paths) == (0, 0)

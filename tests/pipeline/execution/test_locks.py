@@ -64,7 +64,7 @@ def test_where_there_are_locks_the_second_run_is_refused(tmp_path):
 def test_without_locks_a_living_session_is_not_taken_for_an_abandoned_one(no_locks, tmp_path):
     session = open_session(tmp_path, Record("pretrain", "name", "dsd", "uri", {}, {}, 0))
     assert list(abandoned_sessions(tmp_path)) == []
-    session.note_left()
+    session.mark_handed_off()
     assert [found.record.token for found in abandoned_sessions(tmp_path)] == [session.record.token]
 
 

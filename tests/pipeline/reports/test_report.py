@@ -14,10 +14,10 @@ from dsd.utils.errors import DataError
 from dsd.utils.images import to_uint8
 from pipeline.execution.run import run_stage
 from pipeline.reports import report
+from pipeline.reports.figures import NUM_TIMES, draw_agreement, draw_curve, draw_levels
 from pipeline.reports.metric_table import Cell, make_table
 from pipeline.reports.page import as_number, embed
 from pipeline.reports.report import write_report
-from pipeline.reports.report_figures import NUM_TIMES, draw_agreement, draw_curve, draw_levels
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain

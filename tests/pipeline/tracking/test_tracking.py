@@ -266,7 +266,7 @@ def test_a_stage_that_starts_from_the_beginning_again_is_a_new_run(
     first, scale, paths, monkeypatch
 ):
     # The thread has looked for abandoned runs long before the first number, as a rule.
-    monkeypatch.setattr(tracking.StageRun, "_tidy", lambda self: True)
+    monkeypatch.setattr(tracking.RunTracker, "_tidy", lambda self: True)
     with pytest.raises(Interrupted):
         track(paths, "pretrain", steps=(128, 256), error=Interrupted("saved", 2))
     track(paths, "pretrain", steps=(first, 256, 384), scale=scale)
@@ -288,8 +288,10 @@ def test_other_parameters_are_another_run(paths):
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_one(paths, monkeypatch):
     # As SIGKILL leaves it: running, numbers in the journal, nobody holding the lock.
     with monkeypatch.context() as dead:
-        dead.setattr(tracking.StageRun, "_work", lambda self: None)
-        log = tracking.StageRun("pretrain", load_params(paths.root), paths, tracking.StopSignal())
+        dead.setattr(tracking.RunTracker, "_work", lambda self: None)
+        log = tracking.RunTracker(
+            "pretrain", load_params(paths.root), paths, tracking.StopSignal()
+        )
     log.metrics(128, {"loss": 64.0})
     log._send(last=False)
     log.metrics(256, {"loss": 128.0})
@@ -414,7 +416,7 @@ def test_a_store_too_slow_for_the_end_of_a_stage_is_not_a_kill(paths, monkeypatc
         assert "too slow" in capsys.readouterr().err
         (folder,) = paths.tracking_state("pretrain").iterdir()
         record = json.loads((folder / "record.json").read_text())
-        assert (record["status"], record["left"]) == ("FINISHED", True)
+        assert (record["status"], record["handed_off"]) == ("FINISHED", True)
     asked.set()
 
 
@@ -464,7 +466,7 @@ def test_what_was_killed_while_it_was_sent_is_not_done(left, status, paths):
     ended = session.open_session(paths.tracking_state("pretrain"), record)
     ended.end("FINISHED", 2)
     if left:
-        ended.note_left()
+        ended.mark_handed_off()
     ended.release()
     assert tracking.sync(paths) == (1, 0)
     (run,) = runs_of(paths)
@@ -703,7 +705,7 @@ def test_only_png_is_decoded_for_mlflow(paths, capsys):
 def test_evaluations_that_end_at_once_agree_on_the_champion(paths, versions, monkeypatch):
     """Another one tags its version and crowns it between our two looks at the registry."""
     evaluated(paths, "a", 0.4)
-    crown = champion._crown
+    crown = champion._set_alias
 
     def after_another(client, model, protocol):
         monkeypatch.undo()
@@ -711,7 +713,7 @@ def test_evaluations_that_end_at_once_agree_on_the_champion(paths, versions, mon
             client.set_model_version_tag(model, "3", name, value)
         crown(client, model, protocol)
 
-    monkeypatch.setattr(champion, "_crown", after_another)
+    monkeypatch.setattr(champion, "_set_alias", after_another)
     evaluated(paths, "b", 0.3)
     assert champion_of(paths) == 3
 

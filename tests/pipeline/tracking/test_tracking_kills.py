@@ -292,7 +292,7 @@ def test_a_run_begins_anew_beside_the_one_that_is_being_sent(paths):
     """Nobody else may send the old one meanwhile, or MLflow would have two of it."""
     record = Record("pretrain", "name", "dsd", "sqlite:///none.db", {}, {}, started_ms=0)
     old = open_session(paths.tracking_state("pretrain"), record)
-    old.set_aside()
+    old.archive()
     assert list(session.abandoned_sessions(paths.tracking_state("pretrain"))) == []
     new = open_session(paths.tracking_state("pretrain"), replace(record, token="another"))
     assert new.folder.name == record.key()

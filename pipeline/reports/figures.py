@@ -1,15 +1,19 @@
-"""Figures of the report: how training went, and how the generator was chosen."""
+"""Figures of both pages: training, choice of the generator, and distances against the noise."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from pipeline.reports.comparison import Line, Run, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["NUM_TIMES", "draw_agreement", "draw_curve", "draw_levels", "new_axes", "scale"]
+__all__ = ["NUM_TIMES", "draw_agreement", "draw_curve", "draw_levels", "draw_lines"]
 
 NUM_TIMES = 5
 """Moments of the training that a figure by noise level shows."""
@@ -19,9 +23,22 @@ _WIDE = 5
 
 _WIDTH = 4.6
 _LINE, _CHOSEN, _BEST = "#0072b2", "#d55e00", "#009e73"
+_TEACHER_STYLES = {
+    "noisy_data": ("0.55", "s"),
+    "teacher_full": ("#56b4e9", "v"),
+    "teacher_truncated": ("#0072b2", "^"),
+    "teacher_truncated_exact": ("#cc79a7", "D"),
+}
+_GENERATOR_COLOURS = ("#d55e00", "#009e73", "#e69f00", "#000000", "#882255", "#999933")
+_DASHES = ("--", ":", "-.")
+
+_PLOT_HEIGHT, _LABEL_HEIGHT = 3.0, 0.18
+"""Inches of the axes, and of each line of the legend below them."""
+
+_MAX_TICKS = 8
 
 
-def new_axes(height: float = 3.0) -> tuple["Figure", "Axes"]:
+def _new_axes(height: float = 3.0) -> tuple["Figure", "Axes"]:
     """An empty figure, ``height`` inches high, that is readable where a page shows it small."""
     from matplotlib.figure import Figure
 
@@ -33,7 +50,7 @@ def new_axes(height: float = 3.0) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def scale(axes: "Axes", which: Literal["x", "y"], values: Sequence[float]) -> None:
+def _scale(axes: "Axes", which: Literal["x", "y"], values: Sequence[float]) -> None:
     """Make an axis logarithmic if its numbers are positive and far apart, with plain labels."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -52,35 +69,23 @@ def draw_curve(
     ylabel: str,
     marks: Mapping[str, int] | None = None,
 ) -> "Figure":
-    """A number over the training, on a logarithmic axis where it is positive.
-
-    Args:
-        seen: Images seen so far, in thousands.
-        values: The number then.
-        ylabel: What it is.
-        marks: Label -> position of a moment to be marked.
-    """
-    figure, axes = new_axes()
+    """A number over thousands of images seen; ``marks``: label -> position of a moment."""
+    figure, axes = _new_axes()
     axes.plot(seen, values, color=_LINE, marker="." if len(seen) <= 40 else None)
     for (label, at), colour in zip((marks or {}).items(), (_CHOSEN, _BEST), strict=False):
         axes.plot(seen[at], values[at], "o", color=colour, mfc="none", mew=2, ms=10, label=label)
     if marks:
         axes.legend()
     axes.set(xlabel="thousands of images", ylabel=ylabel)
-    scale(axes, "y", values)
+    _scale(axes, "y", values)
     return figure
 
 
 def draw_levels(rows: Sequence[tuple[float, str, float]], *, ylabel: str) -> "Figure":
-    """A number by noise level, at a few moments of the training.
-
-    Args:
-        rows: (thousands of images, level's bin, number), in the order of time.
-        ylabel: What the number is.
-    """
+    """A number by noise level; rows are (thousands of images, level's bin, number)."""
     from matplotlib import colormaps
 
-    figure, axes = new_axes()
+    figure, axes = _new_axes()
     shown = _thinned(sorted({time for time, _, _ in rows}))
     levels = list(dict.fromkeys(level for _, level, _ in sorted(rows, key=_by_level)))
     colours = colormaps["viridis"](np.linspace(0.85, 0, len(shown)))
@@ -90,7 +95,7 @@ def draw_levels(rows: Sequence[tuple[float, str, float]], *, ylabel: str) -> "Fi
         axes.plot(at, [here[levels[n]] for n in at], "o-", ms=4, color=colour, label=f"{time:.3g}")
     axes.set_xticks(range(len(levels)), [level.replace("<=", "≤") for level in levels])
     axes.set(xlabel="noise level sigma", ylabel=ylabel)
-    scale(axes, "y", [value for _, _, value in rows])
+    _scale(axes, "y", [value for _, _, value in rows])
     axes.legend(title="after thousands\nof images", fontsize="small", title_fontsize="small")
     return figure
 
@@ -110,19 +115,14 @@ def _by_level(row: tuple[float, str, float]) -> tuple[bool, float]:
 def draw_agreement(
     proximal: Sequence[float], clean: Sequence[float], *, chosen: int, xlabel: str, ylabel: str
 ) -> "Figure":
-    """The distance to noisy images against that to clean ones, for all checkpoints.
+    """The distance to noisy images against that to clean ones, for all checkpoints in order.
 
-    Args:
-        proximal: Distances to noisy images, in the order of the distillation.
-        clean: Distances to clean images.
-        chosen: Position of the checkpoint that became the generator.
-        xlabel: What ``proximal`` is.
-        ylabel: What ``clean`` is.
+    ``chosen`` is the position of the checkpoint that became the generator.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Figure 5.
     """
-    figure, axes = new_axes()
+    figure, axes = _new_axes()
     order = range(len(proximal))
     points = axes.scatter(proximal, clean, c=order, cmap="viridis_r", s=30, zorder=3)
     bar = figure.colorbar(points, ax=axes, ticks=[0, len(proximal) - 1])
@@ -134,7 +134,52 @@ def draw_agreement(
         point = (proximal[at], clean[at])
         axes.plot(*point, "o", color=colour, mfc="none", mew=2, ms=size, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    scale(axes, "x", proximal)
-    scale(axes, "y", clean)
+    _scale(axes, "x", proximal)
+    _scale(axes, "y", clean)
     axes.legend(fontsize="small")
     return figure
+
+
+def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) -> "Figure | None":
+    """Mean and standard deviation over seeds, for each model and method; None without numbers.
+
+    Reference:
+        Chen et al. 2025, DSD (arXiv:2503.07578), Figure 1.
+    """
+    lines = lines_of(runs, features, measure)
+    if not lines:
+        return None
+    figure, axes = _new_axes(_PLOT_HEIGHT + _LABEL_HEIGHT * len(lines))
+    for line, style in zip(lines, _styles(lines), strict=True):
+        axes.errorbar(
+            [point.sigma for point in line.points],
+            [point.mean for point in line.points],
+            yerr=[math.nan if point.spread is None else point.spread for point in line.points],
+            label=line.label,
+            ms=5,
+            capsize=3,
+            **style,
+        )
+    axes.set(xlabel="sigma, noise of the data", ylabel=title)
+    sigmas = sorted({point.sigma for line in lines for point in line.points})
+    if len(sigmas) <= _MAX_TICKS:
+        axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
+    _scale(axes, "y", [point.mean for line in lines for point in line.points])
+    figure.legend(loc="outside lower left", fontsize="small", frameon=False)
+    return figure
+
+
+def _styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+    """A colour for each sampler of the teacher and each generator; dashes for variants."""
+    seen = Counter[str]()
+    for line in lines:
+        number = seen[line.model]
+        seen[line.model] += 1
+        if line.model == "generator":
+            colour = _GENERATOR_COLOURS[number % len(_GENERATOR_COLOURS)]
+            yield {"color": colour, "ls": "-", "marker": "o"}
+        else:
+            colour, marker = _TEACHER_STYLES[line.model]
+            fill = colour if number == 0 else "white"
+            dashes = _DASHES[number % len(_DASHES)]
+            yield {"color": colour, "ls": dashes, "marker": marker, "mfc": fill}
