@@ -11,17 +11,23 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from mmap import mmap
-from typing import TypeAlias, final
+from typing import ClassVar, TypeAlias, final
 
-__all__ = ["ONE_MAP", "Page", "is_tiff", "read_pages"]
+import numpy as np
+
+from dsd.sources.decoding import (
+    ONE_MAP,
+    Encoding,
+    PictureFile,
+    Planes,
+    encoding_of,
+    objection_to,
+    raw_mode_of,
+)
+
+__all__ = ["Content", "Page", "TiffFile", "count_images", "is_tiff", "read_pages"]
 
 Content: TypeAlias = bytes | mmap
-
-ONE_MAP = (
-    "not read yet: bring all images to 8 bits by one linear map, the same for every image, "
-    "because one noise level needs one unit"
-)
-"""What to do with numbers other than unsigned ones of 8 bits."""
 
 MAX_FRAMES = 2**16
 """Frames of one file."""
@@ -59,6 +65,48 @@ _COLOURS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("palette", 1)}
 
 
 @final
+class TiffFile(PictureFile):
+    """All pages of a TIFF file, and the frames behind them.
+
+    Args:
+        content: A whole file for which ``is_tiff`` holds.
+
+    Raises:
+        ValueError: It is damaged, or holds what would be lost or changed; says what.
+    """
+
+    formats: ClassVar = ("TIFF",)
+    unknown = "is TIFF of a compression or colours that are not read; save it as grey or RGB"
+
+    def __init__(self, content: bytes) -> None:
+        self._pages = read_pages(content)
+        self.count = sum(page.frames for page in self._pages)
+        super().__init__(content)
+
+    def read(self, number: int) -> tuple[Planes, Encoding]:
+        """Decode a page, or a frame behind it, as :meth:`PictureFile.read` does."""
+        place = 0
+        while number >= self._pages[place].frames:
+            number -= self._pages[place].frames
+            place += 1
+        page, image, objection, raw_mode = self._pages[place], self._image, None, ""
+        with self.decoding():
+            if place > 0:
+                image.seek(place)
+                objection = objection_to(image)
+            raw_mode = raw_mode_of(image)
+        if objection is not None:
+            raise ValueError(objection)
+        if page.frames == 1:
+            return super().read(number)
+        start = page.start + number * page.frame_size
+        pixels = np.frombuffer(self._content, np.uint8, page.frame_size, start)
+        planes = pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
+        encoding = encoding_of(image, raw_mode, self._content)
+        return (255 - planes if raw_mode == "L;I" else planes), encoding
+
+
+@final
 @dataclass(frozen=True)
 class Page:
     """One directory of a file.
@@ -77,6 +125,11 @@ class Page:
 def is_tiff(content: Content) -> bool:
     """Whether a file begins as TIFF or BigTIFF do, in either order of bytes."""
     return content[:2] in {b"II", b"MM"} and content[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
+
+
+def count_images(content: Content) -> int:
+    """Images in a whole file; ValueError as for :func:`read_pages`."""
+    return sum(page.frames for page in read_pages(content))
 
 
 def read_pages(content: Content) -> list[Page]:

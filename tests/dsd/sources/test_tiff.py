@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stage_helpers import random_images, tiff
 
-from dsd.sources.decoding import PictureFile
+from dsd.sources.formats import open_file
 from dsd.sources.tiff import MAX_FRAMES, read_pages
 
 STACK = random_images(5, 6, 4)
@@ -26,7 +26,7 @@ def stack(pixels=STACK, **options):
 
 
 def frames(content):
-    file = PictureFile(content)
+    file = open_file(content)
     return np.stack([file.read(number)[0] for number in range(file.count)])
 
 
