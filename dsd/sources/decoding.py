@@ -90,7 +90,7 @@ class PictureFile:
     """
 
     count = 1
-    formats: ClassVar = ("PNG", "JPEG", "BMP", "WEBP")
+    formats: ClassVar[tuple[str, ...]] = ("PNG", "JPEG", "BMP", "WEBP")
     """The only decoders that foreign bytes may reach."""
 
     unknown = "is no PNG, JPEG, BMP, WebP or TIFF picture"

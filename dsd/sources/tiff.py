@@ -75,7 +75,7 @@ class TiffFile(PictureFile):
         ValueError: It is damaged, or holds what would be lost or changed; says what.
     """
 
-    formats: ClassVar = ("TIFF",)
+    formats: ClassVar[tuple[str, ...]] = ("TIFF",)
     unknown = "is TIFF of a compression or colours that are not read; save it as grey or RGB"
 
     def __init__(self, content: bytes) -> None:

@@ -398,7 +398,13 @@ def test_the_generator_is_moved_by_what_denoisers_make_of_its_observed_images(ki
 
 @pytest.mark.parametrize(
     ("kind", "divergence"),
-    [("identity", "dmd"), ("mask", "sds"), ("blur", "sid"), ("downsample", "sds"), ("fourier", "dmd")],
+    [
+        ("identity", "dmd"),
+        ("mask", "sds"),
+        ("blur", "sid"),
+        ("downsample", "sds"),
+        ("fourier", "dmd"),
+    ],
 )
 def test_distillation_runs_through_every_operator(kind, divergence):
     run = distillation(op_of(kind), divergence=divergence)
