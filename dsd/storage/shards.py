@@ -180,7 +180,7 @@ class StoreWriter:
 
     @property
     def batch_rows(self) -> int:
-        """Images in one record batch: a function of the layout alone, so that the bytes are too."""
+        """Images in a record batch: a function of the layout alone, so that the bytes are too."""
         return max(1, min(self.shard_size, BATCH_BYTES // self.layout.itemsize))
 
     def write(self, number: int, blocks: Iterable[Block]) -> Shard:

@@ -26,7 +26,7 @@ _WASTED = 0.99
 """Share of samples below the noise of the data from which on training by the rest is none."""
 
 _TAIL = 30.0
-"""Standard deviations above the mean beyond which a normal distribution has no numbers left to draw."""
+"""Standard deviations above the mean beyond which a normal distribution has no numbers left."""
 
 
 @final

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_operators import choice, normal, operator, random
+from small_operators import normal, operator, random
 from stage_helpers import params_with
 from tiny_training import fake_step, judged
 from torch import nn

@@ -1,11 +1,10 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stage_helpers import Recorder, files_of, params_with, random_images
+from stage_helpers import Recorder, params_with, random_images
 
 from dsd.corruption.noise_level import estimate_noise
 from dsd.storage.image_store import Block, ImageStore, write_store
