@@ -294,11 +294,7 @@ def _results(jobs: list[_Job], workers: int) -> Iterator[tuple[Shard, Residual]]
 
 
 def _shapes(found: Shape, choice: OperatorChoice, noise: Noise) -> tuple[Shape, Shape]:
-    """Shapes of clean images and observations, where one of them was found in the source.
-
-    Raises:
-        ParamsError: The operator does not fit.
-    """
+    """Shapes of clean images and observations, where one of them was found in the source."""
     if isinstance(choice, IdentityOperator):
         return found, found
     from dsd.operators.operator import Operator, image_shape

@@ -342,11 +342,7 @@ def _channels(page: _Directory) -> str | None:
 
 
 def _promised(page: _Directory) -> int:
-    """Frames that a description of ImageJ or tifffile speaks of; 1 where there is none.
-
-    Raises:
-        ValueError: Some of these are channels of one picture.
-    """
+    """Frames that a description of ImageJ or tifffile speaks of; 1 where there is none."""
     text = page.text
     listed = re.search(r"shape\"?\s*[:=]\s*[\[(]([\d,\s]{1,200})[\])]", text)
     shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])] if listed else []
@@ -369,11 +365,7 @@ def _promised(page: _Directory) -> int:
 
 
 def _page(page: _Directory, frames: int) -> Page:
-    """A page whose frames can be read.
-
-    Raises:
-        ValueError: There are several frames behind it, but not as plain bytes, or not all.
-    """
+    """A page whose frames can be read."""
     width, height = page.sides
     size = width * height * page.samples
     if frames == 1:

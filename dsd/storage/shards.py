@@ -261,11 +261,7 @@ def read_meta(folder: Path) -> StoreMeta:
 
 
 def _map_shard(folder: Path, layout: Layout, shard: Shard, *, verify: bool) -> list[Block]:
-    """The record batches of a file, as views of the mapped file.
-
-    Raises:
-        DataError: The file is missing, not the one that was written, or of another layout.
-    """
+    """The record batches of a file, as views of the mapped file."""
     path = folder / shard.name
     try:
         actual = _sha256(path) if verify else shard.sha256
@@ -286,11 +282,7 @@ def _map_shard(folder: Path, layout: Layout, shard: Shard, *, verify: bool) -> l
 
 
 def _fitting_table(path: Path, layout: Layout, count: int) -> pa.Table | None:
-    """A mapped file whose buffers are as long as it says; None if it holds something else.
-
-    Raises:
-        pa.ArrowException, ValueError: It is no such file.
-    """
+    """A mapped file whose buffers are as long as it says; None if it holds something else."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         # First, because a column of impossible width cannot even be described.

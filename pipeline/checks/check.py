@@ -178,17 +178,7 @@ def _meta(folder: Path) -> StoreMeta | None:
 
 
 def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None:
-    """Load the extractors that may fail, and let each see images of the shapes to come.
-
-    Args:
-        params: All parameters.
-        images: What is known of the prepared images.
-        download: Whether to fetch Inception's weights where they are missing.
-
-    Raises:
-        DataError: An extractor refuses the images, or its weights are missing or broken.
-        ParamsError: There is no extractor of that name, or no such device.
-    """
+    """Load the extractors that may fail, and let each see images of the shapes to come."""
     names = {*params.evaluate.features, params.distill.selection.features} - _SHIPPED
     if not download and _to_download(params):
         names -= {*INCEPTION_SPACES}
@@ -209,11 +199,7 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
 
 
 def _try_divergence(params: Params) -> None:
-    """Import a divergence of the user's own, and let it compare two images.
-
-    Raises:
-        ParamsError: It cannot be imported, or does not return a loss for each image.
-    """
+    """Import a divergence of the user's own, and let it compare two images."""
     name = params.distill.divergence
     if name in DIVERGENCES:
         return
@@ -227,11 +213,7 @@ def _try_divergence(params: Params) -> None:
 
 
 def _read_statistics(params: Params) -> None:
-    """Refuse published statistics with which ``evaluate`` would fail.
-
-    Raises:
-        DataError: They cannot be read, or are for no feature space that is measured.
-    """
+    """Refuse published statistics with which ``evaluate`` would fail."""
     published = params.evaluate.published_statistics
     if published is None:
         return
@@ -258,11 +240,7 @@ def _to_download(params: Params) -> bool:
 
 
 def _require_distinct(paths: Paths) -> None:
-    """Refuse held-out images that cannot judge a generator.
-
-    Raises:
-        DataError: They are all the same, or each has a copy among the training images.
-    """
+    """Refuse held-out images that cannot judge a generator."""
     folder = paths.artifact("corrupt")
     heldout = [*_saved(folder / "heldout")]
     alone = set(heldout)
