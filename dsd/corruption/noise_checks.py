@@ -17,6 +17,51 @@ from dsd.corruption.noise_patches import Half, Patches, Ratio, ratio_of_sums
 
 __all__ = ["ERRORS", "FLAT", "Check", "check_noise", "clipped_pixels", "make_check"]
 
+REMEDIES = {
+    "white": (
+        "the noise is not white, so its level is not to be trusted: use images from before any "
+        "resizing, filtering, demosaicing or compression"
+    ),
+    "gaussian": (
+        "the noise is not Gaussian, or differs between images or places: treat images of one level"
+        " and one detector together, and stabilise the variance where it follows the signal"
+    ),
+    "impulses": (
+        "there is salt-and-pepper noise or defect pixels, which Gaussian noise does not describe: "
+        "map and mend them first (very fine texture can look the same)"
+    ),
+    "signal-independent": (
+        "the noise follows the signal, as photon noise does: stabilise the variance (Anscombe's "
+        "transform) before training"
+    ),
+    "one level": "the images are not equally noisy: train on those of one level at a time",
+    "unclipped": (
+        "noise was clipped there, which biases what is learned: use values from before clipping"
+    ),
+    "everywhere": (
+        "they look like a border, a mask or a failed channel: crop them away, because the model "
+        "takes all pixels to be equally noisy"
+    ),
+    "fine steps": (
+        "that is coarser than the noise, so that rounding is a good part of it: use data of more "
+        "bits"
+    ),
+    "flat spectrum": (
+        "either the noise also varies slowly or in stripes, and is stronger than the estimate (use"
+        " images from before filtering or interpolation, remove row, column and background "
+        "offsets), or no place in the images is free of texture"
+    ),
+    "equal scale": (
+        "the images are not equally noisy, as after scaling each by itself: train on images of one"
+        " level, in one unit"
+    ),
+    "no fixed pattern": (
+        "all images share a pattern, which would be learned as part of them: subtract the mean of "
+        "dark or flat frames first"
+    ),
+}
+"""What to do where a check is suspicious, by its name."""
+
 FLAT = 1 / 8
 """Share of the patches, the flattest, from which the noise is read."""
 
@@ -81,10 +126,10 @@ def check_noise(
     )
 
 
-def make_check(name: str, suspicious: bool, value: float, found: str, remedy: str) -> Check:
-    """A check whose text ends with the remedy only if there is something to remedy."""
+def make_check(name: str, suspicious: bool, value: float, found: str) -> Check:
+    """Make a check whose text ends with the remedy only if there is something to remedy."""
     if suspicious:
-        return Check(name, "suspicious", value, f"{found}; {remedy}")
+        return Check(name, "suspicious", value, f"{found}; {REMEDIES[name]}")
     return Check(name, "ok", value, found)
 
 
@@ -117,8 +162,6 @@ def _white(patches: Patches, halves: Sequence[Half]) -> Check:
         abs(value) - ERRORS * error > _CORRELATION,
         value,
         f"{worst} correlate by {value:+.2f} +- {error:.2f}",
-        "the noise is not white, so its level is not to be trusted: use images from before any "
-        "resizing, filtering, demosaicing or compression",
     )
 
 
@@ -162,8 +205,6 @@ def _gaussian(halves: Sequence[Half]) -> Check:
         value - margin > high or value + margin < low,
         value,
         f"excess kurtosis {value:+.2f} +- {kurtosis.error:.2f} (Gaussian noise has 0)",
-        "the noise is not Gaussian, or differs between images or places: treat images of one "
-        "level and one detector together, and stabilise the variance where it follows the signal",
     )
 
 
@@ -206,8 +247,6 @@ def _impulses(images: Float64[np.ndarray, " n c h w"], sigma: float) -> Check:
         share > _IMPULSES,
         share,
         f"{share:.2%} of the pixels stand out from all their neighbours",
-        "there is salt-and-pepper noise or defect pixels, which Gaussian noise does not describe: "
-        "map and mend them first (very fine texture can look the same)",
     )
 
 
@@ -219,8 +258,6 @@ def _independent_of_the_signal(halves: Sequence[Half]) -> Check:
         halves,
         [np.digitize(half.mean, edges) for half in halves],
         "between dark and bright patches",
-        "the noise follows the signal, as photon noise does: stabilise the variance (Anscombe's "
-        "transform) before training",
     )
 
 
@@ -237,29 +274,23 @@ def _same_in_all_images(halves: Sequence[Half]) -> Check:
         one = np.repeat(np.digitize(level, edges), half.mean.shape[1], axis=1)
         one[:, ::2] = -1
         classes.append(one)
-    return _same_in_all_classes(
-        "one level",
-        halves,
-        classes,
-        "between images",
-        "the images are not equally noisy: train on those of one level at a time",
-    )
+    return _same_in_all_classes("one level", halves, classes, "between images")
 
 
 def _same_in_all_classes(
-    name: str, halves: Sequence[Half], classes: Sequence[np.ndarray], where: str, remedy: str
+    name: str, halves: Sequence[Half], classes: Sequence[np.ndarray], where: str
 ) -> Check:
     """Noise in flat patches of one class (a number for each patch) against those of others."""
     found = [_settled_variance(halves, [one == k for one in classes]) for k in range(_CLASSES)]
-    told = [one for one in found if one is not None]
-    if len(told) < 2:
-        return make_check(name, False, 1.0, f"unknown: too few flat patches {where}", remedy)
-    levels = [variance.value for variance, _ in told]
+    known = [one for one in found if one is not None]
+    if len(known) < 2:
+        return make_check(name, False, 1.0, f"unknown: too few flat patches {where}")
+    levels = [variance.value for variance, _ in known]
     ratio = float(np.sqrt(max(levels) / min(levels)))
-    lowest = min(variance.value + margin for variance, margin in told)
-    highest = max(variance.value - margin for variance, margin in told)
+    lowest = min(variance.value + margin for variance, margin in known)
+    highest = max(variance.value - margin for variance, margin in known)
     text = f"the noise of flat patches differs by a factor {ratio:.2f} {where}"
-    return make_check(name, highest > _RATIO**2 * lowest, ratio, text, remedy)
+    return make_check(name, highest > _RATIO**2 * lowest, ratio, text)
 
 
 def _settled_variance(
@@ -311,7 +342,6 @@ def _unclipped(clipped: Bool[np.ndarray, " n c h w"]) -> Check:
         share > 0,
         share,
         f"{share:.2%} of the pixels lie exactly at the smallest or largest value",
-        "noise was clipped there, which biases what is learned: use values from before clipping",
     )
 
 
@@ -322,8 +352,6 @@ def _everywhere(patches: Patches, clipped: Bool[np.ndarray, " n c h w"]) -> Chec
         share > _CONSTANT,
         share,
         f"{share:.2%} of the patches are constant, without any noise",
-        "they look like a border, a mask or a failed channel: crop them away, because the model "
-        "takes all pixels to be equally noisy",
     )
 
 
@@ -334,8 +362,6 @@ def _fine_steps(images: Float64[np.ndarray, " n c h w"], sigma: float) -> Check:
         step > sigma,
         step,
         f"values lie {step:.3g} apart" if step else "values are continuous",
-        "that is coarser than the noise, so that rounding is a good part of it: use data of more "
-        "bits",
     )
 
 

@@ -72,13 +72,8 @@ def _flat_spectrum(halves: Sequence[Half], sigma: float) -> Check:
     Texture and noise both add energy there. Each way to choose flat patches therefore gives an
     upper bound of the noise in a direction, and the least bound is compared with the limit.
     """
-    remedy = (
-        "either the noise also varies slowly or in stripes, and is stronger than the estimate "
-        "(use images from before filtering or interpolation, remove row, column and background "
-        "offsets), or no place in the images is free of texture"
-    )
     if min(halves[0].grid) < 3:
-        return make_check("flat spectrum", False, 1.0, "unknown: images are too small", remedy)
+        return make_check("flat spectrum", False, 1.0, "unknown: images are too small")
     bounds, certain = [], []
     for energy_of in (_beside_other_directions, _beside_other_patches):
         parts = [energy_of(half, sigma) for half in halves]
@@ -90,11 +85,11 @@ def _flat_spectrum(halves: Sequence[Half], sigma: float) -> Check:
                 bounds.append(bound)
                 certain.append(bound * (1 - ERRORS * _MEDIAN_ERROR / np.sqrt(count)))
     if not bounds:
-        return make_check("flat spectrum", False, 1.0, "unknown: too few patches", remedy)
+        return make_check("flat spectrum", False, 1.0, "unknown: too few patches")
     least = np.min(certain, axis=0)
     value = float(np.min(bounds, axis=0)[least.argmax()])
     text = f"smooth directions hold up to {value:.1f} times the noise variance of rough ones"
-    return make_check("flat spectrum", float(least.max()) > _EXCESS, value, text, remedy)
+    return make_check("flat spectrum", float(least.max()) > _EXCESS, value, text)
 
 
 def _beside_other_directions(half: Half, sigma: float) -> Energy:
@@ -141,23 +136,19 @@ def _equal_scale(halves: Sequence[Half]) -> Check:
     and none calmer, so only the calmer half of the images is used. A noisier minority is left to
     the check ``one level``.
     """
-    remedy = (
-        "the images are not equally noisy, as after scaling each by itself: train on images of "
-        "one level, in one unit"
-    )
     first, second = (
         np.concatenate([_level_of_images(half, parity) for half in halves]) for parity in (0, 1)
     )
     both = np.isfinite(first) & np.isfinite(second)
     if both.sum() < _FEWEST_IMAGES:
-        return make_check("equal scale", False, 0.0, "unknown: too few flat patches", remedy)
+        return make_check("equal scale", False, 0.0, "unknown: too few flat patches")
     one, other = first[both], second[both]
     found = [_spread_among_calm(one, other), _spread_among_calm(other, one)]
     value = max(0.0, float(np.mean([ratio.value for ratio in found])))
     error = float(np.mean([ratio.error for ratio in found]) / np.sqrt(2))
     spread = float(np.sqrt(value))
     text = f"the noise variance differs by {spread:.0%} between images (standard deviation)"
-    return make_check("equal scale", value - ERRORS * error > _LEVELS, spread, text, remedy)
+    return make_check("equal scale", value - ERRORS * error > _LEVELS, spread, text)
 
 
 def _spread_among_calm(
@@ -199,17 +190,13 @@ def _no_fixed_pattern(images: Float64[np.ndarray, " n c h w"], sigma: float) -> 
     independent error in even and in odd images. Places with texture vary more over images than
     noise does, and are left out.
     """
-    remedy = (
-        "all images share a pattern, which would be learned as part of them: subtract the mean of "
-        "dark or flat frames first"
-    )
     found = [_pattern_variance(images, sigma, axis) for axis in (-2, -1)]
     known = [value for value in found if value is not None]
     if not known:
-        return make_check("no fixed pattern", False, 0.0, "unknown: texture is everywhere", remedy)
+        return make_check("no fixed pattern", False, 0.0, "unknown: texture is everywhere")
     value = max(0.0, *known)
     text = f"a pattern that is the same in all images has {np.sqrt(value):.0%} of the noise level"
-    return make_check("no fixed pattern", value > _PATTERN, float(np.sqrt(value)), text, remedy)
+    return make_check("no fixed pattern", value > _PATTERN, float(np.sqrt(value)), text)
 
 
 def _pattern_variance(

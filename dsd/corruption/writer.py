@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeAlias, final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -22,23 +22,22 @@ from pydantic import JsonValue
 
 from dsd.operators.config import IdentityOperator, OperatorChoice
 from dsd.storage.shards import (
-    SCHEMA_VERSION,
     Block,
-    Layout,
     MappedStore,
     Shard,
     StoreMeta,
-    batch_rows,
+    StoreWriter,
     clear_store,
     read_meta,
-    write_meta,
-    write_shard,
 )
 from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.philox import noise_of
 
 __all__ = ["Noise", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
 
+
+Shape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width."""
 
 _FARTHEST = 10.0
 """Largest number of a clean image that may be meant in data units, which span [-1, 1]."""
@@ -194,24 +193,17 @@ class _Observed(NamedTuple):
     """How many numbers were observed, those of images without noise aside."""
 
 
-def _residual(observed: _Observed) -> Residual:
-    difference = observed.y.astype(np.float64) - observed.noiseless
-    return Residual(observed.seen, float(difference.sum()), float(np.square(difference).sum()))
-
-
 @final
 @dataclass(frozen=True)
 class _Job:
     """One file to write."""
 
     source: Path
-    folder: Path
+    writer: StoreWriter
     number: int
     indices: Int64[np.ndarray, " n"]
     noise: Noise
     operator: OperatorChoice
-    layout: Layout
-    rows: int
 
 
 def _run(job: _Job) -> tuple[Shard, Residual]:
@@ -221,14 +213,17 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
     residuals: list[Residual] = []
 
     def blocks() -> Iterator[Block]:
-        for start in range(0, len(job.indices), job.rows):
-            indices = job.indices[start : start + job.rows]
+        rows = job.writer.batch_rows
+        for start in range(0, len(job.indices), rows):
+            indices = job.indices[start : start + rows]
             x0 = clean.take_units(indices)
             observed = _observe(x0, indices, job)
-            residuals.append(_residual(observed))
+            difference = observed.y.astype(np.float64) - observed.noiseless
+            squares = float(np.square(difference).sum())
+            residuals.append(Residual(observed.seen, float(difference.sum()), squares))
             yield Block(observed.y, job.noise.assumed_levels(indices), indices)
 
-    shard = write_shard(job.folder, job.number, job.layout, blocks())
+    shard = job.writer.write(job.number, blocks())
     return shard, sum(residuals, Residual())
 
 
@@ -298,43 +293,14 @@ def _results(jobs: list[_Job], workers: int) -> Iterator[tuple[Shard, Residual]]
         pool.shutdown(cancel_futures=True)
 
 
-def _jobs(
-    source: Path,
-    folder: Path,
-    indices: Int64[np.ndarray, " n"],
-    noise: Noise,
-    operator: OperatorChoice,
-    layout: Layout,
-) -> list[_Job]:
-    """One job for each file, as large as those of the source."""
-    size = read_meta(source).shard_size
-    parts = [indices[start : start + size] for start in range(0, len(indices), size)]
-    rows = batch_rows(layout, size)
-    return [
-        _Job(source, folder, number, part, noise, operator, layout, rows)
-        for number, part in enumerate(parts)
-    ]
-
-
-class _Shapes(NamedTuple):
-    """Channels, height and width."""
-
-    image: tuple[int, int, int]
-    observed: tuple[int, int, int]
-
-
-def _shapes(found: tuple[int, int, int], choice: OperatorChoice, noise: Noise) -> _Shapes:
-    """Shapes of clean images and observations, where one of them was found in the source.
-
-    Raises:
-        ParamsError: The operator does not fit.
-    """
+def _shapes(found: Shape, choice: OperatorChoice, noise: Noise) -> tuple[Shape, Shape]:
+    """Shapes of clean images and observations, where one of them was found in the source."""
     if isinstance(choice, IdentityOperator):
-        return _Shapes(found, found)
+        return found, found
     from dsd.operators.operator import Operator, image_shape
 
     image = found if noise.add else image_shape(choice, found)
-    return _Shapes(image, Operator(choice, image).observed_shape)
+    return image, Operator(choice, image).observed_shape
 
 
 def write_noisy_store(
@@ -366,28 +332,26 @@ def write_noisy_store(
         OSError: The disk refuses; the store then has no ``meta.json`` and no torn file.
     """
     clean = read_meta(source)
-    shapes = _shapes(clean.layout.shape, operator, noise)
+    shape, observed = _shapes(clean.layout.shape, operator, noise)
     plain = {"dtype": "float32", "scale": 1.0, "offset": 0.0, "noisy": True}
-    layout = clean.layout.model_copy(update={**plain, "shape": shapes.observed})
+    layout = clean.layout.model_copy(update={**plain, "shape": observed})
+    writer = StoreWriter(folder, layout, clean.shard_size)
+    starts = range(0, len(indices), clean.shard_size)
+    jobs = [
+        _Job(source, writer, number, indices[start : start + clean.shard_size], noise, operator)
+        for number, start in enumerate(starts)
+    ]
     clear_store(folder)
     shards: list[Shard] = []
     residual = Residual()
-    for shard, part in _results(_jobs(source, folder, indices, noise, operator, layout), workers):
+    for shard, part in _results(jobs, workers):
         shards.append(shard)
         residual += part
         done(sum(written.count for written in shards))
     info: dict[str, JsonValue] = {
         **asdict(noise),
         "operator": operator.model_dump(),
-        "shape": list(shapes.image),
+        "shape": list(shape),
         "source": clean.fingerprint,
     }
-    meta = StoreMeta(
-        version=SCHEMA_VERSION,
-        layout=layout,
-        shard_size=clean.shard_size,
-        shards=tuple(shards),
-        info=info,
-    )
-    write_meta(folder, meta)
-    return meta, residual
+    return writer.finish(shards, info), residual

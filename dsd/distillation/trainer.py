@@ -147,7 +147,8 @@ class Distillation:
         self.step = 0
         device = next(teacher.parameters()).device
         self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
-        self._operator = operator or Operator(IdentityOperator(kind="identity"), shape)
+        operator = operator or Operator(IdentityOperator(kind="identity"), shape)
+        self._operator = operator.to(device)
         self._distributed = distributed or DistributedContext()
         self._config = config
         self._objective = objective

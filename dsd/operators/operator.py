@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from pydantic import JsonValue, TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsd.operators.config import (
     BlurOperator,
@@ -64,32 +64,7 @@ first."""
 
 
 @final
-class _Constant:
-    """A tensor that is copied to each device and type where it is needed once, not at every use.
-
-    Args:
-        values: The tensor, on the CPU.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The tensor there."""
-        if (device, dtype) not in self._copies:
-            # One made in inference mode could not take part in a training later.
-            with torch.inference_mode(False):
-                self._copies[device, dtype] = self.values.to(device, dtype)
-        return self._copies[device, dtype]
-
-    def like(self, x: Tensor) -> Tensor:
-        """The tensor where ``x`` is, in its type."""
-        return self.on(x.device, x.dtype)
-
-
-@final
-class LinearMap:
+class LinearMap(nn.Module):
     """A x = L x R^T, channel by channel: maps that treat rows and columns alike and apart.
 
     Args:
@@ -98,25 +73,28 @@ class LinearMap:
     """
 
     def __init__(self, rows: Float64[Tensor, " v h"], columns: Float64[Tensor, " u w"]) -> None:
-        self._rows = _Constant(rows)
-        self._columns = _Constant(columns)
+        super().__init__()
+        self.rows: Tensor
+        self.columns: Tensor
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, x: Images) -> Observations:
         """A x, on the device and in the type of ``x``."""
-        return self._rows.like(x) @ x @ self._columns.like(x).mT
+        return self.rows.to(x) @ x @ self.columns.to(x).mT
 
     def adjoint(self, y: Observations) -> Images:
         """A^T y."""
-        return self._rows.like(y).mT @ y @ self._columns.like(y)
+        return self.rows.to(y).mT @ y @ self.columns.to(y)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of A x for ``x`` of ``shape``."""
-        return shape[0], len(self._rows.values), len(self._columns.values)
+        return shape[0], len(self.rows), len(self.columns)
 
 
 @final
-class Views:
-    """The law of M, and the projection P_M.
+class Views(nn.Module):
+    """The distribution of M, and the projection P_M.
 
     Each coefficient is observed with a probability of its own, independently of the others.
 
@@ -132,13 +110,16 @@ class Views:
         observed: Float[Tensor, " 1 #h w"],
         kept: Float[Tensor, " 1 #h w"],
     ) -> None:
+        super().__init__()
         self._kind = kind
-        self._observed = _Constant(observed)
-        self._kept = _Constant(kept)
+        self.observed: Tensor
+        self.kept: Tensor
+        self.register_buffer("observed", observed, persistent=False)
+        self.register_buffer("kept", kept, persistent=False)
 
     def of_images(self, seed: int, indices: Int64[np.ndarray, " b"]) -> View:
         """Views of the images with these numbers: functions of ``seed`` and number alone."""
-        observed = self._observed.values
+        observed = self.observed.cpu()
         word, shape = derive_seed(seed, "views"), observed.shape
         keys = [np.array([word, index], np.uint64) for index in indices]
         uniform = [np.random.Generator(np.random.Philox(key=key)).random(shape) for key in keys]
@@ -146,7 +127,7 @@ class Views:
 
     def draw(self, count: int, generator: torch.Generator) -> View:
         """Fresh views, on the device of ``generator``."""
-        return _chosen(self._observed, count, generator)
+        return _chosen(self.observed, count, generator)
 
     def further(self, view: View, generator: torch.Generator) -> View:
         """``view`` with some of what was observed hidden, so that filling it in can be learned.
@@ -154,7 +135,7 @@ class Views:
         Reference:
             Daras et al. 2023, Ambient Diffusion (arXiv:2305.19256).
         """
-        return view & _chosen(self._kept, len(view), generator)
+        return view & _chosen(self.kept, len(view), generator)
 
     def draw_further(self, count: int, generator: torch.Generator) -> View:
         """Fresh views after further masking: what denoisers are trained to be given."""
@@ -179,11 +160,10 @@ class Views:
         return squares
 
 
-def _chosen(probability: _Constant, count: int, generator: torch.Generator) -> View:
+def _chosen(probability: Tensor, count: int, generator: torch.Generator) -> View:
     device = generator.device
-    shape = (count, *probability.values.shape)
-    uniform = torch.rand(shape, generator=generator, device=device)
-    return uniform < probability.on(device, probability.values.dtype)
+    uniform = torch.rand((count, *probability.shape), generator=generator, device=device)
+    return uniform < probability.to(device)
 
 
 def observed_counts(view: View, shape: Shape) -> Float[Tensor, " b"]:
@@ -192,7 +172,7 @@ def observed_counts(view: View, shape: Shape) -> Float[Tensor, " b"]:
 
 
 @final
-class Operator:
+class Operator(nn.Module):
     """How images are observed, apart from the noise.
 
     Attributes:
@@ -200,7 +180,7 @@ class Operator:
         shape: Of a clean image.
         observed_shape: Of an observation.
         map: A; None for the identity.
-        views: The law of M; None where everything of A x is observed.
+        views: The distribution of M; None where everything of A x is observed.
 
     Args:
         choice: Which operator.
@@ -211,6 +191,7 @@ class Operator:
     """
 
     def __init__(self, choice: OperatorChoice, shape: Shape) -> None:
+        super().__init__()
         self.choice = choice
         self.shape = shape
         self.map = _linear_map(choice, shape)

@@ -5,21 +5,33 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, TypeAlias, final
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from dsd.sources.tiff import ONE_MAP, Page, is_tiff, read_pages
-
-__all__ = ["MAX_BYTES", "Encoding", "PictureFile", "Planes", "area_average"]
+__all__ = [
+    "MAX_BYTES",
+    "ONE_MAP",
+    "Encoding",
+    "Frames",
+    "PictureFile",
+    "Planes",
+    "area_average",
+    "encoding_of",
+    "objection_to",
+    "raw_mode_of",
+]
 
 Planes: TypeAlias = UInt8[np.ndarray, " c h w"]
 """One picture: 8 bit, one channel (grey) or three (RGB)."""
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-"""The only decoders that foreign bytes may reach."""
+ONE_MAP = (
+    "not read yet: bring all images to 8 bits by one linear map, the same for every image, "
+    "because one noise level needs one unit"
+)
+"""What to do with numbers other than unsigned ones of 8 bits."""
 
 MAX_PIXELS = 2**26
 """Larger pictures are taken for decompression bombs."""
@@ -29,9 +41,6 @@ MAX_BYTES = 2**28
 
 _LOSSY_TIFF = {"tiff_jpeg": "JPEG", "jpeg": "JPEG", "webp": "WebP"}
 """Compressions inside TIFF that change pixels: Pillow's name and that for people."""
-
-_ONE_PAGE = [Page(1, 0, 0)]
-"""Of every file that is no TIFF."""
 
 _FEW_BITS = re.compile(r";(1|2|4|15|16)(?!\d)")
 """In Pillow's names of layouts: fewer bits a pixel than 8 a channel."""
@@ -51,37 +60,16 @@ class Encoding(NamedTuple):
     levels or to a palette, and their noise with them."""
 
 
-@final
-class PictureFile:
-    """A picture file whose headers were read and found usable.
+@runtime_checkable
+class Frames(Protocol):
+    """An image file whose headers were read and found usable."""
 
-    Attributes:
-        count: Pictures in it: the pages of a TIFF file, and the frames behind them; else 1.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        """Read the headers.
-
-        Args:
-            content: The whole file.
-
-        Raises:
-            ValueError: It is damaged, of another format, or not 8-bit grey or RGB; says which.
-        """
-        if len(content) > MAX_BYTES:
-            msg = f"has {len(content)} bytes, more than {MAX_BYTES}; split or crop it"
-            raise ValueError(msg)
-        self._content = content
-        self._pages = read_pages(io.BytesIO(content)) if is_tiff(content) else _ONE_PAGE
-        self.count = sum(page.frames for page in self._pages)
-        with _decoding(content):
-            self._image = Image.open(io.BytesIO(content), formats=FORMATS)
-            objection = _objection(self._image) or _fourth_channel(self._image, content)
-        if objection is not None:
-            raise ValueError(objection)
+    @property
+    def count(self) -> int:
+        """Images in it."""
 
     def read(self, number: int) -> tuple[Planes, Encoding]:
-        """Decode a picture, turned upright where its EXIF says that it lies on its side.
+        """Decode an image.
 
         Args:
             number: Which, from 0 on; each once, in order.
@@ -89,64 +77,62 @@ class PictureFile:
         Raises:
             ValueError: It is damaged, or not 8-bit grey or RGB; says which.
         """
-        page, frame = self._place(number)
-        image, objection, raw_mode = self._image, None, ""
-        with _decoding(self._content):
-            if page > 0:
-                image.seek(page)
-                objection = _objection(image)
-            raw_mode = _raw_mode(image)
-            if objection is None and self._pages[page].frames == 1:
-                image.load()
-                # Pillow does so for TIFF unasked; the same picture must not depend on its format.
-                # What says that it lies on its side is in ``info``, which most pictures lack.
-                if image.info:
-                    ImageOps.exif_transpose(image, in_place=True)
+
+
+class PictureFile:
+    """A file of one picture that Pillow decodes.
+
+    Args:
+        content: The whole file.
+
+    Raises:
+        ValueError: It is damaged, of another format, or not 8-bit grey or RGB; says which.
+    """
+
+    count = 1
+    formats: ClassVar[tuple[str, ...]] = ("PNG", "JPEG", "BMP", "WEBP")
+    """The only decoders that foreign bytes may reach."""
+
+    unknown = "is no PNG, JPEG, BMP, WebP or TIFF picture"
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        with self.decoding():
+            self._image = Image.open(io.BytesIO(content), formats=self.formats)
+            objection = objection_to(self._image) or _fourth_channel(self._image, content)
         if objection is not None:
             raise ValueError(objection)
-        encoding = _encoding(image, raw_mode, self._content)
-        if self._pages[page].frames > 1:
-            return self._behind(self._pages[page], frame, inverted=raw_mode == "L;I"), encoding
-        return _planes(image), encoding
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """The page of a picture, and which of that page's frames it is."""
-        page = 0
-        while number >= self._pages[page].frames:
-            number -= self._pages[page].frames
-            page += 1
-        return page, number
+    def read(self, _: int) -> tuple[Planes, Encoding]:
+        """Decode the picture, turned upright where its EXIF says that it lies on its side."""
+        image = self._image
+        with self.decoding():
+            raw_mode = raw_mode_of(image)
+            image.load()
+            # Pillow does so for TIFF unasked; the same picture must not depend on its format.
+            # What says that it lies on its side is in ``info``, which most pictures lack.
+            if image.info:
+                ImageOps.exif_transpose(image, in_place=True)
+        return _planes(image), encoding_of(image, raw_mode, self._content)
 
-    def _behind(self, page: Page, frame: int, *, inverted: bool) -> Planes:
-        """A picture of several that lie one behind the other."""
-        width, height = self._image.size
-        start = page.start + frame * page.frame_size
-        pixels = np.frombuffer(self._content, np.uint8, page.frame_size, start)
-        planes = pixels.reshape(height, width, -1).transpose(2, 0, 1)
-        return 255 - planes if inverted else planes
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Turn whatever Pillow raises into a ValueError that says what is wrong.
 
-
-@contextlib.contextmanager
-def _decoding(content: bytes) -> Iterator[None]:
-    """Whatever Pillow raises, as a ValueError that says what is wrong; its warnings go nowhere.
-
-    One of these is that of decompression bombs, whose sizes ``_objection`` refuses.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except UnidentifiedImageError as error:
-        msg = "is no PNG, JPEG, BMP, WebP or TIFF picture"
-        if is_tiff(content):
-            msg = "is TIFF of a compression or colours that are not read; save it as grey or RGB"
-        raise ValueError(msg) from error
-    # On damaged bytes, Pillow's decoders raise nearly anything.
-    except Exception as error:
-        msg = f"cannot be decoded ({error})"
-        raise ValueError(msg) from error
+        Its warnings go nowhere; ``objection_to`` refuses what they say of decompression bombs.
+        """
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                yield
+        except UnidentifiedImageError as error:
+            raise ValueError(self.unknown) from error
+        # On damaged bytes, Pillow's decoders raise nearly anything.
+        except Exception as error:
+            msg = f"cannot be decoded ({error})"
+            raise ValueError(msg) from error
 
 
-def _objection(image: ImageFile.ImageFile) -> str | None:
+def objection_to(image: ImageFile.ImageFile) -> str | None:
     """Why a picture cannot be used, judged by its header alone."""
     if image.width * image.height > MAX_PIXELS:
         return f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; crop it"
@@ -158,7 +144,7 @@ def _objection(image: ImageFile.ImageFile) -> str | None:
         )
     if frames > 1:
         return f"is an animation of {frames} frames; save those that you mean as pictures"
-    raw_mode = _raw_mode(image)
+    raw_mode = raw_mode_of(image)
     if image.mode[0] in "IF" or (";16" in raw_mode and raw_mode != "BGR;16"):
         return f"has more than 8 bits a channel, {ONE_MAP}"
     if image.mode not in {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}:
@@ -166,7 +152,7 @@ def _objection(image: ImageFile.ImageFile) -> str | None:
     return None
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
+def raw_mode_of(image: ImageFile.ImageFile) -> str:
     """Pillow's name for the layout of the pixels in the file, of a picture not loaded yet."""
     arguments = image.tile[0][3] if image.tile else None
     return str(arguments[0]) if isinstance(arguments, tuple) else str(arguments)
@@ -174,7 +160,7 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
 
 def _fourth_channel(image: ImageFile.ImageFile, content: bytes) -> str | None:
     """Whether a BMP of 32 bits holds something in the byte that Pillow leaves out."""
-    if image.format != "BMP" or _raw_mode(image) != "BGRX":
+    if image.format != "BMP" or raw_mode_of(image) != "BGRX":
         return None
     spare = np.frombuffer(content, np.uint8, offset=image.tile[0][2])[3::4]
     spare = spare[: image.width * image.height]
@@ -183,7 +169,7 @@ def _fourth_channel(image: ImageFile.ImageFile, content: bytes) -> str | None:
     return "has a fourth channel that varies; save it as RGB, or as several grey pictures"
 
 
-def _encoding(image: ImageFile.ImageFile, raw_mode: str, content: bytes) -> Encoding:
+def encoding_of(image: ImageFile.ImageFile, raw_mode: str, content: bytes) -> Encoding:
     """How the pixels of a loaded picture were kept."""
     name = {"WEBP": "WebP", "MPO": "JPEG"}.get(str(image.format), str(image.format))
     few = _FEW_BITS.search(raw_mode)

@@ -1,4 +1,4 @@
-"""Which files below a folder are taken, and what is said of those that are left out."""
+"""Folders of files: which are taken, and what is said of those that are left out."""
 
 import os
 from collections import Counter, deque
@@ -7,15 +7,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+from dsd.sources.decoding import ONE_MAP
+from dsd.sources.formats import FORMATS, SUFFIXES, count_in
+from dsd.sources.source import CORRECT, Item, Source
 from dsd.utils.errors import DataError, one_line
 
-__all__ = ["FolderContent", "list_folder", "suffix_of"]
+__all__ = ["PARQUET_SUFFIXES", "find_pictures", "list_folder", "remedy_for", "suffix_of"]
 
 SYSTEM_NAMES = frozenset(
     {"@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot", "$RECYCLE.BIN"}
     | {"__MACOSX", "System Volume Information", "lost+found", "__pycache__"}
 )
 """Folders in which systems keep previews and deleted files; so do those that begin with a dot."""
+
+PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
+
+NOT_READ = {
+    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".h5": "HDF5", ".hdf5": "HDF5",
+    ".zarr": "Zarr", ".mrc": "MRC", ".mrcs": "MRC", ".fits": "FITS", ".fit": "FITS",
+    ".dcm": "DICOM", ".nii": "NIfTI", ".nii.gz": "NIfTI", ".mat": "MATLAB", ".czi": "Zeiss CZI",
+    ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".stk": "MetaMorph STK",
+}  # fmt: skip
+"""Formats of scientific images that are not read, by suffix."""
+
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+
+PICTURES = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"})
+"""Other pictures that are not read."""
 
 _GROUPS = 5
 """Folders, links or suffixes that are named; the others are summed up."""
@@ -60,24 +78,17 @@ class FolderContent:
             parts.append(f"{_counted(self.other)} (not read)")
         return ", ".join(parts)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Short sentences on what is taken, by folder and suffix, and what is left out."""
-        return (*self._taken_lines(), *self._other_lines())
-
-    def _taken_lines(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
+        """Say what is taken, by folder and suffix, and what is left out."""
         groups = Counter((name.rpartition("/")[0], suffix_of(name)) for name in self.taken)
         largest = sorted(groups, key=lambda group: (-groups[group], group))
         root = self.folder.name or self.folder.resolve().name
         for folder, suffix in largest[:_GROUPS]:
             shown = one_line(f"{root}/{folder}".rstrip("/"))
             yield f"took {groups[folder, suffix]} {suffix} from {shown}"
-        rest = largest[_GROUPS:]
-        if rest:
+        if rest := largest[_GROUPS:]:
             count = sum(groups[group] for group in rest)
             yield f"took {count} more from {len({folder for folder, _ in rest})} other folders"
-
-    def _other_lines(self) -> Iterator[str]:
         if self.left_out:
             yield f"left out: {self.left_out}"
         if self.linked:
@@ -96,6 +107,30 @@ class FolderContent:
                 "them, because DVC stops at them whatever data.on_error is"
             )
 
+    def nothing(self, kind: str, name: str, wanted: frozenset[str]) -> DataError:
+        """Make the error where no file is taken, for a ``kind`` of source."""
+        there = f", but {self.left_out}" if self.left_out else ""
+        suffixes = [suffix_of(self.folder.name), *(one for one, _ in self.other.most_common())]
+        remedies = (remedy_for(one, kind) for one in suffixes)
+        remedy = next((one for one in remedies if one), CORRECT)
+        if kind == "parquet" and SUFFIXES & {*self.other}:
+            remedy = "set data.source to folder"
+        return DataError(
+            f"{self.folder} holds no {name} ({' '.join(sorted(wanted))}){there}: {remedy}"
+        )
+
+    def take(self, path: Path, suffixes: frozenset[str]) -> bool:
+        """Note a file; True where its suffix is among those to take."""
+        suffix = suffix_of(path.name)
+        if suffix not in suffixes:
+            self.other[suffix] += 1
+            return False
+        name = path.relative_to(self.folder).as_posix()
+        self.taken[name] = path
+        if path.is_symlink() and not path.exists():
+            self.dangling.append(one_line(name))
+        return True
+
 
 def _counted(suffixes: Counter[str]) -> str:
     """Numbers of files by suffix, the largest first."""
@@ -110,10 +145,30 @@ def _some(names: list[str]) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file in small letters, ``.nii.gz`` whole."""
+    """Return the suffix of a file in small letters, ``.nii.gz`` whole."""
     suffixes = Path(name).suffixes[-2:]
     whole = "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
     return whole.lower() or "without suffix"
+
+
+def remedy_for(suffix: str, kind: str) -> str | None:
+    """Say what to do with files of a suffix that a ``kind`` of source does not read."""
+    if suffix in PARQUET_SUFFIXES:
+        return None if kind == "parquet" else "set data.source to parquet"
+    if suffix in SUFFIXES:
+        if kind == "folder":
+            return "set data.path to the folder that holds it"
+        return "set data.source to folder and data.path to a folder"
+    if suffix in ARCHIVES:
+        return "unpack it; set data.source to folder, and data.path to the folder with its files"
+    if suffix in PICTURES:
+        return "save them as PNG, in 8 bits and without loss"
+    if suffix in NOT_READ:
+        return (
+            f"{NOT_READ[suffix]} is {ONE_MAP}; save them as grey or RGB pictures (PNG, TIFF), and "
+            "set data.source to folder and data.path to their folder"
+        )
+    return None
 
 
 def list_folder(folder: Path, suffixes: frozenset[str]) -> FolderContent:
@@ -148,7 +203,7 @@ def list_folder(folder: Path, suffixes: frozenset[str]) -> FolderContent:
             real = os.path.realpath(path) if link else f"{target}/{entry.name}"
             if path.is_dir() if link else entry.is_dir():
                 (links if link else folders).append((path, real))
-            elif _take(path, suffixes, content):
+            elif content.take(path, suffixes):
                 content.repeated += real in files
                 files.add(real)
     return content
@@ -171,21 +226,28 @@ def _visible(
         names = [entry.name]
         if entry.is_dir(follow_symlinks=False):
             names = [name for _, _, below in os.walk(entry.path) for name in below]
-        found = Counter(map(suffix_of, names))
-        found = Counter({suffix: found[suffix] for suffix in suffixes & found.keys()})
+        found = Counter(suffix for suffix in map(suffix_of, names) if suffix in suffixes)
         if found:
             content.hidden.update(found)
             content.hidden_names.add(entry.name)
 
 
-def _take(path: Path, suffixes: frozenset[str], content: FolderContent) -> bool:
-    """Whether a file is to be taken; notes what it is."""
-    suffix = suffix_of(path.name)
-    if suffix not in suffixes:
-        content.other[suffix] += 1
-        return False
-    name = path.relative_to(content.folder).as_posix()
-    content.taken[name] = path
-    if path.is_symlink() and not path.exists():
-        content.dangling.append(one_line(name))
-    return True
+def find_pictures(folder: Path) -> Source:
+    """Find the image files in a folder and its subfolders, sorted by their relative names.
+
+    Raises:
+        DataError: There is none.
+    """
+    content = list_folder(folder, SUFFIXES)
+    found, notes = content.taken, [*content.notes()]
+    if not found:
+        raise content.nothing("folder", "images", SUFFIXES)
+    total = len(found)
+    for one in FORMATS:
+        if one.count_images is not None:
+            counts = [count_in(found[name]) for name in found if suffix_of(name) in one.suffixes]
+            total += sum(counts) - len(counts)
+            if sum(counts) > len(counts):
+                notes.append(f"{len(counts)} {one.name} files hold {sum(counts)} images")
+    items = [Item(one_line(found[name]), found[name]) for name in sorted(found)]
+    return Source(total, items, tuple(notes))

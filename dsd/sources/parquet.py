@@ -1,18 +1,28 @@
 """Encoded images in the rows of Parquet files."""
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dsd.sources.folders import PARQUET_SUFFIXES, list_folder, remedy_for, suffix_of
+from dsd.sources.source import CORRECT, Item, Items, Source
 from dsd.utils.errors import DataError, one_line
 
-__all__ = ["count_rows", "is_parquet", "read_rows"]
+__all__ = ["find_rows", "is_parquet"]
+
+_BYTES = (
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)  # fmt: skip
+"""Arrow's types of bytes."""
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a file begins as Parquet files do, whatever its name."""
+    """Say whether a file begins as Parquet files do, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(4) == b"PAR1"
@@ -20,13 +30,26 @@ def is_parquet(path: Path) -> bool:
         return False
 
 
-def count_rows(path: Path) -> int:
-    """Rows of a file with a column ``image``: encoded, or a struct with a field ``bytes``.
+def find_rows(path: Path) -> Source:
+    """Find the rows of a Parquet file, or of all in a folder and its subfolders, by their names.
 
     Raises:
-        DataError: It is no such file.
+        DataError: There is no such file, or one without a column ``image`` of bytes.
     """
-    return int(_opened(path).metadata.num_rows)
+    if not path.is_dir():
+        suffix = suffix_of(path.name)
+        remedy = remedy_for(suffix, "parquet")
+        if remedy is not None and not is_parquet(path):
+            msg = f"{path} is a file {suffix}: {remedy}"
+            raise DataError(msg)
+        return Source(_opened(path).metadata.num_rows, Items(partial(_rows, path)))
+    content = list_folder(path, PARQUET_SUFFIXES)
+    if not content.taken:
+        raise content.nothing("parquet", "Parquet files", PARQUET_SUFFIXES)
+    paths = [content.taken[name] for name in sorted(content.taken)]
+    count = sum(_opened(one).metadata.num_rows for one in paths)
+    rows = Items(lambda: chain.from_iterable(map(_rows, paths)))
+    return Source(count, rows, tuple(content.notes()))
 
 
 def _opened(path: Path) -> pq.ParquetFile:
@@ -36,22 +59,8 @@ def _opened(path: Path) -> pq.ParquetFile:
         schema = file.schema_arrow
         columns = [one_line(name) for name in schema.names]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = one_line(error)
-        msg = f"{path} is no readable Parquet file ({reason}): correct data.path in params.yaml"
+        msg = f"{path} is no readable Parquet file ({one_line(error)}): {CORRECT}"
         raise DataError(msg) from error
-    _check_column(path, schema, columns)
-    return file
-
-
-_BYTES = (
-    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-)  # fmt: skip
-"""Arrow's types of bytes."""
-
-
-def _check_column(path: Path, schema: pa.Schema, columns: list[str]) -> None:
-    """Raise DataError unless there is one column ``image`` of bytes."""
     if "image" not in columns:
         msg = f"{path} has no column 'image', only {columns}: rename the column of images"
         raise DataError(msg)
@@ -69,9 +78,10 @@ def _check_column(path: Path, schema: pa.Schema, columns: list[str]) -> None:
             "JPEG, ...), alone or as the field 'bytes' of a struct; write it so"
         )
         raise DataError(msg)
+    return file
 
 
-def read_rows(path: Path) -> Iterator[bytes | None]:
+def _rows(path: Path) -> Iterator[Item]:
     """The images of a Parquet file, one row in memory at a time.
 
     A few hundred bytes can say that any number of rows repeat one large value, so more rows at a
@@ -82,9 +92,8 @@ def read_rows(path: Path) -> Iterator[bytes | None]:
         for batch in file.iter_batches(batch_size=1, columns=["image"]):
             for value in batch.column(0).to_pylist():
                 content = value["bytes"] if isinstance(value, dict) else value
-                yield content
+                yield Item(f"{path}, row {number}", content)
                 number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = one_line(error)
-        msg = f"{path} is damaged near row {number} ({reason}): fetch the file again"
+        msg = f"{path} is damaged near row {number} ({one_line(error)}): fetch the file again"
         raise DataError(msg) from error

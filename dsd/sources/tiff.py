@@ -8,20 +8,29 @@ in sub-directories. All of these are found here, so that no part of a file is le
 import logging
 import math
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader, BytesIO
-from typing import final
+from io import BytesIO
+from mmap import mmap
+from typing import IO, ClassVar, TypeAlias, cast, final
 
+import numpy as np
 from tifffile import TiffFile, TiffPage
 
-__all__ = ["ONE_MAP", "Page", "is_tiff", "read_pages"]
-
-ONE_MAP = (
-    "not read yet: bring all images to 8 bits by one linear map, the same for every image, "
-    "because one noise level needs one unit"
+from dsd.sources.decoding import (
+    ONE_MAP,
+    Encoding,
+    PictureFile,
+    Planes,
+    encoding_of,
+    objection_to,
+    raw_mode_of,
 )
-"""What to do with numbers other than unsigned ones of 8 bits."""
+
+__all__ = ["Content", "Page", "TiffPictures", "count_images", "is_tiff", "read_pages"]
+
+Content: TypeAlias = bytes | mmap
 
 MAX_FRAMES = 2**16
 """Frames of one file."""
@@ -45,6 +54,48 @@ logging.getLogger("tifffile").propagate = False
 
 
 @final
+class TiffPictures(PictureFile):
+    """All pages of a TIFF file, and the frames behind them.
+
+    Args:
+        content: A whole file for which ``is_tiff`` holds.
+
+    Raises:
+        ValueError: It is damaged, or holds what would be lost or changed; says what.
+    """
+
+    formats: ClassVar[tuple[str, ...]] = ("TIFF",)
+    unknown = "is TIFF of a compression or colours that are not read; save it as grey or RGB"
+
+    def __init__(self, content: bytes) -> None:
+        self._pages = read_pages(content)
+        self.count = sum(page.frames for page in self._pages)
+        super().__init__(content)
+
+    def read(self, number: int) -> tuple[Planes, Encoding]:
+        """Decode a page, or a frame behind it, as :meth:`PictureFile.read` does."""
+        place = 0
+        while number >= self._pages[place].frames:
+            number -= self._pages[place].frames
+            place += 1
+        page, image, objection, raw_mode = self._pages[place], self._image, None, ""
+        with self.decoding():
+            if place > 0:
+                image.seek(place)
+                objection = objection_to(image)
+            raw_mode = raw_mode_of(image)
+        if objection is not None:
+            raise ValueError(objection)
+        if page.frames == 1:
+            return super().read(number)
+        start = page.start + number * page.frame_size
+        pixels = np.frombuffer(self._content, np.uint8, page.frame_size, start)
+        planes = pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
+        encoding = encoding_of(image, raw_mode, self._content)
+        return (255 - planes if raw_mode == "L;I" else planes), encoding
+
+
+@final
 @dataclass(frozen=True)
 class Page:
     """One directory of a file.
@@ -60,25 +111,31 @@ class Page:
     frame_size: int
 
 
-def is_tiff(head: bytes) -> bool:
+def is_tiff(content: Content) -> bool:
     """Whether a file begins as TIFF or BigTIFF do, in either order of bytes."""
-    return head[:2] in {b"II", b"MM"} and head[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
+    return content[:2] in {b"II", b"MM"} and content[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
+
+
+def count_images(content: Content) -> int:
+    """Images in a whole file; ValueError as for :func:`read_pages`."""
+    return sum(page.frames for page in read_pages(content))
 
 
 class _RefusedError(ValueError):
     """The file is whole, but cannot be used as it is."""
 
 
-def read_pages(file: BufferedReader | BytesIO) -> list[Page]:
+def read_pages(content: Content) -> list[Page]:
     """List all pages of a file, with the frames behind them.
 
     Args:
-        file: A whole file whose first bytes satisfy :func:`is_tiff`.
+        content: A whole file for which :func:`is_tiff` holds.
 
     Raises:
         ValueError: The file is damaged, or holds what would be lost or changed; says what.
     """
     try:
+        file = BytesIO(content) if isinstance(content, bytes) else cast("IO[bytes]", content)
         with TiffFile(file) as tif:
             pages = list(_pages(tif))
             return _with_frames(tif, pages)
@@ -101,6 +158,22 @@ def _pages(tif: TiffFile) -> Iterator[TiffPage]:
         seen.add(page.offset)
         _check_picture(page)
         yield page
+    _check_end(tif, page.offset)
+
+
+def _check_end(tif: TiffFile, last: int) -> None:
+    """Raise _RefusedError unless the directory at ``last`` says that none follows.
+
+    The library takes one that lies outside of the file for the end.
+    """
+    file, form = tif.filehandle, tif.tiff
+    file.seek(last)
+    (entries,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(last + form.tagnosize + entries * form.tagsize)
+    (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
+    if following:
+        msg = "cannot be decoded (a TIFF directory points outside of the file)"
+        raise _RefusedError(msg)
 
 
 def _check_picture(page: TiffPage) -> None:

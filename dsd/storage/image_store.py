@@ -5,7 +5,7 @@ disk's content without a copy, ``take`` copies only the images asked for. ``dsd.
 describes the files.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, cycle, islice
 from pathlib import Path
 from typing import final
@@ -17,43 +17,18 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dsd.storage.shards import (
-    SCHEMA_VERSION,
     Block,
     Layout,
     MappedStore,
     Shard,
     StoreMeta,
-    batch_rows,
+    StoreWriter,
     clear_store,
-    write_meta,
-    write_shard,
 )
 from dsd.utils.errors import DataError
 from dsd.utils.shapes import Level
 
 __all__ = ["Block", "ImageStore", "Layout", "StoreMeta", "write_store"]
-
-
-def _joined(parts: list[Block]) -> Block:
-    """Blocks as one."""
-    first = parts[0]
-    if first.sigma is None or first.index is None:
-        return Block(np.concatenate([part.images for part in parts]))
-    return Block(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.sigma for part in parts if part.sigma is not None]),
-        np.concatenate([part.index for part in parts if part.index is not None]),
-    )
-
-
-def _cut(block: Block, at: int) -> tuple[Block, Block]:
-    """The first ``at`` images and the others."""
-    if block.sigma is None or block.index is None:
-        return Block(block.images[:at]), Block(block.images[at:])
-    return (
-        Block(block.images[:at], block.sigma[:at], block.index[:at]),
-        Block(block.images[at:], block.sigma[at:], block.index[at:]),
-    )
 
 
 def _rebatched(blocks: Iterable[Block], sizes: Iterator[int]) -> Iterator[Block]:
@@ -63,30 +38,23 @@ def _rebatched(blocks: Iterable[Block], sizes: Iterator[int]) -> Iterator[Block]
     for block in blocks:
         parts.append(block)
         while sum(len(part.images) for part in parts) >= size:
-            full, rest = _cut(_joined(parts), size)
-            yield full
-            parts, size = [rest], next(sizes)
+            whole = Block.joined(parts)
+            yield whole[:size]
+            parts, size = [whole[size:]], next(sizes)
     if sum(len(part.images) for part in parts):
-        yield _joined(parts)
+        yield Block.joined(parts)
 
 
-def _batch_sizes(layout: Layout, shard_size: int) -> list[int]:
-    """Sizes of the record batches of one full file."""
-    rows = batch_rows(layout, shard_size)
-    return [min(rows, shard_size - start) for start in range(0, shard_size, rows)]
-
-
-def _write_shards(
-    folder: Path, layout: Layout, blocks: Iterable[Block], shard_size: int
-) -> Iterator[Shard]:
+def _write_shards(writer: StoreWriter, blocks: Iterable[Block]) -> Iterator[Shard]:
     """Write all files of a store."""
-    sizes = _batch_sizes(layout, shard_size)
+    rows, size = writer.batch_rows, writer.shard_size
+    sizes = [min(rows, size - start) for start in range(0, size, rows)]
     batches = _rebatched(blocks, cycle(sizes))
     for number in count():
         first = next(batches, None)
         if first is None:
             return
-        yield write_shard(folder, number, layout, chain([first], islice(batches, len(sizes) - 1)))
+        yield writer.write(number, chain([first], islice(batches, len(sizes) - 1)))
 
 
 def write_store(
@@ -118,26 +86,12 @@ def write_store(
     if first is None:
         msg = f"{folder}: there is no image to write; look at data.path in params.yaml"
         raise DataError(msg)
-    layout = Layout.model_validate(
-        {
-            "shape": first.images.shape[1:],
-            "dtype": str(first.images.dtype),
-            "scale": scale,
-            "offset": offset,
-            "noisy": first.sigma is not None,
-        }
-    )
+    kind = {"shape": first.images.shape[1:], "dtype": str(first.images.dtype)}
+    units = {"scale": scale, "offset": offset, "noisy": first.sigma is not None}
+    writer = StoreWriter(folder, Layout.model_validate(kind | units), shard_size)
     clear_store(folder)
-    shards = tuple(_write_shards(folder, layout, chain([first], stream), shard_size))
-    meta = StoreMeta(
-        version=SCHEMA_VERSION,
-        layout=layout,
-        shard_size=shard_size,
-        shards=shards,
-        info=dict(info()),
-    )
-    write_meta(folder, meta)
-    return meta
+    shards = tuple(_write_shards(writer, chain([first], stream)))
+    return writer.finish(shards, info())
 
 
 @final
@@ -200,8 +154,7 @@ class ImageStore:
         Raises:
             DataError: The images are not noisy observations.
         """
-        levels = [block.sigma for block in self._mapped.blocks if block.sigma is not None]
-        return torch.from_numpy(np.concatenate(self._noisy(levels)))
+        return self._column([block.sigma for block in self._mapped.blocks])
 
     @property
     def index(self) -> Int64[Tensor, " n"]:
@@ -210,11 +163,11 @@ class ImageStore:
         Raises:
             DataError: The images are not noisy observations.
         """
-        numbers = [block.index for block in self._mapped.blocks if block.index is not None]
-        return torch.from_numpy(np.concatenate(self._noisy(numbers)))
+        return self._column([block.index for block in self._mapped.blocks])
 
-    def _noisy(self, columns: list[np.ndarray]) -> list[np.ndarray]:
-        if not columns:
+    def _column(self, parts: Sequence[np.ndarray | None]) -> Tensor:
+        there = [part for part in parts if part is not None]
+        if not there:
             msg = f"{self.folder}: its images carry no noise level; take a store of corrupt's"
             raise DataError(msg)
-        return columns
+        return torch.from_numpy(np.concatenate(there))

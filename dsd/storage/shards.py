@@ -13,7 +13,7 @@ This module knows NumPy only, so that worker processes start without torch;
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, final
@@ -27,18 +27,14 @@ from dsd.utils.errors import DataError
 from dsd.utils.files import published
 
 __all__ = [
-    "SCHEMA_VERSION",
     "Block",
     "Layout",
     "MappedStore",
     "Shard",
     "StoreMeta",
-    "batch_rows",
+    "StoreWriter",
     "clear_store",
     "read_meta",
-    "shard_name",
-    "write_meta",
-    "write_shard",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -133,15 +129,19 @@ class Block:
     index: Int64[np.ndarray, " n"] | None = None
     """Number of each image before the split."""
 
+    def __getitem__(self, rows: slice) -> "Block":
+        sigma, index = self.sigma, self.index
+        if sigma is None or index is None:
+            return Block(self.images[rows])
+        return Block(self.images[rows], sigma[rows], index[rows])
 
-def shard_name(number: int) -> str:
-    """Name of the file with that number, counted from 0."""
-    return f"part-{number:05d}.arrow"
-
-
-def batch_rows(layout: Layout, shard_size: int) -> int:
-    """Images in one record batch: a function of the layout alone, so that the bytes are too."""
-    return max(1, min(shard_size, BATCH_BYTES // layout.itemsize))
+    @classmethod
+    def joined(cls, parts: Sequence["Block"]) -> "Block":
+        """Join blocks of one kind."""
+        sigma = [part.sigma for part in parts if part.sigma is not None]
+        index = [part.index for part in parts if part.index is not None]
+        images = np.concatenate([part.images for part in parts])
+        return cls(images, np.concatenate(sigma), np.concatenate(index)) if sigma else cls(images)
 
 
 def clear_store(folder: Path) -> None:
@@ -162,52 +162,70 @@ def _schema(layout: Layout) -> pa.Schema:
     return pa.schema(fields, metadata=about)
 
 
-def _pixels(layout: Layout, images: Shaped[np.ndarray, " n c h w"]) -> pa.Array:
-    """Images as a column, without copying them."""
-    if images.dtype != layout.dtype or images.shape[1:] != layout.shape:
-        msg = (
-            f"images are {images.dtype} {images.shape[1:]}, "
-            f"those of the store {layout.dtype} {layout.shape}"
-        )
-        raise ValueError(msg)
-    buffer = pa.py_buffer(np.ascontiguousarray(images))
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(layout.itemsize), len(images), [None, buffer]
-    )
-
-
-def _batch(layout: Layout, block: Block) -> pa.RecordBatch:
-    """A block as a record batch."""
-    columns = [_pixels(layout, block.images)]
-    if layout.noisy:
-        columns += [pa.array(block.sigma, pa.float32()), pa.array(block.index, pa.int64())]
-    return pa.record_batch(columns, schema=_schema(layout))
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_shard(folder: Path, number: int, layout: Layout, blocks: Iterable[Block]) -> Shard:
-    """Write one file; ``blocks`` must hold ``batch_rows`` images each, but for the last.
+@final
+@dataclass(frozen=True)
+class StoreWriter:
+    """Writes the files of a store, in any process, and then its ``meta.json``."""
 
-    Raises:
-        OSError: The disk refuses; no file of that name is left.
-    """
-    path = folder / shard_name(number)
-    count = 0
-    with published(path) as file, pa.ipc.new_file(file, _schema(layout)) as writer:
-        for block in blocks:
-            writer.write_batch(_batch(layout, block))
-            count += len(block.images)
-    return Shard(name=path.name, count=count, sha256=_sha256(path))
+    folder: Path
+    """Where; :func:`clear_store` must have made it empty."""
 
+    layout: Layout
+    shard_size: int
 
-def write_meta(folder: Path, meta: StoreMeta) -> None:
-    """Complete a store; to be called when all its files are written."""
-    with published(folder / "meta.json") as file:
-        file.write(meta.model_dump_json(indent=2).encode() + b"\n")
+    @property
+    def batch_rows(self) -> int:
+        """Images in a record batch: a function of the layout alone, so that the bytes are too."""
+        return max(1, min(self.shard_size, BATCH_BYTES // self.layout.itemsize))
+
+    def write(self, number: int, blocks: Iterable[Block]) -> Shard:
+        """Write one file; ``blocks`` must hold ``batch_rows`` images each, but for the last.
+
+        Raises:
+            OSError: The disk refuses; no file of that name is left.
+            ValueError: Images are not those of the layout.
+        """
+        path = self.folder / f"part-{number:05d}.arrow"
+        count = 0
+        with published(path) as file, pa.ipc.new_file(file, _schema(self.layout)) as writer:
+            for block in blocks:
+                writer.write_batch(self._batch(block))
+                count += len(block.images)
+        return Shard(name=path.name, count=count, sha256=_sha256(path))
+
+    def _batch(self, block: Block) -> pa.RecordBatch:
+        """A block as a record batch, its images without a copy."""
+        layout, images = self.layout, block.images
+        if images.dtype != layout.dtype or images.shape[1:] != layout.shape:
+            msg = (
+                f"images are {images.dtype} {images.shape[1:]}, "
+                f"those of the store {layout.dtype} {layout.shape}"
+            )
+            raise ValueError(msg)
+        buffer = pa.py_buffer(np.ascontiguousarray(images))
+        kind = pa.binary(layout.itemsize)
+        columns = [pa.FixedSizeBinaryArray.from_buffers(kind, len(images), [None, buffer])]
+        if layout.noisy:
+            columns += [pa.array(block.sigma, pa.float32()), pa.array(block.index, pa.int64())]
+        return pa.record_batch(columns, schema=_schema(layout))
+
+    def finish(self, shards: Sequence[Shard], info: Mapping[str, JsonValue]) -> StoreMeta:
+        """Complete the store, all of whose files are written."""
+        meta = StoreMeta(
+            version=SCHEMA_VERSION,
+            layout=self.layout,
+            shard_size=self.shard_size,
+            shards=tuple(shards),
+            info=dict(info),
+        )
+        with published(self.folder / "meta.json") as file:
+            file.write(meta.model_dump_json(indent=2).encode() + b"\n")
+        return meta
 
 
 def read_meta(folder: Path) -> StoreMeta:
@@ -243,11 +261,7 @@ def read_meta(folder: Path) -> StoreMeta:
 
 
 def _map_shard(folder: Path, layout: Layout, shard: Shard, *, verify: bool) -> list[Block]:
-    """The record batches of a file, as views of the mapped file.
-
-    Raises:
-        DataError: The file is missing, not the one that was written, or of another layout.
-    """
+    """The record batches of a file, as views of the mapped file."""
     path = folder / shard.name
     try:
         actual = _sha256(path) if verify else shard.sha256
@@ -268,11 +282,7 @@ def _map_shard(folder: Path, layout: Layout, shard: Shard, *, verify: bool) -> l
 
 
 def _fitting_table(path: Path, layout: Layout, count: int) -> pa.Table | None:
-    """A mapped file whose buffers are as long as it says; None if it holds something else.
-
-    Raises:
-        pa.ArrowException, ValueError: It is no such file.
-    """
+    """A mapped file whose buffers are as long as it says; None if it holds something else."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         # First, because a column of impossible width cannot even be described.

@@ -5,26 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
 Rho = Annotated[float, Field(ge=0.5, le=1000, allow_inf_nan=False)]
-
-
 TopLevel = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
-
-
 Count = Annotated[int, Field(ge=1)]
-
-
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 

@@ -18,22 +18,15 @@ from dsd.distillation.config import DIVERGENCES
 from dsd.features.config import FEATURE_SPACES, INCEPTION_SPACES
 from dsd.sources.config import Data
 from dsd.sources.phase import to_complex
-from dsd.sources.reader import Item, Reader, Refused, Source, find_images
+from dsd.sources.reader import Refused, find_images, reader_for
+from dsd.sources.source import Item, Source
 from dsd.storage.shards import MappedStore, StoreMeta, read_meta
 from dsd.utils.errors import DataError
 from pipeline.checks.needs import Prepared, Shape, observed_shape, remarks, require
 from pipeline.params.model import Params
 from pipeline.stage_io.paths import Paths
 
-__all__ = ["TORCHVISION_SETS", "Found", "check_before", "look", "show_check"]
-
-TORCHVISION_SETS = {
-    "cifar10": (50_000, (3, 32, 32)),
-    "fashion-mnist": (60_000, (1, 28, 28)),
-    "celeba": (162_770, (3, 178, 178)),
-}
-"""Images in the training parts of torchvision's sets, and their shape: a check downloads nothing,
-and takes one black image for all of them."""
+__all__ = ["Found", "check_before", "look", "show_check"]
 
 _FIRST, _SPREAD = 4, 4
 """Images that are opened: the first ones, and about as many others at equal distances."""
@@ -77,10 +70,11 @@ def look(data: Data, root: Path) -> Found:
         DataError: There is no such source, or an image will stop ``prepare``.
         ParamsError: The images cannot be brought to the layout that is asked for.
     """
-    source = _source(data, root)
+    source = find_images(data.source, root / data.path, data.name, preview=True)
     count = min(source.count, data.max_images or source.count)
     some = _some(source, count)
-    reader = _reader(data, replace(source, count=len(some), items=some), resized=False)
+    looking = data.model_copy(update={"pad": 0, "resolution": None, "max_images": None})
+    reader = reader_for(looking, replace(source, count=len(some), items=some))
     size = prepared = None
     try:
         for block in reader.blocks():
@@ -101,13 +95,6 @@ def look(data: Data, root: Path) -> Found:
     )
 
 
-def _source(data: Data, root: Path) -> Source:
-    if data.name is not None:
-        count, shape = TORCHVISION_SETS[data.name]
-        return Source(count, [Item(data.name, np.zeros(shape, np.uint8))])
-    return find_images(data.source, root / data.path, None)
-
-
 def _some(source: Source, count: int) -> list[Item]:
     """The first images of ``count`` and, where there is a list of them, some of the others."""
     if not isinstance(source.items, Sequence):
@@ -116,20 +103,9 @@ def _some(source: Source, count: int) -> list[Item]:
     return [*items[:_FIRST], *items[_FIRST :: max(1, (len(items) - _FIRST) // _SPREAD)]]
 
 
-def _reader(data: Data, source: Source, *, resized: bool) -> Reader:
-    return Reader(
-        source,
-        pad=data.pad if resized else 0,
-        resolution=data.resolution if resized else None,
-        on_error=data.on_error,
-        max_images=None,
-        noisy=data.content == "noisy",
-    )
-
-
 def _prepared(data: Data, image: Item) -> Shape:
     """Shape of what ``prepare`` makes of such an image."""
-    block = next(_reader(data, Source(1, [image]), resized=True).blocks())
+    block = next(reader_for(data, Source(1, [image])).blocks())
     return _shape(to_complex(block, np.zeros(1, np.int64)) if data.phase == "smooth" else block)
 
 
@@ -157,12 +133,18 @@ def check_before(stage: str, params: Params, paths: Paths) -> list[str]:
     images = _to_come(params, paths) if stage == "prepare" else _written(stage, paths)
     if images is None:
         return []
-    require(params, images)
-    _try_extractors(params, images, download=stage not in {"prepare", "corrupt"})
-    _try_divergence(params)
+    _require_all(params, images, download=stage not in {"prepare", "corrupt"})
     if stage == "pretrain":
         _require_distinct(paths)
     return [text for reader, text in remarks(params, images) if reader == stage]
+
+
+def _require_all(params: Params, images: Prepared, *, download: bool) -> None:
+    """Raise unless every stage can do its work with such images."""
+    require(params, images)
+    _read_statistics(params)
+    _try_extractors(params, images, download=download)
+    _try_divergence(params)
 
 
 def _to_come(params: Params, paths: Paths) -> Prepared | None:
@@ -196,18 +178,7 @@ def _meta(folder: Path) -> StoreMeta | None:
 
 
 def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None:
-    """Load the extractors that may fail, and let each see images of the shapes to come.
-
-    Args:
-        params: All parameters.
-        images: What is known of the prepared images.
-        download: Whether to fetch Inception's weights where they are missing.
-
-    Raises:
-        DataError: An extractor refuses the images, or its weights are missing or broken.
-        ParamsError: There is no extractor of that name, or no such device.
-    """
-    _read_statistics(params)
+    """Load the extractors that may fail, and let each see images of the shapes to come."""
     names = {*params.evaluate.features, params.distill.selection.features} - _SHIPPED
     if not download and _to_download(params):
         names -= {*INCEPTION_SPACES}
@@ -228,11 +199,7 @@ def _try_extractors(params: Params, images: Prepared, *, download: bool) -> None
 
 
 def _try_divergence(params: Params) -> None:
-    """Import a divergence of the user's own, and let it compare two images.
-
-    Raises:
-        ParamsError: It cannot be imported, or does not return a loss for each image.
-    """
+    """Import a divergence of the user's own, and let it compare two images."""
     name = params.distill.divergence
     if name in DIVERGENCES:
         return
@@ -246,11 +213,7 @@ def _try_divergence(params: Params) -> None:
 
 
 def _read_statistics(params: Params) -> None:
-    """Refuse published statistics with which ``evaluate`` would fail.
-
-    Raises:
-        DataError: They cannot be read, or are for no feature space that is measured.
-    """
+    """Refuse published statistics with which ``evaluate`` would fail."""
     published = params.evaluate.published_statistics
     if published is None:
         return
@@ -278,11 +241,7 @@ def _to_download(params: Params) -> bool:
 
 
 def _require_distinct(paths: Paths) -> None:
-    """Refuse held-out images that cannot judge a generator.
-
-    Raises:
-        DataError: They are all the same, or each has a copy among the training images.
-    """
+    """Refuse held-out images that cannot judge a generator."""
     folder = paths.artifact("corrupt")
     heldout = [*_saved(folder / "heldout")]
     alone = set(heldout)
@@ -321,12 +280,13 @@ def show_check(params: Params, paths: Paths) -> None:
     found = look(params.data, paths.root)
     for line in _lines(found, params.data):
         print(line)
-    _require_device(params)
+    if params.compute.device == "cuda" or params.compute.precision == "tf32":
+        from pipeline.execution.device import resolve_device, resolve_precision
+
+        resolve_precision(params.compute, resolve_device(params.compute))
     if found.prepared is not None:
         images = Prepared(found.count, found.prepared)
-        require(params, images)
-        _try_extractors(params, images, download=False)
-        _try_divergence(params)
+        _require_all(params, images, download=False)
         for _, text in remarks(params, images):
             print(f"note: {text}")
     if _to_download(params):
@@ -334,26 +294,18 @@ def show_check(params: Params, paths: Paths) -> None:
     print(f"OK: params.yaml is valid, images come from {params.data.name or params.data.path}")
 
 
-def _require_device(params: Params) -> None:
-    if params.compute.device == "cuda" or params.compute.precision == "tf32":
-        from pipeline.execution.device import resolve_device, resolve_precision
-
-        resolve_precision(params.compute, resolve_device(params.compute))
-
-
 def _lines(found: Found, data: Data) -> Iterator[str]:
-    yield f"{data.name or data.path}: {_opened(found)}"
+    if found.size is None:
+        opened = f"images; none of {found.opened} that were opened is usable"
+    else:
+        how = f"; {found.opened} of them were opened" if found.opened else ""
+        how = how or ", as torchvision has them"
+        opened = f"images of {_kind(found.size)}{how}"
+    yield f"{data.name or data.path}: {found.count:,} {opened}"
     yield from (f"  {note}" for note in found.notes)
     yield from (f"  will skip {one.name}, which {one.reason}" for one in found.refused)
     if found.prepared is not None and found.prepared != found.size:
         yield f"  prepare makes {_kind(found.prepared)} of them"
-
-
-def _opened(found: Found) -> str:
-    if found.size is None:
-        return f"{found.count:,} images; none of {found.opened} that were opened is usable"
-    how = f"; {found.opened} of them were opened" if found.opened else ", as torchvision has them"
-    return f"{found.count:,} images of {_kind(found.size)}{how}"
 
 
 def _kind(shape: Shape) -> str:

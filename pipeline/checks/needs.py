@@ -26,7 +26,7 @@ _WASTED = 0.99
 """Share of samples below the noise of the data from which on training by the rest is none."""
 
 _TAIL = 30.0
-"""Standard deviations above the mean beyond which a normal law has no numbers left to draw."""
+"""Standard deviations above the mean beyond which a normal distribution has no numbers left."""
 
 
 @final
@@ -64,14 +64,18 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
     except ParamsError as error:
         yield str(error)
         return
-    level = _level(params) if images.level is None else images.level
+    level = images.level
+    if level is None:
+        given = params.corrupt.sigma_hat
+        given = params.corrupt.sigma if given is None else given
+        level = None if given == "auto" else given
     yield from _too_few(params, images, observed)
     yield from _unknown_noise(params, images, observed)
     yield from _network(params, images.shape, observed)
     yield from _features(params, images.shape[0])
     yield from _sampler(params, level)
     if level is not None:
-        yield from _laws(params, level)
+        yield from _distributions(params, level)
 
 
 def observed_shape(params: Params, shape: Shape) -> Shape:
@@ -87,13 +91,6 @@ def observed_shape(params: Params, shape: Shape) -> Shape:
 
     clean = image_shape(choice, shape) if params.data.content == "noisy" else shape
     return Operator(choice, clean).observed_shape
-
-
-def _level(params: Params) -> float | None:
-    """The noise level that all stages after ``corrupt`` assume, where the parameters give it."""
-    corrupt = params.corrupt
-    level = corrupt.sigma if corrupt.sigma_hat is None else corrupt.sigma_hat
-    return None if level == "auto" else level
 
 
 def _too_few(params: Params, images: Prepared, observed: Shape) -> Iterator[str]:
@@ -127,16 +124,11 @@ def _too_few(params: Params, images: Prepared, observed: Shape) -> Iterator[str]
             f"corrupt.num_heldout is {heldout}, but the distance that chooses the generator needs "
             f"{FRECHET} images held out: raise it (a tenth would be {max(count // 10, FRECHET)})"
         )
-    else:
-        yield from _none_clean(params, count - heldout)
-
-
-def _none_clean(params: Params, train: int) -> Iterator[str]:
-    fraction = params.corrupt.clean_fraction
-    if 0 < fraction * train < 1:
+    elif 0 < (fraction := params.corrupt.clean_fraction) * (count - heldout) < 1:
         yield (
-            f"corrupt.clean_fraction is {fraction:g}, which leaves none of {train} training "
-            f"images clean: raise it to at least {1 / train:.2g}, or set it to 0.0"
+            f"corrupt.clean_fraction is {fraction:g}, which leaves none of {count - heldout} "
+            f"training images clean: raise it to at least {1 / (count - heldout):.2g}, or set it "
+            "to 0.0"
         )
 
 
@@ -227,29 +219,27 @@ def _sampler(params: Params, level: float | None) -> Iterator[str]:
         )
 
 
-def _laws(params: Params, level: float) -> Iterator[str]:
-    """Laws of noise levels that lie below the noise of the data, so that nothing is learned."""
-    if level == 0:
+def _distributions(params: Params, level: float) -> Iterator[str]:
+    """Noise levels that lie below the noise of the data, so that nothing is learned."""
+    if level == 0 or params.pretrain.objective == "standard":
         return
-    laws = {"pretrain.noise": params.pretrain.noise}
+    used = {"pretrain.noise": params.pretrain.noise}
     if params.distill.needs_fake:
-        laws["distill.fake_noise"] = params.distill.fake_noise
-    if params.pretrain.objective == "standard":
-        return
-    for key, law in laws.items():
-        if _draws_nothing(law, level):
+        used["distill.fake_noise"] = params.distill.fake_noise
+    for key, noise in used.items():
+        if _draws_nothing(noise, level):
             yield (
-                f"{key}: {law.distribution} levels of P_mean {law.P_mean:g} and P_std "
-                f"{law.P_std:g} are nearly all below the noise of the data, {level:.4g}, "
+                f"{key}: {noise.distribution} levels of P_mean {noise.P_mean:g} and P_std "
+                f"{noise.P_std:g} are nearly all below the noise of the data, {level:.4g}, "
                 f"where nothing is learned: raise {key}.P_mean, or set {key}.distribution to added"
             )
 
 
-def _draws_nothing(law: TeacherNoise, level: float) -> bool:
-    lowest = (math.log(level) - law.P_mean) / law.P_std
-    if law.distribution == "clamped":
+def _draws_nothing(noise: TeacherNoise, level: float) -> bool:
+    lowest = (math.log(level) - noise.P_mean) / noise.P_std
+    if noise.distribution == "clamped":
         return math.erfc(-lowest / math.sqrt(2)) / 2 > _WASTED
-    return law.distribution == "truncated" and lowest > _TAIL
+    return noise.distribution == "truncated" and lowest > _TAIL
 
 
 def remarks(params: Params, images: Prepared) -> Iterator[tuple[str, str]]:

@@ -29,10 +29,11 @@ from dsd.model.checkpoint import build_denoiser, load_denoiser, save_model
 from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
+from dsd.sources.torchvision_sets import TORCHVISION_SETS
 from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import Interrupted
 from dsd.utils.images import to_uint8
-from pipeline.checks.check import TORCHVISION_SETS, look
+from pipeline.checks.check import look
 from pipeline.checks.needs import Prepared, require
 from pipeline.execution.device import resolve_device
 from pipeline.execution.run import run_stage
@@ -142,7 +143,7 @@ def _few_images(params: Params, paths: Paths, work: Paths, count: int) -> Params
     """The parameters with few images, and with random ones instead of a download."""
     source: dict[str, Any] = {"path": str(paths.root / params.data.path), "max_images": count}
     if params.data.name is not None:
-        _, (channels, height, width) = TORCHVISION_SETS[params.data.name]
+        channels, height, width = TORCHVISION_SETS[params.data.name].shape
         (target := work.root / "random").mkdir()
         source |= {"source": "folder", "name": None, "path": str(target)}
         picture = Image.effect_noise((width, height), 64).convert("L" if channels == 1 else "RGB")

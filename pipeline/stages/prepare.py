@@ -9,7 +9,8 @@ from pydantic import JsonValue
 
 from dsd.sources.config import Data
 from dsd.sources.phase import to_complex
-from dsd.sources.reader import Reader, Source, find_images
+from dsd.sources.reader import Reader, find_images, reader_for
+from dsd.sources.source import Source
 from dsd.storage.image_store import Block, StoreMeta, write_store
 from dsd.utils.files import write_json
 from pipeline.stage_io.context import StageContext
@@ -34,7 +35,7 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     # Said before anything is read, so that it is there whatever comes.
     for note in source.notes:
         log.say(note)
-    reader = _reader(params.data, source)
+    reader = reader_for(params.data, source)
     complex_ = params.data.phase == "smooth"
     blocks = _blocks(reader, log)
     meta = write_store(
@@ -56,17 +57,6 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
         shape=meta.layout.shape,
     )
     log.say(_summary_line(meta, reader))
-
-
-def _reader(data: Data, source: Source) -> Reader:
-    return Reader(
-        source,
-        pad=data.pad,
-        resolution=data.resolution,
-        on_error=data.on_error,
-        max_images=data.max_images,
-        noisy=data.content == "noisy",
-    )
 
 
 def _blocks(reader: Reader, log: StageLog) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from ruamel.yaml import YAML
 
-from dsd.sources.decoding import PictureFile
+from dsd.sources.formats import open_file
 from pipeline.params.model import Params
 from sandbox import ROOT
 
@@ -76,7 +76,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def decode(content: bytes) -> np.ndarray:
     """The pixels of a file that holds one picture."""
-    file = PictureFile(content)
+    file = open_file(content)
     assert file.count == 1
     return file.read(0)[0]
 

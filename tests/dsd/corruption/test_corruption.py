@@ -52,11 +52,6 @@ def test_the_noise_of_an_image_is_a_function_of_seed_and_number_alone(seed, indi
         np.testing.assert_array_equal(row, noise_of(seed, np.array([index]), SHAPE)[0])
 
 
-def test_seeds_and_numbers_give_different_noise():
-    draws = [noise_of(seed, np.array([i]), (4,)).tobytes() for seed in range(4) for i in range(9)]
-    assert len(set(draws)) == 36
-
-
 def test_the_noise_of_all_time():
     """Pins the stream: another NumPy must not change observations that exist."""
     noise = noise_of(7, np.array([0, 3]), (1, 16, 16))
@@ -91,12 +86,6 @@ def test_observations_are_x0_plus_sigma_noise_and_not_clipped(sigma):
         assert level < 1 or row.max() > 1
 
 
-def test_without_noise_the_observation_is_the_image():
-    x0 = np.linspace(-1, 1, 60, dtype=np.float32).reshape(2, *SHAPE)
-    levels = np.zeros(2, np.float32)
-    np.testing.assert_array_equal(corrupt(x0, np.arange(2), sigma=levels, seed=0), x0)
-
-
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 200), data=st.data())
 def test_the_split_parts_all_images_and_depends_on_seed_and_count_alone(seed, count, data):
     num_heldout = data.draw(st.integers(1, count - 1))
@@ -112,15 +101,6 @@ def test_the_split_is_a_fair_draw():
     for seed in range(2000):
         counts[split_heldout(seed, 20, 5)[1]] += 1
     assert abs(counts - 500).max() < 5 * math.sqrt(2000 * 0.25 * 0.75)
-
-
-def test_the_observations_of_a_store_have_the_noise_of_its_seed(tmp_path):
-    clean = clean_store(tmp_path / "clean")
-    x0, numbers = ImageStore.open(clean).all().numpy(), np.arange(11)
-    for seed in (5, 6):
-        observe(clean, tmp_path / "noisy", numbers, seed=seed)
-        expected = corrupt(x0, numbers, sigma=np.full(11, 0.3, np.float32), seed=seed)
-        np.testing.assert_array_equal(ImageStore.open(tmp_path / "noisy").all(), expected)
 
 
 @settings(max_examples=15)
@@ -149,20 +129,6 @@ def test_one_and_eight_workers_write_the_same_bytes(tmp_path):
     together = observe(clean, tmp_path / "8", indices, workers=8)
     assert files_of(tmp_path / "1") == files_of(tmp_path / "8")
     assert alone == together
-
-
-def test_progress_counts_images(tmp_path):
-    seen = []
-    noise = Noise(sigma=1.0, assumed=1.0, seed=0, add=True)
-    write_noisy_store(
-        clean_store(tmp_path / "clean"),
-        tmp_path / "noisy",
-        np.arange(10),
-        noise=noise,
-        operator=IDENTITY,
-        done=seen.append,
-    )
-    assert seen == [4, 8, 10]
 
 
 def test_the_residual_measures_the_noise(tmp_path):

@@ -110,21 +110,6 @@ def test_downsampling_takes_means_of_squares(factor):
     assert image_shape(choice("downsample", factor=factor), op.observed_shape) == op.shape
 
 
-@pytest.mark.parametrize("kind", ["blur", "downsample"])
-def test_maps_keep_constants_and_never_enlarge(kind):
-    op = operator(kind)
-    ones = torch.ones(1, *SHAPE, dtype=torch.float64)
-    torch.testing.assert_close(op.forward(ones, None).unique(), ones.unique())
-    x = normal(SHAPE, 0)
-    assert (inner(op.forward(x, None), op.forward(x, None)) < inner(x, x)).all()
-
-
-def test_the_norm_of_downsampling_is_one_over_the_factor():
-    matrix = operator("downsample", (1, 4, 4)).forward(torch.eye(16).reshape(16, 1, 4, 4), None)
-    norms = torch.linalg.svdvals(matrix.flatten(1))
-    torch.testing.assert_close(norms, torch.full((4,), 0.5))
-
-
 def test_the_identity_gives_back_the_very_tensor():
     x = normal(SHAPE, 0)
     op = operator("identity")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_operators import choice, normal, operator, random
+from small_operators import normal, operator, random
 from stage_helpers import params_with
 from tiny_training import fake_step, judged
 from torch import nn
@@ -396,8 +396,16 @@ def test_the_generator_is_moved_by_what_denoisers_make_of_its_observed_images(ki
         assert len({view.numpy().tobytes() for view in given[0]}) > 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("divergence", ["sid", "dmd", "sds"])
+@pytest.mark.parametrize(
+    ("kind", "divergence"),
+    [
+        ("identity", "dmd"),
+        ("mask", "sds"),
+        ("blur", "sid"),
+        ("downsample", "sds"),
+        ("fourier", "dmd"),
+    ],
+)
 def test_distillation_runs_through_every_operator(kind, divergence):
     run = distillation(op_of(kind), divergence=divergence)
     for record in run.steps():
@@ -424,7 +432,3 @@ def test_generated_images_are_observed_like_the_data_for_proximal_distances(kind
     assert not torch.equal(y, from_uint8(renoise(images, sigma, seed=4, operator=op)))
     whole = renoise(images[:3], sigma[:3], seed=3, operator=op)
     assert torch.equal(whole, to_uint8(y[:3]))
-
-
-def test_the_choice_of_an_operator_is_the_same_object_everywhere():
-    assert op_of("mask").choice == choice("mask")

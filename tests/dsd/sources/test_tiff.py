@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stage_helpers import random_images, tiff
 
-from dsd.sources.decoding import PictureFile
+from dsd.sources.formats import open_file
 from dsd.sources.tiff import MAX_FRAMES, read_pages
 
 STACK = random_images(5, 6, 4)
@@ -25,12 +25,8 @@ def stack(pixels=STACK, **options):
     return tiff(sides=(4, 6), pixels=pixels.tobytes(), **options)
 
 
-def pages_of(content):
-    return read_pages(io.BytesIO(content))
-
-
 def frames(content):
-    file = PictureFile(content)
+    file = open_file(content)
     return np.stack([file.read(number)[0] for number in range(file.count)])
 
 
@@ -79,7 +75,7 @@ def test_frames_in_several_strips_are_read_if_these_follow_each_other():
     content = stack(more={**strips, 273: [size, size + 8, size + 16]})
     np.testing.assert_array_equal(frames(content), STACK[:, None])
     with pytest.raises(ValueError, match="holds 5 frames, but has one page"):
-        pages_of(stack(more={**strips, 273: [size, size + 16, size + 8]}))
+        read_pages(stack(more={**strips, 273: [size, size + 16, size + 8]}))
 
 
 REFUSED = {
@@ -130,7 +126,7 @@ def test_what_would_be_lost_or_changed_is_refused_and_said(name):
 
 def test_a_description_that_promises_nothing_changes_nothing():
     for text in ("ImageJ=1.54f\nimages=0\n", '{"shape": [0, 6, 4]}', "shape=(1 2)", "ImageJ="):
-        assert [page.frames for page in pages_of(tiff(text=text))] == [1], text
+        assert [page.frames for page in read_pages(tiff(text=text))] == [1], text
 
 
 def test_what_belongs_to_a_picture_raises_no_alarm():
@@ -138,11 +134,11 @@ def test_what_belongs_to_a_picture_raises_no_alarm():
     exif[0x010E], exif[0x8298] = "a description " * 40, "an owner " * 40
     end = len(tiff(more={34665: [0]}))
     camera = struct.pack("<HHHIII", 1, 37510, 7, 2000, end + 18, 0) + bytes(2000)
-    assert len(pages_of(tiff(more={34665: [end]}, tail=camera))) == 1
+    assert len(read_pages(tiff(more={34665: [end]}, tail=camera))) == 1
     for mode, options in [("L", {"exif": exif}), ("RGB", {"icc_profile": bytes(3000)}), ("P", {})]:
         target = io.BytesIO()
         Image.new(mode, (4, 4)).save(target, "TIFF", **options)
-        assert [page.frames for page in pages_of(target.getvalue())] == [1], mode
+        assert [page.frames for page in read_pages(target.getvalue())] == [1], mode
     opaque = np.full((4, 4, 4), 255, np.uint8)
     assert frames(tiff(samples=4, extra=[2], pixels=opaque.tobytes())).shape == (1, 3, 4, 4)
 
@@ -151,21 +147,25 @@ def test_small_files_that_promise_much_are_refused_at_once():
     start = time.process_time()
     for count in (10**6, 10**9):
         with pytest.raises(ValueError, match="holds"):
-            pages_of(stack(text=f"ImageJ=1\nimages={count}\n"))
+            read_pages(stack(text=f"ImageJ=1\nimages={count}\n"))
     with pytest.raises(ValueError, match=f"more than {MAX_FRAMES}"):
-        pages_of(tiff(text="ImageJ=1\nimages=70000\n", sides=(1, 1), pixels=bytes(70_000)))
+        read_pages(tiff(text="ImageJ=1\nimages=70000\n", sides=(1, 1), pixels=bytes(70_000)))
     circle = bytearray(tiff())
     place = 10 + 12 * circle[8]
     circle[place : place + 4] = b"\x08\0\0\0"
+    lost = bytearray(tiff())
+    lost[10 + 12 * lost[8] : 14 + 12 * lost[8]] = struct.pack("<I", 10**6)
+    with pytest.raises(ValueError, match="a TIFF directory points outside of the file"):
+        read_pages(bytes(lost))
     with pytest.raises(ValueError, match="the same page twice"):
-        pages_of(bytes(circle))
+        read_pages(bytes(circle))
     chain = bytearray(b"II*\0\x08\0\0\0")
     for place in range(8, 8 + 6 * 10_000, 6):
         chain += struct.pack("<HI", 0, place + 6)
     crowded = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**40) + bytes(99)
     for content in (bytes(chain), crowded):
         with pytest.raises(ValueError, match="cannot be decoded"):
-            pages_of(content)
+            read_pages(content)
     wide = tiff(more={256: [2**15], 257: [2**12], 278: [2**12], 259: [8]})
     with pytest.raises(ValueError, match="has 32768 x 4096 pixels, more than"):
         frames(wide)

@@ -37,16 +37,6 @@ def test_large_pixels_that_are_finite_are_clamped_though_their_sum_is_not():
     assert to_uint8(torch.zeros(0, 1, 4, 4)).shape == (0, 1, 4, 4)
 
 
-def test_pictures_have_a_row_for_each_kind(tmp_path):
-    rows = {"clean": torch.zeros(5, 1, 16, 16, dtype=torch.uint8)}
-    rows["noisy"] = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
-    save_rows(rows, tmp_path / "deep" / "rows.png")
-    with Image.open(tmp_path / "deep" / "rows.png") as picture:
-        assert picture.size == (150 + 5 * 66 + 2, 2 * 66 + 2)
-        assert picture.getpixel((200, 30)) == (0, 0, 0)
-        assert picture.getpixel((200, 100)) == (255, 255, 255)
-
-
 def test_a_row_of_fewer_images_leaves_the_others_beside_their_labels(tmp_path):
     white = torch.full((5, 1, 16, 16), 255, dtype=torch.uint8)
     rows = {"few": white[:2] // 2, "many": white, "black": white[:3] * 0}
@@ -60,14 +50,6 @@ def test_a_row_of_fewer_images_leaves_the_others_beside_their_labels(tmp_path):
                     expected = int(rows[name][0, 0, 0, 0]) if there else 255
                     found = picture.getpixel((150 + 34 + column * 66, 34 + row * 66))
                     assert found == (expected,) * 3
-
-
-def test_grids_show_colours_as_they_are(tmp_path):
-    red = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    red[:, 0] = 255
-    save_grid(red, tmp_path / "grid.png", columns=3, zoom=2)
-    with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.getpixel((5, 5)) == (255, 0, 0)
 
 
 def numbers(*shape):

@@ -1,11 +1,10 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stage_helpers import Recorder, files_of, params_with, random_images
+from stage_helpers import Recorder, params_with, random_images
 
 from dsd.corruption.noise_level import estimate_noise
 from dsd.storage.image_store import Block, ImageStore, write_store
@@ -67,26 +66,6 @@ def test_some_training_images_may_stay_clean_but_none_of_those_held_out(tmp_path
     summary = json.loads((tmp_path / "reports/corrupt/summary.json").read_text())
     noise = [(part.all() - x0[part.index])[part.sigma > 0] for part in (train, heldout)]
     assert summary["measured_sigma"] == pytest.approx(float(torch.cat(noise).std()), rel=1e-3)
-
-
-def test_noise_is_white_and_no_image_shares_it_with_another(tmp_path):
-    """Not within a part, and not between training and held-out images."""
-    prepared(tmp_path)
-    run(tmp_path, num_heldout=20)
-    x0 = ImageStore.open(tmp_path / "data/prepare").all()
-    parts = stores(tmp_path)
-    noise = np.concatenate([(part.all() - x0[part.index]).flatten(1) for part in parts])
-    clean = np.concatenate([x0[part.index].flatten(1) for part in parts])
-    # 780 pairs of 64 numbers: a standard error is 0.125.
-    assert np.abs(np.corrcoef(noise) - np.eye(COUNT)).max() < 0.65
-    planes = noise.reshape(COUNT, 8, 8)
-    for first, second in (
-        (planes[:, 1:], planes[:, :-1]),
-        (planes[:, :, 1:], planes[:, :, :-1]),
-        (noise, clean),
-    ):
-        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.08
-    assert noise.mean() == pytest.approx(0, abs=0.04)
 
 
 def test_the_assumed_level_is_stored_and_the_true_one_added(tmp_path):
@@ -162,13 +141,6 @@ def test_the_picture_shows_clean_images_above_noisy_ones(tmp_path):
         np.testing.assert_array_equal(picture[68:132:8, left : left + 64 : 8], noisy[number])
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
-    for workers in (1, 3):
-        prepared(tmp_path / str(workers))
-        run(tmp_path / str(workers), workers=workers)
-    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
-
-
 def test_another_seed_gives_other_noise_and_another_split(tmp_path):
     prepared(tmp_path)
     run(tmp_path)
@@ -178,13 +150,6 @@ def test_another_seed_gives_other_noise_and_another_split(tmp_path):
     second, _ = stores(tmp_path)
     assert not torch.equal(second.index, index)
     assert not torch.equal(second.all(), before)
-
-
-def test_only_the_prepared_images_are_read(tmp_path):
-    prepared(tmp_path / "a")
-    shutil.copytree(tmp_path / "a/data/prepare", tmp_path / "b/data/prepare")
-    run(tmp_path / "b")
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {"data", "reports"}
 
 
 def test_observations_are_taken_as_they_are_and_nothing_is_claimed_of_their_noise(tmp_path):

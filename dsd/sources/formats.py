@@ -1,0 +1,73 @@
+"""The formats of image files: one module and one entry of ``FORMATS`` for each."""
+
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dsd.sources.decoding import MAX_BYTES, Frames, PictureFile
+from dsd.sources.tiff import Content, TiffPictures, count_images, is_tiff
+
+__all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "open_file"]
+
+
+class Format(NamedTuple):
+    """How files of one format are found, recognised and read."""
+
+    name: str
+    suffixes: frozenset[str]
+    """In small letters, with the dot."""
+
+    begins: Callable[[Content], bool]
+    """Whether a file is of this format, whatever its name."""
+
+    open: Callable[[bytes], Frames]
+    """Read the headers of a whole file; ValueError says what is wrong with it."""
+
+    count_images: Callable[[Content], int] | None = None
+    """Images in a file, from its headers alone; None where each holds one."""
+
+
+FORMATS = (
+    Format("TIFF", frozenset({".tif", ".tiff"}), is_tiff, TiffPictures, count_images),
+    Format(
+        "picture",
+        frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"}),
+        lambda content: True,
+        PictureFile,
+    ),
+)
+"""The first that fits is taken; the last one fits all, and refuses what it does not know."""
+
+SUFFIXES = frozenset[str]().union(*(one.suffixes for one in FORMATS))
+
+
+def _format_of(content: Content) -> Format:
+    return next(one for one in FORMATS if one.begins(content))
+
+
+def open_file(content: bytes) -> Frames:
+    """Read the headers of an image file.
+
+    Raises:
+        ValueError: It is too large, damaged, of another format, or not 8-bit grey or RGB.
+    """
+    if len(content) > MAX_BYTES:
+        msg = f"has {len(content)} bytes, more than {MAX_BYTES}; split or crop it"
+        raise ValueError(msg)
+    return _format_of(content).open(content)
+
+
+def count_in(path: Path) -> int:
+    """Images in a file; 1 where that is unknown, and reading it will say why."""
+    if not path.is_file():
+        return 1
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            count = _format_of(content).count_images
+            return 1 if count is None else count(content)
+    except (OSError, ValueError):
+        return 1
