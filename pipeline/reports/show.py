@@ -31,7 +31,8 @@ def show_summary(paths: Paths, console: Console | None = None) -> None:
 
 
 def _table(summary: Mapping[str, Any], features: str) -> Table:
-    table = Table(title=_title(summary.get("protocol", {}), features))
+    title = _title(summary.get("protocol", {}), features)
+    table = Table(title=title, title_justify="left")
     table.add_column("images of", no_wrap=True)
     for measure in _MEASURES:
         table.add_column(title_of(measure, features), justify="right")
@@ -50,7 +51,9 @@ def _title(protocol: Mapping[str, Any], features: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+    if value is None:
+        return "-"
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"  # 0.0072 is not 0.0128
 
 
 def _next_steps(paths: Paths, summary: Mapping[str, Any]) -> list[str]:
