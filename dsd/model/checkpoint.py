@@ -94,6 +94,7 @@ def build_denoiser(
     if height != width:
         msg = f"images of {width} x {height} pixels are not square, as the network needs"
         raise ValueError(msg)
+    network.check_images(height)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = network.build(

@@ -44,7 +44,18 @@ class UNetConfig(Section):
         return self.patch_size << len(self.channel_mult) - 1
 
     def level_sizes(self, resolution: int) -> list[int]:
-        """Heights (and widths) of the feature maps, finest level first."""
+        """Heights (and widths) of the feature maps, finest level first.
+
+        Raises:
+            ValueError: The resolution cannot be halved as often as needed.
+        """
+        if resolution % self.multiple:
+            msg = (
+                f"images of {resolution} pixels do not fit the network: network.patch_size "
+                f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult "
+                f"need a multiple of {self.multiple}. Lower one of the two"
+            )
+            raise ValueError(msg)
         return [
             resolution // self.patch_size // 2**level for level in range(len(self.channel_mult))
         ]
@@ -59,13 +70,6 @@ class UNetConfig(Section):
             ValueError: The resolution cannot be halved as often as needed, or no level has a size
                 at which attention is asked for.
         """
-        if resolution % self.multiple:
-            msg = (
-                f"images of {resolution} pixels do not fit the network: network.patch_size "
-                f"{self.patch_size} and {len(self.channel_mult)} levels in network.channel_mult "
-                f"need a multiple of {self.multiple}. Lower one of the two"
-            )
-            raise ValueError(msg)
         sizes = self.level_sizes(resolution)
         nowhere = [str(size) for size in self.attention_resolutions if size not in sizes]
         if nowhere:

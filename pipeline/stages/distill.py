@@ -16,6 +16,7 @@ from dsd.model.generator import make_latents
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import ProximalReference, choose
 from dsd.storage.image_store import ImageStore
+from dsd.utils.errors import DataError
 from dsd.utils.files import copy_files, published
 from dsd.utils.images import to_uint8
 from dsd.utils.random import derive_seed
@@ -67,6 +68,7 @@ def run(context: StageContext) -> None:
     params, paths, log = context.params, context.paths, context.log
     noisy = open_images(paths, "corrupt/train", log)
     given = _Inputs(noisy, open_images(paths, "corrupt/heldout", log), paths)
+    given.check_teacher()
 
     def build(attempt: Attempt) -> _DistillJob:
         return _DistillJob(params, given, log, attempt)
@@ -91,6 +93,21 @@ class _Inputs:
     def teacher(self) -> Path:
         """Folder of the teacher."""
         return self.paths.artifact("pretrain")
+
+    def check_teacher(self) -> None:
+        """Refuse a teacher of other images, as an imported one may be.
+
+        Raises:
+            DataError: Its shape or operator is not that of the noisy images.
+        """
+        spec, ours = read_spec(self.teacher), Operator.of_store(self.train.meta.info)
+        if (spec.shape, spec.operator) != (ours.observed_shape, ours.choice):
+            shapes = [" x ".join(map(str, shape)) for shape in (spec.shape, ours.observed_shape)]
+            msg = (
+                f"{self.teacher}: a teacher of {shapes[0]} images ({spec.operator.kind}), but "
+                f"data/corrupt has {shapes[1]} ({ours.choice.kind}). Train one for these images"
+            )
+            raise DataError(msg)
 
     def fingerprints(self) -> dict[str, str]:
         """Hash of each folder."""

@@ -167,14 +167,13 @@ class UNet(nn.Module):
             part of a saved model.
 
     Raises:
-        ValueError: The resolution or the attention does not fit.
+        ValueError: The resolution does not fit.
     """
 
     def __init__(
         self, config: UNetConfig, *, channels: int, resolution: int, extra_channels: int = 0
     ) -> None:
         super().__init__()
-        config.check_images(resolution)
         levels = len(config.channel_mult)
         widths = [config.model_channels * mult for mult in config.channel_mult]
         sizes = config.level_sizes(resolution)

@@ -32,10 +32,11 @@ def params_of(kind, **data):
     operator = {"kind": kind, **OPERATORS[kind]}
     phase = "smooth" if kind == "fourier" else "none"
     short = {**SCHEDULE, "kimg": 0.064}
+    size = 2 if kind == "downsample" and "content" not in data else 4
     return tiny(
         data={"phase": phase, **data},
         corrupt={"operator": operator, "sigma": 0.3},
-        network={**NETWORK, "attention_resolutions": [2, 4], "patch_size": 2},
+        network={**NETWORK, "attention_resolutions": [size], "patch_size": 2},
         pretrain={**short, "sample_every_kimg": 0.032},
         distill={**short, "selection": {**SELECTION, "every_kimg": 0.032}},
     )

@@ -12,7 +12,7 @@ from tiny_features import features_of
 from tiny_stages import Stopper, run, tiny
 
 from dsd.evaluation.memorisation import Observations, memorisation
-from dsd.model.checkpoint import load_generator
+from dsd.model.checkpoint import build_denoiser, load_generator, read_spec, save_model
 from dsd.model.generator import make_latents
 from dsd.operators.config import IdentityOperator
 from dsd.operators.operator import Operator
@@ -23,6 +23,18 @@ from dsd.utils.random import derive_seed
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
 from pipeline.stages.evaluate import MODELS
+
+
+def test_a_teacher_of_other_images_is_refused(copied):
+    spec = read_spec(copied.artifact("pretrain"))
+    denoiser = build_denoiser(spec.network, (3, 8, 8), seed=0)
+    identity = IdentityOperator(kind="identity")
+    save_model(
+        copied.artifact("pretrain"), denoiser, network=spec.network, operator=identity,
+        shape=(3, 8, 8), sigma_init=None,
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"a teacher of 3 x 8 x 8 .*, but data/corrupt has 1 x 8"):
+        run(distill, tiny(), copied)
 
 
 @pytest.mark.parametrize(("stage", "after"), [(pretrain, 0), (pretrain, 17), (distill, 7)])
