@@ -59,9 +59,8 @@ class Traffic(TorchDispatchMode):
 @pytest.fixture
 def stand_in(monkeypatch):
     """Puts a training on the stand-in."""
-    for module in ("dsd.pretraining.trainer", "dsd.distillation.trainer"):
-        monkeypatch.setattr(f"{module}.step_generator", lambda *names: Random())
-        monkeypatch.setattr(f"{module}.autocast", lambda *arithmetic: nullcontext())
+    monkeypatch.setattr("dsd.training.schedule.step_generator", lambda *names: Random())
+    monkeypatch.setattr("dsd.training.schedule.Schedule.autocast", lambda _: nullcontext())
 
     def put(training):
         for name, value in list(vars(training).items()):
@@ -74,15 +73,19 @@ def stand_in(monkeypatch):
             if hasattr(training, name):
                 trained = getattr(training, module, None) or training.generator
                 setattr(training, name, optim.SGD(trained.parameters(), lr=0.1))
+        optimizers = (training.optimizer, getattr(training, "optimizer_fake", None))
+        training.optimizers = [one for one in optimizers if one is not None]
         return training
 
     return put
 
 
 CASES = {
-    "teacher, views": lambda: team_teacher("mask", DistributedContext(micro_batch_size=6)),
-    "sid, views": lambda: team_distillation("mask", "sid", DistributedContext(micro_batch_size=6)),
-    "dmd, map": lambda: team_distillation("downsample", "dmd", DistributedContext()),
+    "teacher, views": lambda: team_teacher("mask", DistributedContext(micro_batch_size=6), 0.13),
+    "sid, views": lambda: team_distillation(
+        "mask", "sid", DistributedContext(micro_batch_size=6), 0.13
+    ),
+    "dmd, map": lambda: team_distillation("downsample", "dmd", DistributedContext(), 0.13),
 }
 
 

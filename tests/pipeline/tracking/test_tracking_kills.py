@@ -149,7 +149,8 @@ def _die():
 @pytest.mark.slow
 def test_a_kill_wherever_tracking_changes_its_files_loses_and_doubles_nothing(tmp_path):
     killed = [line.split() for line in apart("die_at_every_change", tmp_path).splitlines()]
-    assert len(killed) > 10
+    # How often a record is replaced depends on how often the thread sends.
+    assert {name for _, name, _ in killed} >= {"replace", "unlink", "rmdir"}
     for root, name, code in killed:
         paths = Paths(Path(root))
         runs, numbers = stored(paths)
