@@ -31,7 +31,6 @@ SMALL = {
     "data.pad": 0,
     "data.resolution": 8,
     "data.max_images": None,
-    "network.dropout": 0.1,
     "compute.micro_batch_size": 10,
     "run.checkpoint_minutes": 0.001,
 }
