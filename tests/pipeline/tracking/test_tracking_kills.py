@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -287,6 +287,19 @@ def test_eight_processes_that_track_to_one_new_file_lose_nothing(paths):
     every = [("gap", step, -1.0) for step in steps] + [("loss", step, step / 2) for step in steps]
     assert [numbers[run] == every for run in runs] == [True] * EIGHT
     assert list(paths.root.glob("*/.dsd/tracking/prepare/*")) == []
+
+
+def test_a_record_with_the_field_names_of_before_is_continued(paths):
+    record = Record("pretrain", "name", "dsd", "sqlite:///none.db", {}, {}, started_ms=0)
+    record.run_id, record.handed_off = "an id", True
+    kept = {**asdict(record), "done": ["model"], "left": True}
+    for name in ("completed_steps", "handed_off"):
+        del kept[name]
+    folder = paths.tracking_state("pretrain") / record.key()
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(kept))
+    (found,) = session.abandoned_sessions(folder.parent)
+    assert found.record == replace(record, completed_steps=["model"])
 
 
 def test_a_run_begins_anew_beside_the_one_that_is_being_sent(paths):
