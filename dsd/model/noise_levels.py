@@ -1,4 +1,4 @@
-"""Noise levels: the Karras grid and the laws from which training draws its levels.
+"""Noise levels: the Karras grid and the distributions from which training draws its levels.
 
 All levels are total levels, relative to clean data; observations carry ``sigma_y`` of it already.
 """
@@ -27,12 +27,12 @@ def karras_levels(
 
 
 def sample_teacher_levels(
-    law: TeacherNoise, sigma_y: Level, generator: torch.Generator
+    noise: TeacherNoise, sigma_y: Level, generator: torch.Generator
 ) -> tuple[Level, Level]:
     """Draw a total level for each observation.
 
     Args:
-        law: Which law, with the mean and the standard deviation of the level's logarithm.
+        noise: Which distribution, with mean and standard deviation of the level's logarithm.
         sigma_y: Noise already in each observation; 0 where there is none.
         generator: Source of randomness, on the device of ``sigma_y``.
 
@@ -42,30 +42,30 @@ def sample_teacher_levels(
         nearly equal squares.
 
     Reference:
-        ``clamped`` is the law of Daras et al. 2025 (arXiv:2411.02780) and of DSD
-        (arXiv:2503.07578); clamped samples have no gradient. ``truncated`` draws the same law
+        ``clamped`` is the distribution of Daras et al. 2025 (arXiv:2411.02780) and of DSD
+        (arXiv:2503.07578); clamped samples have no gradient. ``truncated`` draws the same
         without them; ``added`` draws the added noise instead.
     """
-    if law.distribution == "truncated":
-        return _truncated(law, sigma_y, generator)
+    if noise.distribution == "truncated":
+        return _truncated(noise, sigma_y, generator)
     normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
-    level = (law.P_mean + law.P_std * normal).exp()
-    if law.distribution == "added":
+    level = (noise.P_mean + noise.P_std * normal).exp()
+    if noise.distribution == "added":
         return torch.hypot(level, sigma_y), level
     sigma = torch.maximum(level, sigma_y)
     return sigma, _difference(sigma, sigma_y)
 
 
 def _truncated(
-    law: TeacherNoise, sigma_y: Level, generator: torch.Generator
+    noise: TeacherNoise, sigma_y: Level, generator: torch.Generator
 ) -> tuple[Level, Level]:
     """Log-normal levels above ``sigma_y``, by inverting the normal's upper tail in float64."""
     uniform = torch.rand(
         sigma_y.shape, generator=generator, device=sigma_y.device, dtype=torch.float64
     )
-    lowest = (sigma_y.double().log() - law.P_mean) / law.P_std
+    lowest = (sigma_y.double().log() - noise.P_mean) / noise.P_std
     tail = torch.special.ndtr(-lowest) * (1 - uniform)
-    sigma = (law.P_mean - law.P_std * torch.special.ndtri(tail)).exp()
+    sigma = (noise.P_mean - noise.P_std * torch.special.ndtri(tail)).exp()
     sigma = torch.maximum(sigma, sigma_y.double())
     return sigma.float(), _difference(sigma, sigma_y.double()).float()
 
@@ -75,13 +75,13 @@ def _difference(sigma: Level, sigma_y: Level) -> Level:
 
 
 def sample_generator_levels(
-    law: GeneratorNoise, count: int, generator: torch.Generator, device: torch.device
+    noise: GeneratorNoise, count: int, generator: torch.Generator, device: torch.device
 ) -> Level:
     """Levels at which distillation compares teacher and fake: a Karras grid, uniform in its index.
 
     Deviates:
-        The authors' code has this law for SiD and other limits for DMD, whose levels are the 20th
-        to 980th of 1,000. Here one law serves all divergences, so that they can be compared;
+        The authors' code has this distribution for SiD and other limits for DMD, whose levels are
+        the 20th to 980th of 1,000. Here one serves all divergences, so that they can be compared;
         theirs is about ``sigma_min`` 0.0032 and ``t_max`` 0.98.
 
     Reference:
@@ -90,8 +90,8 @@ def sample_generator_levels(
     """
     uniform = torch.rand((count,), generator=generator, device=device)
     return karras_levels(
-        1 - law.t_max * uniform,
-        sigma_min=law.sigma_min,
-        sigma_max=law.sigma_max,
-        rho=law.rho,
+        1 - noise.t_max * uniform,
+        sigma_min=noise.sigma_min,
+        sigma_max=noise.sigma_max,
+        rho=noise.rho,
     )

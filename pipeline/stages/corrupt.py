@@ -51,12 +51,12 @@ def _write(
     train, heldout = split_heldout(params.seed, len(clean), params.corrupt.num_heldout)
     mixed = replace(noise, clean_fraction=params.corrupt.clean_fraction)
     residual, before = Residual(), 0
-    for name, indices, law in (("train", train, mixed), ("heldout", heldout, noise)):
+    for name, indices, level in (("train", train, mixed), ("heldout", heldout, noise)):
         _, added = write_noisy_store(
             clean.folder,
             paths.artifact("corrupt") / name,
             indices,
-            noise=law,
+            noise=level,
             operator=params.corrupt.operator,
             workers=params.corrupt.workers,
             done=partial(_show, progress, before),
