@@ -32,7 +32,7 @@ from flows.definitions.train_flow import refuse_push_to_nowhere, train
 from flows.dvc.experiment import REPORTS, check_name, check_named_files, default_name
 from flows.dvc.repository import check_home
 from flows.runtime.environment import ROOT
-from flows.runtime.run_records import register_run
+from flows.runtime.run_records import forget_run, register_run
 from flows.runtime.stopping import end_soon_when_stopped
 from flows.services.prefect_server import ServerError
 from pipeline.params.model import Params
@@ -64,7 +64,12 @@ class _Run:
         return self.state is not None and self.state.is_completed()
 
 
-@flow(name="sweep", on_running=[register_run, end_soon_when_stopped])
+@flow(
+    name="sweep",
+    on_running=[register_run, end_soon_when_stopped],
+    on_completion=[forget_run],
+    on_failure=[forget_run],
+)
 def sweep(
     grid: Annotated[list[SweepParam], Field(min_length=1)], name: str = "", push: bool = False
 ) -> State[None]:

@@ -39,7 +39,7 @@ from flows.dvc.runner import (
 )
 from flows.dvc.stage_lock import stage_lock
 from flows.runtime.environment import ROOT
-from flows.runtime.run_records import register_run
+from flows.runtime.run_records import forget_run, register_run
 from flows.runtime.stopping import end_soon_when_stopped
 from pipeline.params.model import Params
 from pipeline.params.reader import load_params, preview_params
@@ -104,7 +104,12 @@ def send_to_remote(root: Path) -> None:
     push(root, get_run_logger().info)
 
 
-@flow(name="train", on_running=[register_run, end_soon_when_stopped])
+@flow(
+    name="train",
+    on_running=[register_run, end_soon_when_stopped],
+    on_completion=[forget_run],
+    on_failure=[forget_run],
+)
 def train(
     overrides: Overrides = _NONE, name: str = "", force: bool = False, push: bool = False
 ) -> None:

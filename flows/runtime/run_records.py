@@ -30,6 +30,7 @@ __all__ = [
     "active_runs",
     "crashed_runs",
     "create_locked_record",
+    "forget_run",
     "register_run",
 ]
 
@@ -62,13 +63,21 @@ def register_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None
     another run. It therefore ends with its worker: SIGTERM, on which the stage saves its state and
     the run is reported as Crashed. A flow that a person started by hand has no worker.
     """
-    create_locked_record(RECORDS, flow_run.id, state.id)
+    file = create_locked_record(RECORDS, flow_run.id, state.id)
     if "PREFECT__FLOW_RUN_ID" in os.environ:  # set by Prefect's workers alone
+        # The record stays if the process ends before Prefect has reported how the run ended.
         end_with_parent(os.getppid())
+    else:
+        atexit.register(file.unlink, missing_ok=True)
 
 
-def create_locked_record(records: Path, run_id: UUID, state_id: UUID) -> None:
-    """Write and lock the record of a run in its Running state until this process ends."""
+def forget_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
+    """Hook ``on_completion`` and ``on_failure`` of every flow: the server knows the end."""
+    (RECORDS / str(flow_run.id)).unlink(missing_ok=True)
+
+
+def create_locked_record(records: Path, run_id: UUID, state_id: UUID) -> Path:
+    """Write the record of a run in its Running state, locked until this process ends."""
     records.mkdir(parents=True, exist_ok=True)
     file, part = records / str(run_id), records / f"{run_id}.{os.getpid()}.part"
     # Locked before it has its name: nobody sees the record of a living run unlocked.
@@ -78,11 +87,11 @@ def create_locked_record(records: Path, run_id: UUID, state_id: UUID) -> None:
     handle.flush()
     part.replace(file)
     _held.append(handle)
-    atexit.register(file.unlink, missing_ok=True)
+    return file
 
 
 def crashed_runs(records: Path) -> Iterator[Record]:
-    """Records of runs whose process ended without deleting them: it was killed."""
+    """Records of runs whose process is gone, with or without a report of its end."""
     yield from (record for record, alive in _records(records) if not alive)
 
 

@@ -12,14 +12,16 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from uuid import uuid4
 
 import psutil
 import pytest
 from sqlalchemy.engine import make_url
 
+from flows.runtime import run_records
 from flows.runtime.environment import DEFAULTS, ROOT, set_defaults
-from flows.runtime.run_records import active_runs, crashed_runs
+from flows.runtime.run_records import active_runs, crashed_runs, forget_run
 from flows.services import __main__ as services
 from flows.services.__main__ import gpus_of_workers, main, require_free_port, require_same_version
 from flows.services.prefect_server import ServerError, make_database
@@ -85,7 +87,9 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(tmp_path):
+def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(
+    tmp_path, monkeypatch
+):
     run_id, state_id = uuid4(), uuid4()
     assert list(crashed_runs(tmp_path / "none")) == []
     with held(tmp_path, run_id, state_id) as process:
@@ -99,9 +103,12 @@ def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(tmp
         assert active_runs(tmp_path) == []
         ended.forget()
     assert list(tmp_path.iterdir()) == []
-    with held(tmp_path, run_id, state_id) as process:
+    with held(tmp_path, run_id, state_id) as process:  # ends before the server hears of it
         process.stdin.close()
         process.wait()
+    assert [record.run_id for record in crashed_runs(tmp_path)] == [run_id]
+    monkeypatch.setattr(run_records, "RECORDS", tmp_path)
+    forget_run(None, SimpleNamespace(id=run_id), None)
     assert list(tmp_path.iterdir()) == []
 
 
