@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(parsed.checkout.resolve()))
     try:
         with parsed.pickle.open("rb") as file:
+            # Executes code of the file, as the module's docstring warns.
             theirs = pickle.load(file)["ema"].eval().requires_grad_(False)
         ours, network = convert(theirs)
     except ImportError as error:

@@ -272,7 +272,7 @@ def _promised(tif: TiffFile, page: TiffPage) -> int:
     if tif.imagej_metadata:
         frames.append(int(tif.imagej_metadata.get("images", 1)))
         channels.append(int(tif.imagej_metadata.get("channels", 1)))
-    # The library's parser of its own notes fails where they are damaged.
+    # tifffile raises for a damaged description, which is no reason to refuse the pixels.
     listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
     if listed:
         shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])]

@@ -184,7 +184,7 @@ class StoreWriter:
         return max(1, min(self.shard_size, BATCH_BYTES // self.layout.itemsize))
 
     def write(self, number: int, blocks: Iterable[Block]) -> Shard:
-        """Write one file; ``blocks`` must hold ``batch_rows`` images each, but for the last.
+        """Write one file. Each of ``blocks`` except the last must hold ``batch_rows`` images.
 
         Raises:
             OSError: The disk refuses; no file of that name is left.

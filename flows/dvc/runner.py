@@ -301,7 +301,7 @@ def _dvc(
 ) -> tuple[int, list[str]]:
     """Run ``dvc`` to its end; its exit code and its last lines.
 
-    It has a process group of its own; whatever ends the call early ends the group.
+    It runs in a separate process group, which is killed if the call ends early.
     """
     # Wait for DVC's short global lock instead of failing; the flag must precede the subcommand.
     # Tethered: a flow that is killed must not leave DVC, and so the stage, at work.

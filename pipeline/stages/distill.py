@@ -36,7 +36,7 @@ __all__ = ["run"]
 
 
 class Measurement(BaseModel):
-    """Measures of the averaged generator after so many images."""
+    """Metrics of the averaged generator at one checkpoint."""
 
     images_seen: int
     gap: float | None
@@ -288,5 +288,5 @@ class _DistillJob:
 
 
 def _name(images_seen: int) -> str:
-    """Name of files made after so many images; sorted by time."""
+    """File name of a checkpoint; names sort by images seen."""
     return f"{images_seen:09d}"
