@@ -258,13 +258,18 @@ def test_a_stage_whose_states_cannot_be_saved_says_so_and_goes_on_later(bench):
 )
 def test_a_killed_stage_ends_with_the_same_bytes_and_numbers(stage, numbers, bench):
     chance = random.Random(0)
-    plans = [
-        kills.Plan(number, True, chance.random() / 2, number == signal.SIGKILL)
-        for number in numbers
-    ]
-    trial = bench.attempt(stage, plans)
-    assert trial.findings == []
-    assert [kill.code for kill in trial.kills].count(0) < len(plans), "all kills came too late"
+    fractions = [chance.random() / 2 for _ in numbers]
+    # A stage can take much less than its uninterrupted run did, beside a process that has ended.
+    for scale in (1, 0.5, 0.1, 0):
+        plans = [
+            kills.Plan(number, True, scale * fraction, number == signal.SIGKILL)
+            for number, fraction in zip(numbers, fractions, strict=True)
+        ]
+        trial = bench.attempt(stage, plans)
+        assert trial.findings == []
+        if any(kill.code for kill in trial.kills):
+            return
+    pytest.fail("all kills came too late")
 
 
 @pytest.mark.slow
