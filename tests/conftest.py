@@ -72,7 +72,7 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
-_prefect_home = pytest.StashKey[tempfile.TemporaryDirectory]()
+_prefect_homes = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 MEMORY = Path("/dev/shm")
 
@@ -91,13 +91,29 @@ def has_room_in_memory():
 def pytest_configure(config):
     if "TMPDIR" not in os.environ and has_room_in_memory():
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
-    folder = tempfile.TemporaryDirectory(prefix="dsd-prefect-", ignore_cleanup_errors=True)
-    config.stash[_prefect_home] = folder
-    os.environ["PREFECT_HOME"] = folder.name
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="dsd-prefect-", ignore_cleanup_errors=True)
+        config.stash[_prefect_homes] = folder
+        os.environ["PREFECT_HOME"] = folder.name
 
 
 def pytest_unconfigure(config):
-    config.stash[_prefect_home].cleanup()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.stash[_prefect_homes].cleanup()
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory):
+    """Make folders with Prefect's data base in them, whose tables take 15 s to make."""
+    from flows.services.prefect_server import make_database
+
+    def new():
+        make_database()  # in PREFECT_HOME, once for all processes of tests
+        home = tmp_path_factory.mktemp("prefect")
+        shutil.copy(Path(os.environ["PREFECT_HOME"]) / "prefect.db", home)
+        return home
+
+    return new
 
 
 @pytest.fixture(scope="session")

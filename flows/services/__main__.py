@@ -219,8 +219,9 @@ def _mlflow(port: int, *, shared: bool) -> Service:
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--artifacts-destination", files),
-        # On one machine runs name the folder itself, so that they can be read without a server.
-        *([] if shared else ["--default-artifact-root", files]),
+        # On one machine runs name the folder itself, so that they can be read without a server,
+        # and one process (of threads) answers: each of MLflow's four imports for 5 s, in 250 MB.
+        *([] if shared else ["--default-artifact-root", files, "--workers", "1"]),
     ]
     environment = {
         "MLFLOW_BACKEND_STORE_URI": sqlite_address(paths.tracking_store),

@@ -21,9 +21,9 @@ from sandbox.workspace import PROJECT, Workspace, end, wait_until
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(prefect_home):
     """A real Prefect server; newer FastAPI releases stopped it from starting."""
-    folder = tmp_path_factory.mktemp("prefect-server")
+    folder = prefect_home()
     port = free_port()
     address = f"http://127.0.0.1:{port}/api"
     env = {**os.environ, "PREFECT_HOME": str(folder), "PREFECT_API_URL": address}
@@ -139,43 +139,37 @@ sys.exit(run_flow(run))
 """
 
 
-def start_flow(home, seconds):
-    """A flow that works for some seconds, with a server of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", FLOW, str(seconds)],
-        cwd=PROJECT,
-        env={**os.environ, "PREFECT_HOME": str(home)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.slow
 def test_two_first_flows_at_once_both_run_and_one_that_is_stopped_with_its_server_ends_soon(
     tmp_path,
 ):
-    two = [start_flow(tmp_path / "fresh", 0) for _ in range(2)]
+    short, long = two = [
+        subprocess.Popen(
+            [sys.executable, "-c", FLOW, seconds],
+            cwd=PROJECT,
+            env={**os.environ, "PREFECT_HOME": str(tmp_path)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        for seconds in ("0", "600")
+    ]
     try:
-        printed = [process.communicate(timeout=500)[0] for process in two]
-        assert [process.returncode for process in two] == [0, 0], printed
-        assert sum("making Prefect's data base" in text for text in printed) == 1
-
-        process = start_flow(tmp_path / "fresh", 600)
-        for line in process.stdout:
-            if line == "works\n":
-                break
+        printed = short.communicate(timeout=500)[0]
+        assert short.returncode == 0, printed
+        before = list(iter(long.stdout.readline, "works\n"))
         start = time.monotonic()
-        os.killpg(process.pid, signal.SIGTERM)  # as systemd does: the server hears it too
-        printed = process.communicate(timeout=300)[0]
+        os.killpg(long.pid, signal.SIGTERM)  # as systemd does: the server hears it too
+        after = long.communicate(timeout=300)[0]
     finally:
-        for one in [*two, process]:
+        for one in two:
             end(one)
     assert time.monotonic() - start < 35
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped; the same command continues" in printed
-    assert "Traceback" not in printed
+    assert (printed + "".join(before)).count("making Prefect's data base") == 1
+    assert long.returncode == 128 + signal.SIGTERM
+    assert "stopped; the same command continues" in after
+    assert "Traceback" not in after
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +227,9 @@ def test_the_server_refuses_nonsense_and_the_flow_what_cannot_succeed(project):
 
 
 @pytest.mark.slow
-def test_a_sweep_by_workers_computes_what_one_without_a_server_has_left(project, tmp_path):
+def test_a_sweep_by_workers_computes_what_one_without_a_server_has_left(project, prefect_home):
     alone = Workspace(project.root)
-    alone.env["PREFECT_HOME"] = str(tmp_path)
+    alone.env["PREFECT_HOME"] = str(prefect_home())
     before = looks(project)
     sweep = [sys.executable, "-m", "flows.sweep", "--set", "corrupt.sigma=0.2"]
     done = alone.run(*sweep, "--set", "distill.divergence=sid,dmd")
