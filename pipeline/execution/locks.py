@@ -1,19 +1,26 @@
-"""Locks between processes: files that the kernel frees when their holder dies.
+"""Locks between processes, on one host or on several that share a folder.
 
-Some file systems of clusters have no such locks (Lustre mounted without ``flock``, NFS without
-``lockd``). There no run is refused, with one warning: no run must fail for want of a lock.
+What trains or writes a stage holds a lease (:func:`exclusive`): a file that names its holder, who
+renews it every few seconds. It needs nothing of the file system but that two hosts cannot both
+create one file. Short turns hold a lock of the kernel (:func:`blocking_lock`). Some file systems
+of clusters have none (Lustre mounted without ``flock``, NFS without ``lockd``); there turns are
+not taken, with one warning.
 """
 
 import errno
 import fcntl
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TextIO, final
+
+from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from dsd.utils.errors import DsdError
 
@@ -30,6 +37,11 @@ __all__ = [
 _WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """Errors of file systems that have no locks."""
 
+_LEASE_SECONDS = 20.0
+"""A holder on another host that has not renewed its lease for this time is dead."""
+
+_RENEWAL_SECONDS = 2.0
+
 _unlockable: set[int] = set()
 """Devices of such file systems that this process has met."""
 
@@ -43,43 +55,92 @@ class BusyError(DsdError):
 
 @contextmanager
 def exclusive(lock: Path, purpose: str) -> Iterator[None]:
-    """Hold the file ``lock`` during the block; the kernel frees it if the process dies.
+    """Hold the file ``lock`` during the block, on all hosts that share its folder.
+
+    The lease of a process of this host that has died is free; that of one on another host is when
+    it was not renewed for 20 s. A process whose lease was taken from it, because it did not run
+    for so long, gets SIGTERM.
 
     Raises:
         BusyError: Another process holds it; the message says which.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    handle, ours = _claimed(lock)
-    with handle:
-        if not ours:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
+    lease = SoftFileLease(
+        lock,
+        lease_duration=_LEASE_SECONDS,
+        heartbeat_interval=_RENEWAL_SECONDS,
+        on_compromise=_stop_this_process,
+        poll_interval=0.1,
+    )
+    _acquire(lease, lock, purpose)
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _acquire(lease: SoftFileLease, lock: Path, purpose: str) -> None:
+    """Take the lease if its holder is dead; tell living holders by their renewals."""
+    seconds, first = 0.0, None
+    while True:
+        try:
+            lease.acquire(timeout=seconds)
+        except Timeout:
+            holder = _holder(lock)
+        else:
+            return
+        first, seconds = first or holder, 1.0
+        if holder is not None and (holder.host == _this_host() or holder != first):
+            here = holder.host == _this_host()
+            where = "here" if here else f"on host {holder.host.partition('?')[0]}"
+            stop = f"stop it {'' if here else 'there '}with `kill {holder.pid}`"
             msg = (
-                f"{purpose} is already running here in process {holder}; wait until it ends or "
-                f"stop it with `kill {holder}`, then run the same command again"
+                f"{purpose} is already running {where} in process {holder.pid}; wait until it "
+                f"ends or {stop}, then run the same command again"
             )
             raise BusyError(msg)
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            unlock(handle)
 
 
-def _claimed(lock: Path) -> tuple[TextIO, bool]:
-    """Return the open file, and whether this process has its lock now."""
-    while True:
-        handle = lock.open("a+", encoding="ascii")
-        if not try_lock(handle):
-            return handle, False
-        # The last holder may have removed it between opening and locking.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(lock.stat(), os.fstat(handle.fileno())):
-                return handle, True
-        handle.close()
+@dataclass(frozen=True)
+class _Holder:
+    """What the file of a lease says."""
+
+    pid: str
+    host: str
+    renewed_ns: int
+
+
+def _holder(lock: Path) -> _Holder | None:
+    """Read who holds a lease; None for nobody, or where it is being written."""
+    try:
+        renewed_ns = lock.stat().st_mtime_ns
+        text = lock.read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        return None
+    known = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if not {"pid", "host"} <= known.keys():
+        return None
+    return _Holder(known["pid"], known["host"], renewed_ns)
+
+
+@cache
+def _this_host() -> str:
+    """This host, and its space of process ids, as leases name it."""
+    with TemporaryDirectory() as folder:
+        lock = Path(folder) / "lock"
+        with SoftFileLease(lock):
+            holder = _holder(lock)
+    return "" if holder is None else holder.host
+
+
+def _stop_this_process(lost: LeaseCompromise) -> None:
+    """Leave what the lease protects to the process that has it by now."""
+    logging.getLogger(__name__).error(
+        "error: %s was deleted, or taken by another process (%s); stopping this one",
+        lost.lock_file,
+        lost.reason,
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def try_lock(handle: TextIO) -> bool:

@@ -178,7 +178,7 @@ def _config(count: int, folder: str) -> "LaunchConfig":
     from torch.distributed.launcher.api import LaunchConfig
 
     # Like StopSignal: a hang-up that is ignored, as under nohup, stays ignored.
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
     handled = [n.name for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
     return LaunchConfig(
         min_nodes=1,

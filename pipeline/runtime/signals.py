@@ -13,6 +13,8 @@ __all__ = ["StopSignal", "die_with_parent", "set_up_cpu"]
 
 _SAME_KEYPRESS_SECONDS = 1.0
 _STOP_SECONDS = 20.0
+_LIMITED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals of schedulers, after which the time is limited; SLURM's users ask for SIGUSR1."""
 
 
 @final
@@ -22,8 +24,8 @@ class StopSignal:
     While ``graceful``, a signal is only stored in ``number``, for a stage that saves its state
     between steps; a second Ctrl-C then aborts. Otherwise every signal interrupts immediately.
 
-    Schedulers usually kill half a minute after SIGTERM or SIGHUP. A process that has not ended
-    ``seconds`` after one of them ends in the middle of its work, as if killed.
+    Schedulers usually kill half a minute after SIGTERM, SIGHUP or SIGUSR1. A process that has not
+    ended ``seconds`` after one of them ends in the middle of its work, as if killed.
     """
 
     def __init__(self, seconds: float = _STOP_SECONDS) -> None:
@@ -34,8 +36,8 @@ class StopSignal:
         self._writer: int | None = None
 
     def install(self) -> None:
-        """Take over SIGINT, SIGTERM and, unless it is ignored as under nohup, SIGHUP."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        """Take over SIGINT, SIGTERM and, unless ignored (SIGHUP is under nohup), the others."""
+        for number in (signal.SIGINT, *_LIMITED):
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
         reader, self._writer = os.pipe()
@@ -63,14 +65,14 @@ class StopSignal:
             os.write(2, b"\nstopping: saving the state first (Ctrl-C again aborts at once)\n")
 
     def _watch(self, reader: int) -> None:
-        """Thread: end the process some time after SIGTERM or SIGHUP.
+        """Thread: end the process some time after a scheduler's signal.
 
         The numbers come from the wake-up descriptor: Python calls handlers only between its own
         instructions, and one operation of torch, or a wait for another process, may be endless.
         """
         with os.fdopen(reader, "rb", buffering=0) as numbers:
             while heard := numbers.read(1):
-                if heard[0] in (signal.SIGTERM, signal.SIGHUP):
+                if heard[0] in _LIMITED:
                     time.sleep(self._seconds)
                     if self._writer is not None:
                         text = (

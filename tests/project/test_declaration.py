@@ -102,7 +102,7 @@ def fields_behind(prop, model):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_one_name_everywhere(stage):
-    assert STAGES[stage]["cmd"] == f"sh pipeline/stage.sh {stage}"
+    assert STAGES[stage]["cmd"] == f"exec sh pipeline/stage.sh {stage}"
     assert f"reports/{stage}" in out_paths(stage)
     others = {"reports/summary.json", "reports/report.html"} if stage == "evaluate" else set()
     assert set(out_paths(stage)) <= {f"data/{stage}", f"reports/{stage}", *others}

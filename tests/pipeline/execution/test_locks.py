@@ -3,8 +3,11 @@
 import errno
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from uuid import uuid4
 
 import pytest
@@ -32,12 +35,11 @@ def no_locks(request, monkeypatch):
 
 def test_a_file_system_without_locks_stops_nothing_and_is_told_once(no_locks, tmp_path, caplog):
     for _ in range(2):
-        with exclusive(tmp_path / "stage", "stage x"), blocking_lock(tmp_path / "turn"):
+        with blocking_lock(tmp_path / "turn"):
             pass
     (record,) = caplog.records
     assert "has no locks" in record.getMessage()
     assert os.strerror(no_locks) in record.getMessage()
-    assert "two runs at once in this workspace are not noticed" in record.getMessage()
 
 
 def test_another_error_of_a_lock_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
@@ -45,20 +47,110 @@ def test_another_error_of_a_lock_is_not_taken_for_a_missing_one(tmp_path, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with (
-        pytest.raises(OSError, match="Input/output error"),
-        exclusive(tmp_path / "stage", "stage x"),
-    ):
+    with pytest.raises(OSError, match="Input/output error"), blocking_lock(tmp_path / "turn"):
         pass
 
 
-def test_where_there_are_locks_the_second_run_is_refused(tmp_path):
+def test_a_stage_is_run_once_at_a_time_with_or_without_locks_of_the_kernel(no_locks, tmp_path):
     with (
         exclusive(tmp_path / "stage", "stage x"),
-        pytest.raises(BusyError, match=f"in process {os.getpid()}"),
+        pytest.raises(
+            BusyError, match=f"running here in process {os.getpid()};.*`kill {os.getpid()}`"
+        ),
         exclusive(tmp_path / "stage", "stage x"),
     ):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from pipeline.execution.locks import exclusive
+with exclusive(Path(sys.argv[1]), "stage x"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """What a process that held the lock left when it was killed."""
+    lock = tmp_path / "stage"
+    command = [sys.executable, "-c", HOLD, lock]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    return lock
+
+
+def test_what_a_killed_process_held_is_free(killed):
+    assert killed.exists()
+    start = time.monotonic()
+    with exclusive(killed, "stage x"):
+        assert time.monotonic() - start < 1
+
+
+def of_another_host(lock, seconds):
+    """Let a lease be one of another host, where a process of any number may live."""
+    lines = lock.read_text().splitlines()
+    changed = {
+        "host": "node7?pidns-f0000001", "pid": "4", "duration": str(seconds), "token": 32 * "0"
+    }  # fmt: skip
+    lines = [
+        f"{key}={changed[key]}" if (key := line.split("=")[0]) in changed else line
+        for line in lines
+    ]
+    taken = lock.with_suffix(".new")
+    taken.write_text("\n".join(lines) + "\n")
+    taken.replace(lock)
+
+
+def test_a_holder_on_another_host_is_dead_when_its_lease_was_not_renewed(killed, monkeypatch):
+    monkeypatch.setattr(locks, "_LEASE_SECONDS", 3.0)
+    of_another_host(killed, 3.0)
+    start = time.monotonic()
+    with exclusive(killed, "stage x"):
+        assert 3 <= time.monotonic() - start < 10
+
+
+def test_a_living_holder_on_another_host_is_named(killed, monkeypatch):
+    of_another_host(killed, locks._LEASE_SECONDS)
+    ended = threading.Event()
+
+    def renew():
+        while not ended.wait(0.2):
+            os.utime(killed)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with (
+            pytest.raises(
+                BusyError, match=r"on host node7 in process 4;.*stop it there with `kill 4`"
+            ),
+            exclusive(killed, "stage x"),
+        ):
+            pass
+    finally:
+        ended.set()
+        thread.join()
+    assert "node7" in killed.read_text()
+
+
+def test_a_process_whose_lease_was_taken_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "_RENEWAL_SECONDS", 0.1)
+    heard = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.set())
+    try:
+        with exclusive(tmp_path / "stage", "stage x"):
+            of_another_host(tmp_path / "stage", 20.0)
+            assert heard.wait(10)
+        assert "node7" in (tmp_path / "stage").read_text()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_without_locks_a_living_session_is_not_taken_for_an_abandoned_one(no_locks, tmp_path):
