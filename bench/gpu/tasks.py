@@ -22,8 +22,25 @@ __all__ = ["PARTS", "Setup", "Task", "of_part"]
 
 _KINDS: tuple[Kind, ...] = ("teacher", "distillation")
 
-_TINY = {key: value for key, value in TINY.items() if key != "evaluate.features"}
-"""The features of the dry run are those of the preset, because its images have colours."""
+_TINY: dict[str, Any] = {
+    key: value for key, value in TINY.items() if key != "evaluate.features"
+} | {
+    "data.max_images": 80,
+    "data.resolution": 16,
+    "corrupt.num_heldout": 20,
+    "pretrain.batch_size": 8,
+    "pretrain.kimg": 0.016,
+    "pretrain.lr_warmup_kimg": 0.008,
+    "pretrain.sample_every_kimg": 0.016,
+    "distill.batch_size": 8,
+    "distill.kimg": 0.016,
+    "distill.selection.features": "teacher",
+    "distill.selection.every_kimg": 0.016,
+    "distill.selection.num_samples": 20,
+    "evaluate.num_samples": 20,
+    "run.checkpoint_minutes": 1.0,
+}
+"""Values of the dry run; its images have colours, so that the preset's features stay."""
 
 _OVERHEAD = 120.0
 """Seconds of a run aside from its trainings' steps: data, start, pictures, evaluation."""

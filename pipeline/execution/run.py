@@ -15,6 +15,7 @@ from dsd.training.state import TrainingState
 from dsd.utils.config import Precision
 from pipeline.execution.checkpoints import (
     CheckpointManager,
+    StateWriter,
     begin,
     lock_run_dir,
     mark_finished,
@@ -76,11 +77,14 @@ class _Execution:
                 folder = held.enter_context(lock_run_dir(states / name, distributed))
                 if distributed.is_main_process:
                     begin(folder, origin, self.log)
+                writer = held.enter_context(StateWriter.started()) if _overlaps(device) else None
 
                 def attempt() -> JobT:
                     precision = resolve_precision(compute, device)
                     job = build(
-                        _Attempt(distributed, device, precision, folder, self.params, self.log)
+                        _Attempt(
+                            distributed, device, precision, folder, self.params, self.log, writer
+                        )
                     )
                     job.train()
                     return job
@@ -94,6 +98,11 @@ class _Execution:
         return job
 
 
+def _overlaps(device: torch.device) -> bool:
+    """Whether a training on ``device`` can go on while the CPU writes a state."""
+    return device.type != "cpu"
+
+
 @final
 @dataclass
 class _Attempt:
@@ -105,12 +114,18 @@ class _Attempt:
     folder: Path
     params: Params
     log: StageLog
+    writer: StateWriter | None
 
     def checkpoints(self, state: TrainingState) -> CheckpointManager:
         """The saved states of this run."""
         minutes = self.params.run.checkpoint_minutes
         return CheckpointManager(
-            self.folder, state, minutes=minutes, log=self.log, distributed=self.distributed
+            self.folder,
+            state,
+            minutes=minutes,
+            log=self.log,
+            distributed=self.distributed,
+            writer=self.writer,
         )
 
     def choose_micro_batch_size(self, training: DryRunnable) -> None:

@@ -35,8 +35,11 @@ class Checkpoints(Protocol):
     def restore(self) -> dict[str, JsonValue] | None:
         """Bring back the last state and return its ``info``; None where there is none."""
 
-    def save(self, info: Mapping[str, JsonValue]) -> None:
-        """Save now, with ``info``."""
+    def save(self, info: Mapping[str, JsonValue], written: Callable[[], None] = ...) -> None:
+        """Save the state as it is now, with ``info``; call ``written`` when it is on the disk."""
+
+    def wait(self) -> None:
+        """Wait until it is on the disk."""
 
     def should_save(self) -> bool:
         """Return whether it is time to save, because of the clock or of a signal."""

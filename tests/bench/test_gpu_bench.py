@@ -4,15 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 
+import numpy as np
 import pytest
+from stage_helpers import png, write_parquet
 
 from bench.gpu.page import TARGETS, render
-from bench.gpu.worker import Worker
 from sandbox import ROOT
 
-ABSENT = ("dvc", "prefect", "mlflow", "sqlalchemy", "fastapi", "pandas", "tifffile", "pytest")
+ABSENT = ("dvc", "prefect", "mlflow", "sqlalchemy", "fastapi", "tifffile")
 """Packages that a machine with torch alone lacks."""
 
 
@@ -28,10 +28,11 @@ def bare(tmp_path):
 @pytest.mark.slow
 def test_a_dry_run_gives_every_row_on_a_bare_machine(tmp_path, bare):
     command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--out", str(tmp_path / "out")]
-    embedded = ROOT / "data" / "embedded" / "fashion-mnist.parquet"
-    done = subprocess.run(
-        [*command, "--data", embedded], env=bare, capture_output=True, text=True, check=False
-    )
+    coarse = np.random.default_rng(0).integers(256, size=(80, 4, 4, 3), dtype=np.uint8)
+    pictures = [png(one.repeat(4, axis=0).repeat(4, axis=1)) for one in coarse]
+    write_parquet(tmp_path / "images.parquet", pictures)
+    command += ["--data", str(tmp_path / "images.parquet")]
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "MLflow is not installed, so nothing is tracked" in done.stdout
     document = json.loads((tmp_path / "out" / "cpu.json").read_text())
@@ -46,39 +47,6 @@ def test_a_dry_run_gives_every_row_on_a_bare_machine(tmp_path, bare):
     files = tmp_path / "out" / "cpu"
     assert "aten::" in (files / "profile_teacher.txt").read_text()
     assert (files / "evaluate" / "comparison.png").is_file()
-
-
-def counted():
-    counted.calls = getattr(counted, "calls", 0) + 1
-    return {"calls": counted.calls}
-
-
-def dies():
-    os._exit(3)
-
-
-def hangs():
-    time.sleep(60)
-    return {}
-
-
-def fails():
-    msg = "CUDA out of memory\nand more"
-    raise RuntimeError(msg)
-
-
-def test_work_that_fails_dies_or_hangs_costs_no_other_figures():
-    worker = Worker()
-    try:
-        assert worker.do(counted, seconds=60) == {"calls": 1}
-        assert worker.do(fails, seconds=60) == {"problem": "RuntimeError: CUDA out of memory"}
-        assert worker.do(counted, seconds=60) == {"calls": 2}
-        assert worker.do(dies, seconds=60) == {"problem": "its process ended with code 3"}
-        assert worker.do(counted, seconds=60) == {"calls": 1}
-        assert worker.do(hangs, seconds=0.2) == {"problem": "it took longer than 0 s"}
-        assert worker.do(counted, seconds=60) == {"calls": 1}
-    finally:
-        worker.end()
 
 
 def test_a_page_has_each_aim_beside_its_figure():
