@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dsd.utils.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline.execution.locks import exclusive
 from pipeline.runtime import launch
-from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_cpu
+from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_compiler, set_up_cpu
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import STAGES, TRAININGS
 
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parsed.command
     set_up_cpu()
     paths, stop = Paths(Path.cwd()), StopSignal()
+    set_up_compiler(paths.compiled)
     try:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:

@@ -9,10 +9,12 @@ from typing import final
 
 import torch
 
+from dsd.training.compiled import Compilation
 from dsd.training.distributed import DistributedContext
 from dsd.training.memory import DryRunnable
 from dsd.training.state import TrainingState
 from dsd.utils.config import Precision
+from dsd.utils.errors import Interrupted
 from pipeline.execution.checkpoints import (
     CheckpointManager,
     StateWriter,
@@ -23,7 +25,11 @@ from pipeline.execution.checkpoints import (
     remove_superseded,
     retry_on_nonfinite,
 )
-from pipeline.execution.device import resolve_device, resolve_precision
+from pipeline.execution.device import (
+    obstacle_to_compiling,
+    resolve_device,
+    resolve_precision,
+)
 from pipeline.execution.distributed import choose_micro_batch_size, init_distributed
 from pipeline.execution.origin import Origin
 from pipeline.params.model import Params
@@ -127,6 +133,23 @@ class _Attempt:
             distributed=self.distributed,
             writer=self.writer,
         )
+
+    def compilation(self) -> Compilation | None:
+        """What a training tells while it compiles; None, and a line that says why, if it is not.
+
+        Raises:
+            ParamsError: It has to be compiled and cannot be.
+        """
+        obstacle = obstacle_to_compiling(self.params.compute, self.device)
+        if obstacle is None:
+            return Compilation(self.log.say, self._raise_if_stopping)
+        self.log.say(f"steps are not compiled: {obstacle}")
+        return None
+
+    def _raise_if_stopping(self) -> None:
+        if number := self.log.stop_signal():
+            msg = "stopped while compiling, before a step; the same command goes on"
+            raise Interrupted(msg, number)
 
     def choose_micro_batch_size(self, training: DryRunnable) -> None:
         """Choose the size of micro-batches, and log it."""

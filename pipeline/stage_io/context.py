@@ -18,6 +18,7 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     import torch
 
+    from dsd.training.compiled import Compilation
     from dsd.training.distributed import DistributedContext
     from dsd.training.memory import DryRunnable
     from dsd.training.state import TrainingState
@@ -57,6 +58,9 @@ class Attempt(Protocol):
 
     def checkpoints(self, state: "TrainingState") -> Checkpoints:
         """The saved states of this run."""
+
+    def compilation(self) -> "Compilation | None":
+        """What a training tells while it compiles; None if it is not compiled."""
 
     def choose_micro_batch_size(self, training: "DryRunnable") -> None:
         """Choose how many images the processes take at once."""

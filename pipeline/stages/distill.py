@@ -155,6 +155,7 @@ class _DistillJob:
             operator=self._operator,
             distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
+            compilation=attempt.compilation(),
         )
         self._proximal = (
             _proximal(params, given, device) if attempt.distributed.is_main_process else None
