@@ -16,7 +16,9 @@ from bench.speed import trainings
 from bench.speed.references import EdmTeacher, SidDistillation, reference_network
 from bench.speed.trainings import Setting, our_denoiser
 from dsd.model.generator import OneStepGenerator, make_latents
+from dsd.model.networks.block_call import plain_call
 from dsd.model.samplers import sample_teacher
+from dsd.training.compiled import Compilation, missing_compiler
 from dsd.utils.config import Precision
 
 __all__ = [
@@ -31,6 +33,9 @@ _WARM_UPS = 5
 
 _GIB = 2**30
 
+_said: list[str] = []
+"""What compiling has told since the row began: its seconds, and what could not be done."""
+
 
 class Timing(NamedTuple):
     """Where and how long to measure."""
@@ -44,13 +49,11 @@ def compilation(device: torch.device) -> Figures:
     """The option of trainings that compiles them; none for a CPU, where it takes minutes."""
     if device.type == "cpu":
         return {}
-    from dsd.training.compiled import Compilation, missing_compiler
-
     why = missing_compiler(device)
     if why is not None:
         msg = f"nothing is compiled: {why}"
         raise RuntimeError(msg)
-    return {"compilation": Compilation(partial(print, flush=True))}
+    return {"compilation": Compilation(_said.append)}
 
 
 def new_training(
@@ -119,7 +122,9 @@ def measure_sampler(
         # At level 0 the three kinds of samples are one.
         generate = partial(sample_teacher, denoiser, z, config=config, sigma_y=0.0)
     fast = precision == "bfloat16"
-    denoiser.network.compiled = fast and device.type == "cuda"
+    if fast and device.type == "cuda":
+        torch._dynamo.config.recompile_limit = 256  # kinds of blocks
+        denoiser.network.call_block = torch.compile(plain_call, dynamic=False)
 
     def sample() -> None:
         fewer_bits = torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
@@ -160,6 +165,8 @@ def _rate(do: Callable[[], object], images: int, timing: Timing) -> Figures:
     seconds = _seconds_of_a_call(do, timing)
     figures = {"images_per_second": images / seconds, "ms": 1e3 * seconds, "batch": images}
     figures["first_call_s"] = first
+    if _said:
+        figures["said"] = "; ".join(_said)
     if device.type == "cuda":
         figures["peak_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
         figures["reserved_gib"] = torch.cuda.max_memory_reserved(device) / _GIB
@@ -192,6 +199,7 @@ def _wait(device: torch.device) -> None:
 
 def _forget() -> None:
     """Free the GPU's memory, and count its peak from here on."""
+    _said.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
