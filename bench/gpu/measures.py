@@ -124,7 +124,9 @@ def measure_sampler(
     fast = precision == "bfloat16"
     if fast and device.type == "cuda":
         torch._dynamo.config.recompile_limit = 256  # kinds of blocks
-        denoiser.network.call_block = torch.compile(plain_call, dynamic=False)
+        denoiser.network.call_block = torch.compile(
+            plain_call, dynamic=False, options={"layout_optimization": False}
+        )
 
     def sample() -> None:
         fewer_bits = torch.autocast(device.type, torch.bfloat16) if fast else nullcontext()
