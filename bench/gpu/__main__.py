@@ -32,7 +32,7 @@ from sandbox import ROOT  # noqa: E402
 
 __all__ = ["main"]
 
-_SHARES = {"correctness": 0.2, "speed": 0.75, "profile": 0.8, "run": 1.0}
+_SHARES = {"correctness": 0.15, "speed": 0.65, "profile": 0.7, "run": 1.0}
 """How much of the time is over when a part must be done that is not the last one."""
 
 _LEAST_SECONDS = 5.0

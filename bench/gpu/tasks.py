@@ -42,6 +42,9 @@ _TINY: dict[str, Any] = {
 }
 """Values of the dry run; its images have colours, so that the preset's features stay."""
 
+_LEAST_SHARE = 0.02
+"""Of the preset's images: fewer show nothing."""
+
 _OVERHEAD = 120.0
 """Seconds of a run aside from its trainings' steps: data, start, pictures, evaluation."""
 
@@ -157,7 +160,11 @@ def _run(setup: Setup) -> _Rows:
         rate = figures.get("images_per_second", 1.0)
         seconds += 1e3 * preset[f"{section}.kimg"] / rate
     share = min(1.0, (setup.left() - _OVERHEAD) / seconds)
-    changes = _TINY if setup.dry else _shortened(preset, max(share, 0.01))
+    if share < _LEAST_SHARE and not setup.dry:
+        why = f"not measured: {setup.left():.0f} s allow {share:.1%} of the preset's images"
+        yield Task("stage pretrain", partial(dict, problem=why))
+        return
+    changes = _TINY if setup.dry else _shortened(preset, share)
     data = setup.data or real_run.parquet_file()
     real_run.prepare_workspace(root, data, changes)
     for stage in STAGES:
