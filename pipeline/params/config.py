@@ -18,8 +18,8 @@ class Compute(Section):
     float32."""
 
     compile: Literal["auto", "on", "off"]
-    """Whether to compile the networks' blocks while training and, on one GPU, to replay whole steps
-    as CUDA graphs (docs/running.md): faster steps after up to a minute's start. ``auto``: on GPUs
+    """Whether to compile the networks' blocks while training and, on one GPU, to replay whole
+    steps as CUDA graphs (docs/running.md): faster steps after about a minute. ``auto``: on GPUs
     for which there is a compiler; ``on``: on CPUs too, or an error."""
 
     micro_batch_size: AutoCount

@@ -199,8 +199,8 @@ class UNet(nn.Module):
         recomputes: Whether blocks keep only their inputs for the gradient and are computed again
             for the rest: activation checkpointing, which saves memory and changes no bit. No
             part of a saved model.
-        call_block: How a block is called with its inputs; a compiled function compiles each kind of
-            block once for each shape. No part of a saved model either.
+        call_block: How a block is called with its inputs; a compiled function compiles each kind
+            of block once for each shape. No part of a saved model either.
 
     Raises:
         ValueError: The resolution does not fit.

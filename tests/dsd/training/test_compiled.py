@@ -32,6 +32,7 @@ from dsd.training.nonfinite import NonFiniteMonitor
 from dsd.utils.errors import Interrupted, NonFiniteError
 
 CPU = torch.device("cpu")
+COMPILE = torch.compile
 STEPS = 3
 """A warm-up, the one that is captured, and one that is only replayed."""
 
@@ -39,12 +40,12 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def compiler():
     """A compiler without C++; its users share what is compiled. It knows no checks of shapes."""
-    make, backend = torch.compile, "aot_eager_decomp_partition"
+    backend = "aot_eager_decomp_partition"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
         patch.setattr(compiled, "_WARM_UPS", 1)
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        patch.setattr(torch, "compile", lambda f, **_: make(f, dynamic=False, backend=backend))
+        patch.setattr(torch, "compile", lambda f, **_: COMPILE(f, dynamic=False, backend=backend))
         compiled._compiled_call.cache_clear()
         yield
         compiled._compiled_call.cache_clear()
@@ -114,22 +115,6 @@ def test_replayed_steps_are_the_plain_ones(name, replayed):
 def test_records_are_not_the_memory_of_later_steps(replayed):
     _, records = taught([])
     assert len({float(record.loss.sum()) for record in records}) == STEPS
-
-
-@pytest.mark.slow
-def test_inductor_computes_the_same(monkeypatch, tmp_path):
-    """Its C++, without optimisation, which takes half the time to compile."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compiled._compiled_call.cache_clear()
-    torch._dynamo.reset()
-    fast = {"aot_inductor.debug_compile": True, "cpp.simdlen": 1}
-    with torch._inductor.config.patch(fast):
-        said = []
-        assert_same_training(taught(said), taught(), 1e-4)
-    assert said[1].startswith("compiled in")
-    assert list(tmp_path.rglob("*.so"))
-    torch._dynamo.reset()
-    compiled._compiled_call.cache_clear()
 
 
 def test_what_cannot_be_compiled_is_computed_plainly(monkeypatch):
@@ -262,3 +247,22 @@ def test_a_step_keeps_no_more_than_it_needs_for_the_gradient(compiler):
     assert kept_bytes("bfloat16") < 0.52 * whole
     assert kept_bytes("float32", compiles=True) < 0.6 * whole
     assert kept_bytes("bfloat16", recomputes=True) < 0.15 * whole
+
+
+@pytest.mark.slow
+def test_inductor_computes_the_same(monkeypatch, tmp_path):
+    """Its C++, without optimisation, which takes half the time to compile."""
+    monkeypatch.setattr(torch, "compile", COMPILE)
+    monkeypatch.setattr(compiled, "_WARM_UPS", 1)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiled._compiled_call.cache_clear()
+    torch._dynamo.reset()
+    fast = {"aot_inductor.debug_compile": True, "cpp.simdlen": 1}
+    with torch._inductor.config.patch(fast):
+        said = []
+        assert_same_training(taught(said), taught(), 1e-4)
+    assert said[1].startswith("compiled in")
+    assert list(tmp_path.rglob("*.so"))
+    torch._dynamo.reset()
+    compiled._compiled_call.cache_clear()
