@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from dsd.utils.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline.execution.locks import exclusive
 from pipeline.runtime import launch
-from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_cpu
+from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_compiler, set_up_cpu
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import STAGES, TRAININGS
 
 # Everything else is imported where it is used: --help must not wait for torch or MLflow.
 if TYPE_CHECKING:
     from pipeline.params.model import Params
+    from pipeline.stage_io.log import StageLog
 
 __all__ = ["main"]
 
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = parsed.command
     set_up_cpu()
     paths, stop = Paths(Path.cwd()), StopSignal()
+    set_up_compiler(paths.compiled)
     try:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:
@@ -164,13 +166,12 @@ def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> N
         module = import_module(f"pipeline.stages.{stage}")
         from pipeline.checks.check import check_before
         from pipeline.execution.run import run_stage
-        from pipeline.tracking import tracker as tracking
 
         remarks = check_before(stage, params, paths)
         _remove_finished_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        with tracking.run(stage, params, paths, stop=stop) as log:
+        with _tracked(stage, params, paths, stop) as log:
             for remark in remarks:
                 log.say(remark)
             stop.graceful = STAGES[stage].trains
@@ -182,6 +183,26 @@ def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> N
                 from pipeline.reports.report import write_report
 
                 write_report(params, paths, seconds=time.monotonic() - started)
+
+
+def _tracked(
+    stage: str, params: "Params", paths: Paths, stop: StopSignal
+) -> AbstractContextManager["StageLog"]:
+    """The log of a stage; MLflow gets its numbers where MLflow is installed."""
+    try:
+        from pipeline.tracking import tracker as tracking
+    except ModuleNotFoundError as error:
+        if error.name != "mlflow":
+            raise
+        from pipeline.runtime.progress import UntrackedLog
+
+        log = UntrackedLog(stage, stop)
+        log.say(
+            "tracking: MLflow is not installed, so nothing is tracked. To track, install the "
+            "packages of requirements.lock"
+        )
+        return nullcontext(log)
+    return tracking.run(stage, params, paths, stop=stop)
 
 
 def _remove_finished_before(stage: str, paths: Paths) -> None:

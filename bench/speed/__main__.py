@@ -14,7 +14,7 @@ set_up_cpu()  # before torch loads, as for the stages
 
 import torch  # noqa: E402
 
-from bench.common import origin  # noqa: E402
+from bench.common import CPU, origin  # noqa: E402
 from bench.speed import others, trainings  # noqa: E402
 from bench.speed.timing import Comparison, measure, table  # noqa: E402
 
@@ -26,7 +26,7 @@ PARTS = ("teacher", "distill", "sampling", "frechet", "data", "startup")
 def comparisons(given: argparse.Namespace, device: torch.device) -> Iterator[Comparison]:
     """All comparisons of the parts that were asked for; each is built when it is its turn."""
     quick, edm, sid = given.quick, given.edm, given.sid
-    sizes = [_tiny()] if quick else trainings.settings(device.type)
+    sizes = [_tiny()] if quick else trainings.settings()
     made: dict[str, Callable[[], Iterable[Comparison]]] = {
         "teacher": lambda: (trainings.compare_teachers(size, device, edm) for size in sizes),
         "distill": lambda: (trainings.compare_distillations(size, device, sid) for size in sizes),
@@ -52,8 +52,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
     parser.add_argument("--edm", type=Path, metavar="DIR", help="a checkout of NVlabs/edm")
     parser.add_argument("--sid", type=Path, metavar="DIR", help="a checkout of mingyuanzhou/SiD")
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    parser.add_argument("--device", choices=devices, default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="least time for each way")
     parser.add_argument("--quick", action="store_true", help="a tiny network, to see it work")
     parser.add_argument("--out", type=Path, metavar="FILE", help="every timing, as JSON")
@@ -68,7 +66,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print each table when it is there."""
     given = _arguments(arguments)
-    device, results = torch.device(given.device), list[dict[str, Any]]()
+    device, results = CPU, list[dict[str, Any]]()
     document = {
         **origin(device),
         "threads": torch.get_num_threads(),
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for comparison in comparisons(given, device):
         print(comparison.title, file=sys.stderr, flush=True)
-        results.append(measure(comparison, device, 0.03 if given.quick else given.seconds))
+        results.append(measure(comparison, 0.03 if given.quick else given.seconds))
         print(table(results[-1]), flush=True)
     if given.out is not None:
         given.out.write_text(json.dumps(document, indent=1) + "\n")

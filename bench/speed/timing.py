@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
     """Whether PyTorch's operations are counted and profiled."""
 
 
-def measure(comparison: Comparison, device: torch.device, seconds: float) -> dict[str, Any]:
+def measure(comparison: Comparison, seconds: float) -> dict[str, Any]:
     """Time each way in turn for at least ``seconds``, count operations, and profile the first way.
 
     Returns:
@@ -57,8 +57,8 @@ def measure(comparison: Comparison, device: torch.device, seconds: float) -> dic
     for way, measurements in zip(comparison.ways, found, strict=True):
         (merged,) = Measurement.merge(measurements)
         row = {"name": way.name, "items": way.items, "of_use": way.of_use, "times": merged.times}
-        rows.append(row | (_counted(way, device) if comparison.computes else {}))
-    longest = _operators(comparison.ways[0], device) if comparison.computes else {}
+        rows.append(row | (_counted(way) if comparison.computes else {}))
+    longest = _operators(comparison.ways[0]) if comparison.computes else {}
     heading = {
         "title": comparison.title,
         "unit": comparison.unit,
@@ -67,24 +67,18 @@ def measure(comparison: Comparison, device: torch.device, seconds: float) -> dic
     return {**heading, "rows": rows, "operators": longest}
 
 
-def _counted(way: Way, device: torch.device) -> dict[str, float]:
-    """Floating-point operations and, on a GPU, the peak of memory, for one go."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def _counted(way: Way) -> dict[str, float]:
+    """Floating-point operations for one go."""
     with FlopCounterMode(display=False) as counter:
         way.do()
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {"flops": float(counter.get_total_flops()), "gpu_bytes": float(memory)}
+    return {"flops": float(counter.get_total_flops())}
 
 
-def _operators(way: Way, device: torch.device) -> dict[str, float]:
+def _operators(way: Way) -> dict[str, float]:
     """Share of the time of each operator that takes most."""
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         way.do()
-    name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    taken = {event.key: float(getattr(event, name)) for event in profiler.key_averages()}
+    taken = {event.key: float(event.self_cpu_time_total) for event in profiler.key_averages()}
     longest = sorted(taken, key=lambda key: -taken[key])[:_SHOWN]
     return {key: taken[key] / max(1e-9, sum(taken.values())) for key in longest}
 
@@ -94,15 +88,14 @@ def table(found: Mapping[str, Any]) -> str:
     unit, rows = found["unit"], found["rows"]
     lines = [
         f"| {found['title']} | {unit}: median (quartiles) | the first is faster | of use, {unit} "
-        "| GFLOP each | GFLOP/s | GPU memory, GB |",
-        f"|---{'|---:' * 6}|",
+        "| GFLOP each | GFLOP/s |",
+        f"|---{'|---:' * 5}|",
     ]
     first = _quartiles(rows[0])[1]
     for row in rows:
         low, middle, high = _quartiles(row)
         shown = (low, middle, high) if unit == "s" else (1 / high, 1 / middle, 1 / low)
         flops = row.get("flops", 0.0) / row["items"]
-        memory = row.get("gpu_bytes", 0.0)
         cells = [
             row["name"],
             f"{shown[1]:.4g} ({shown[0]:.4g} to {shown[2]:.4g})",
@@ -110,11 +103,10 @@ def table(found: Mapping[str, Any]) -> str:
             f"{shown[1] * row['of_use']:.4g}" if row["of_use"] != 1 else "",
             f"{flops / 1e9:.3g}" if flops else "",
             f"{flops / middle / 1e9:.4g}" if flops else "",
-            f"{memory / 1e9:.3g}" if memory else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"| {name} | not measured: {why} {'| ' * 5}|" for name, why in found["missing"].items()
+        f"| {name} | not measured: {why} {'| ' * 4}|" for name, why in found["missing"].items()
     ]
     if found["operators"]:
         parts = [f"{name} {100 * share:.0f} %" for name, share in found["operators"].items()]

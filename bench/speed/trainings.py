@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,10 @@ from pipeline.params.model import Params
 from pipeline.params.reader import load_params
 from sandbox import ROOT
 
-__all__ = ["SIGMA_Y", "Setting", "compare_distillations", "compare_teachers", "settings"]
+__all__ = [
+    "SIGMA_Y", "Setting", "compare_distillations", "compare_teachers", "distillation",
+    "edm_network", "settings", "teacher_training",
+]  # fmt: skip
 
 SIGMA_Y = 0.2
 """Noise level of the observations, the paper's on CIFAR-10."""
@@ -56,20 +59,17 @@ def parameters() -> Params:
     return load_params(ROOT)
 
 
-def settings(device: str) -> list[Setting]:
+def settings() -> list[Setting]:
     """The default network, two small ones in EDM's manner, and the paper's DDPM++.
 
-    A step on two cores takes at most some seconds; on a GPU batches are as large as fills it.
+    A step on two cores takes at most some seconds.
     """
     grey, colour, default = (1, 16, 16), (3, 32, 32), parameters().network
-    small, middle, paper = _edm(32, [1, 2], 1), _edm(64, [1, 2, 2], 2), _edm(128, [2, 2, 2], 4)
-    if device == "cuda":
-        return [
-            Setting("default", grey, default, 8192, 8192, 8192),
-            Setting("small", grey, small, 4096, 4096, 4096),
-            Setting("middle", colour, middle, 1024, 512, 512),
-            Setting("paper", colour, paper, 512, 256, 256),
-        ]
+    small, middle, paper = (
+        edm_network(32, [1, 2], 1),
+        edm_network(64, [1, 2, 2], 2),
+        edm_network(128, [2, 2, 2], 4),
+    )
     return [
         Setting("default", grey, default, 128, 128, 100),
         Setting("small", grey, small, 128, 64, 20),
@@ -78,7 +78,7 @@ def settings(device: str) -> list[Setting]:
     ]
 
 
-def _edm(model_channels: int, channel_mult: list[int], num_blocks: int) -> UNetConfig:
+def edm_network(model_channels: int, channel_mult: list[int], num_blocks: int) -> UNetConfig:
     """What EDM's training command gives for its architecture ``ddpmpp``, at this size."""
     size = {"model_channels": model_channels, "channel_mult": channel_mult}
     fixed = {
@@ -121,12 +121,28 @@ def missing(reference: str, checkout: Path | None, setting: Setting) -> str | No
 
 
 def teacher_training(
-    denoiser: Denoiser, setting: Setting, precision: Precision = "float32"
+    denoiser: Denoiser,
+    setting: Setting,
+    precision: Precision = "float32",
+    **options: Any,  # noqa: ANN401 - of TeacherTraining
 ) -> TeacherTraining:
-    """Our training, at its first step."""
+    """Our training of a teacher, at its first step."""
     observations = _observations(setting, next(denoiser.parameters()).device)
     config = pretrain_config(setting.batch_size)
-    return TeacherTraining(denoiser, *observations, config, seed=0, precision=precision)
+    return TeacherTraining(denoiser, *observations, config, seed=0, precision=precision, **options)
+
+
+def distillation(
+    denoiser: Denoiser,
+    setting: Setting,
+    precision: Precision = "float32",
+    **options: Any,  # noqa: ANN401 - of Distillation
+) -> Distillation:
+    """Our distillation of a teacher, at its first step."""
+    levels = torch.full((_IMAGES,), SIGMA_Y, device=next(denoiser.parameters()).device)
+    config, objective = distill_config(setting.batch_size_distill), pretrain_config(1)
+    given = denoiser.eval(), levels, setting.shape, config, objective
+    return Distillation(*given, seed=0, precision=precision, **options)
 
 
 def _observations(setting: Setting, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -149,8 +165,8 @@ def compare_teachers(setting: Setting, device: torch.device, edm: Path | None) -
     levels = clamped_levels(torch.full((2**16,), SIGMA_Y), torch.Generator().manual_seed(0))
     of_use = (levels > SIGMA_Y).double().mean().item()
 
-    def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
-        return teacher_training(denoiser, setting, precision).steps()
+    def ours(denoiser: Denoiser) -> Iterator[object]:
+        return teacher_training(denoiser, setting).steps()
 
     rival, title = ("EDM", EdmTeacher, edm), f"Training a teacher: {setting}"
     return _compare(title, ours, plain.advance, rival, config.batch_size, of_use, setting, device)
@@ -159,13 +175,11 @@ def compare_teachers(setting: Setting, device: torch.device, edm: Path | None) -
 def compare_distillations(setting: Setting, device: torch.device, sid: Path | None) -> Comparison:
     """A step of the fake denoiser and one of the generator: ours, plain, SiD's, ours on SiD's."""
     config = distill_config(setting.batch_size_distill)
-    objective = pretrain_config(setting.batch_size)
     network, sigma_data = _plain_network(setting, device), setting.network.sigma_data
     plain = PlainDistillation(network, setting.shape, SIGMA_Y, config, sigma_data)
-    given = torch.full((_IMAGES,), SIGMA_Y, device=device), setting.shape, config, objective
 
-    def ours(denoiser: Denoiser, precision: Precision = "float32") -> Iterator[object]:
-        return Distillation(denoiser.eval(), *given, seed=0, precision=precision).steps()
+    def ours(denoiser: Denoiser) -> Iterator[object]:
+        return distillation(denoiser, setting).steps()
 
     rival, title = ("SiD", SidDistillation, sid), f"Distilling: {setting}"
     return _compare(title, ours, plain.advance, rival, config.batch_size, 1.0, setting, device)
@@ -191,7 +205,4 @@ def _compare(
         mixed = Denoiser(RawNetwork(network()), sigma_data=setting.network.sigma_data)
         ways.append(Way(name, made.advance, batch, of_use))
         ways.append(Way(f"our step, {name}'s network", partial(next, ours(mixed)), batch))
-    for short in ("tf32", "bfloat16") if device.type == "cuda" else ():
-        step = partial(next, ours(our_denoiser(setting, device), short))
-        ways.append(Way(f"ours, {short}", step, batch))
     return Comparison(title, "images/s", ways, {} if why is None else {name: why})

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, optim
 
-from dsd.distillation.config import Distill
+from dsd.distillation.config import DIVERGENCES, Distill
 from dsd.distillation.losses import DenoiserPair, divergence_of, gap
 from dsd.distillation.projection import project_to_range
 from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
@@ -17,13 +17,15 @@ from dsd.operators.config import IdentityOperator
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
+from dsd.training.compiled import Compilation, CompiledStep, capture_obstacle
 from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
 from dsd.training.memory import enable_activation_checkpointing
-from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
+from dsd.training.nonfinite import FiniteCheck, Norms, norm_checks, norms
 from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
+from dsd.utils.precision import weight_layout
 from dsd.utils.shapes import Level, PerSample
 
 __all__ = ["DistillStep", "Distillation"]
@@ -78,6 +80,15 @@ class _GeneratorNoise(TensorBatch):
     """What denoisers are given of the diffused images; None where they have no views."""
 
 
+class _Moved(NamedTuple):
+    """What one step found; None where there is no fake denoiser."""
+
+    loss_fake: PerSample | None
+    gaps: PerSample
+    fake: Norms | None
+    generator: Norms
+
+
 @final
 class Distillation:
     """State and steps of the distillation; a step is a function of its number and the seed.
@@ -102,6 +113,7 @@ class Distillation:
             the generator's loss compares is A G(z), without noise and in all coefficients.
         distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the networks twice, for less memory.
+        compilation: What is told that the step is compiled; None takes it as it is.
 
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the
@@ -131,10 +143,13 @@ class Distillation:
         operator: Operator | None = None,
         distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
+        compilation: Compilation | None = None,
     ) -> None:
-        self.teacher = frozen_copy(teacher)
-        self.fake = frozen_copy(teacher).requires_grad_(True)
-        student = frozen_copy(teacher).requires_grad_(True)
+        device = next(teacher.parameters()).device
+        layout = weight_layout(device, precision)
+        self.teacher = frozen_copy(teacher).to(memory_format=layout)
+        self.fake = frozen_copy(self.teacher).requires_grad_(True)
+        student = frozen_copy(self.teacher).requires_grad_(True)
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
         self.average = frozen_copy(self.generator)
         for module in (self.teacher, self.fake, student):
@@ -145,7 +160,10 @@ class Distillation:
         self.optimizers = [self.optimizer, *[self.optimizer_fake] * config.needs_fake]
         self.batch_size = config.batch_size
         self.step = 0
-        device = next(teacher.parameters()).device
+        self._fake_modules = [*self.fake.modules()]
+        self._fake_weights: list[Tensor] = [*self.fake.parameters()]
+        self._weights: list[Tensor] = [*student.parameters()]
+        self._averages: list[Tensor] = [*self.average.parameters()]
         self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
         operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._operator = operator.to(device)
@@ -161,6 +179,17 @@ class Distillation:
             distributed=self._distributed,
         )
         self._loss = divergence_of(config.divergence, alpha=config.alpha)
+        obstacle = capture_obstacle(self._distributed, recomputes=activation_checkpointing)
+        if config.divergence not in DIVERGENCES:
+            obstacle = "a divergence of your own may do more than compute on tensors"
+        self._update = CompiledStep(
+            self._update_both,
+            networks=[self.teacher, self.fake, student],
+            optimizers=self.optimizers,
+            compilation=compilation,
+            obstacle=obstacle,
+            device=device,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -174,24 +203,32 @@ class Distillation:
 
     def steps(self) -> Iterator[DistillStep]:
         """Distil from the current step to the last; between records the state is consistent."""
+        self._update.compile(self._dry_run)
         while self.step < self.num_steps:
             yield self._schedule.computed(self._step)
 
     def dry_run(self) -> None:
         """Add this process' share of the next step to the gradients; change nothing else.
 
-        All steps of the fake denoiser need the same memory; only one is computed.
+        All steps of the fake denoiser need the same memory; only one is computed, but the images
+        of another one are generated.
         """
-        self._schedule.computed(self._dry_step)
+        self._update.compile(self._dry_run)
+        self._dry_run()
 
-    def _dry_step(self) -> None:
+    def _dry_run(self) -> None:
         noise, fake_noises = self._sample_noise(self._schedule.generator(self.step))
         with self._schedule.dropout(self.step):
-            x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
-            for fake_noise in fake_noises[:1]:
-                self._backward_fake(x_g, fake_noise)
-            _, grad_x = self._differentiate(x_g, noise)
-            self._backward_generator(noise.z, x_g, grad_x)
+            self._schedule.computed(lambda: self._backward_both(noise, fake_noises[:2]))
+
+    def _backward_both(self, noise: _GeneratorNoise, fake_noises: list[_FakeNoise]) -> None:
+        x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
+        for fake_noise in fake_noises[:1]:
+            self._backward_fake(x_g, fake_noise)
+        for fake_noise in fake_noises[1:]:
+            self._generate_all(fake_noise.z, retain_graph=False)
+        _, grad_x = self._differentiate(x_g, noise)
+        self._backward_generator(noise.z, x_g, grad_x)
 
     def _step(self) -> DistillStep:
         """Take one step of Algorithm 1: the fake denoiser learns, then the generator moves."""
@@ -200,29 +237,36 @@ class Distillation:
         schedule.set_learning_rate(self.step, self.optimizer_fake, config.learning_rate_fake)
         noise, fake_noises = self._sample_noise(schedule.generator(self.step))
         with schedule.dropout(self.step):
-            # One part keeps what its gradient needs; several are computed again for it, since
-            # parts are there to save memory.
-            x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
-            loss_fake = self._update_fake(x_g, fake_noises)
-            gaps, grad_x = self._differentiate(x_g, noise)
-            self._update_generator(noise.z, x_g, grad_x, gaps)
+            moved = self._update((noise, fake_noises))
         self.step += 1
-        schedule.update_average(self.step, self.average, self.generator)
+        schedule.update_average(self.step, self._averages, self._weights)
+        gaps = moved.gaps
         checked = (
-            *self._checked_of_fake(loss_fake, fake_noises),
+            *self._checked_of_fake(moved, fake_noises),
             FiniteCheck("the gap between teacher and fake denoiser", gaps, sigma=noise.sigma),
-            *grad_and_weight_norms("the generator", self.generator),
+            *norm_checks("the generator", self.generator, moved.generator),
         )
         seen = schedule.images_seen(self.step)
-        return DistillStep(seen, loss_fake, gaps, noise.sigma, checked)
+        return DistillStep(seen, moved.loss_fake, gaps, noise.sigma, checked)
 
-    def _checked_of_fake(
-        self, loss: PerSample | None, noises: list[_FakeNoise]
-    ) -> Iterator[FiniteCheck]:
+    def _update_both(self, noises: tuple[_GeneratorNoise, list[_FakeNoise]]) -> _Moved:
+        """Train the fake denoiser, then move the generator."""
+        noise, fake_noises = noises
+        # One part keeps what its gradient needs; several are computed again for it, since parts
+        # are there to save memory.
+        x_g = self._generate_all(noise.z, retain_graph=len(self._parts) == 1)
+        loss_fake = self._update_fake(x_g, fake_noises)
+        norms_fake = None if loss_fake is None else norms(self._fake_weights)
+        gaps, grad_x = self._differentiate(x_g, noise)
+        self._update_generator(noise.z, x_g, grad_x, gaps)
+        return _Moved(loss_fake, gaps, norms_fake, norms(self._weights))
+
+    def _checked_of_fake(self, moved: _Moved, noises: list[_FakeNoise]) -> Iterator[FiniteCheck]:
         """What must be finite of the fake denoiser, where there is one."""
-        if loss is not None:
-            yield FiniteCheck("the fake denoiser's loss", loss, sigma=noises[-1].denoising.sigma)
-            yield from grad_and_weight_norms("the fake denoiser", self.fake)
+        if moved.loss_fake is not None and moved.fake is not None:
+            levels = noises[-1].denoising.sigma
+            yield FiniteCheck("the fake denoiser's loss", moved.loss_fake, sigma=levels)
+            yield from norm_checks("the fake denoiser", self.fake, moved.fake)
 
     def _sample_noise(self, random: torch.Generator) -> tuple[_GeneratorNoise, list[_FakeNoise]]:
         """All random inputs of a step, the same in every process.
@@ -285,7 +329,7 @@ class Distillation:
                 x_g = self._generate_all(noise.z, retain_graph=False)
             self.optimizer_fake.zero_grad(set_to_none=True)
             loss = self._backward_fake(x_g, noise)
-            self._distributed.all_reduce_sum_([*gradients(self.fake), loss])
+            self._distributed.all_reduce_sum_([*gradients(self._fake_weights), loss])
             self.optimizer_fake.step()
         return loss
 
@@ -297,12 +341,19 @@ class Distillation:
         """
         batch = self._config.batch_size
         losses = torch.zeros_like(noise.sigma_y)
-        self.fake.train().requires_grad_(True)
+        self._let_fake_learn(True)
         for rows, images in zip(self._parts, x_g, strict=True):
             loss = self._fake_loss(images.detach(), noise[rows])
             (loss.sum() / batch).backward()
             losses[rows] = loss.detach()
         return losses
+
+    def _let_fake_learn(self, learns: bool) -> None:
+        """Switch dropout and the weights' gradients on or off, without a search for modules."""
+        for module in self._fake_modules:
+            module.training = learns
+        for weight in self._fake_weights:
+            weight.requires_grad_(learns)
 
     def _fake_loss(self, x_g: Observations, noise: _FakeNoise) -> PerSample:
         """The teacher's objective on generated images that are observed like the data."""
@@ -323,7 +374,7 @@ class Distillation:
         batch = self._config.batch_size
         gaps = torch.zeros_like(noise.sigma)
         grad_x: list[Tensor] = []
-        self.fake.eval().requires_grad_(False)
+        self._let_fake_learn(False)
         for rows, images in zip(self._parts, x_g, strict=True):
             images = images.detach().requires_grad_()
             with self._schedule.autocast():
@@ -347,7 +398,7 @@ class Distillation:
         """Move the generator down the gradient; sum ``gaps`` over the processes by the way."""
         self.optimizer.zero_grad(set_to_none=True)
         self._backward_generator(z, x_g, grad_x)
-        self._distributed.all_reduce_sum_([*gradients(self.generator), gaps])
+        self._distributed.all_reduce_sum_([*gradients(self._weights), gaps])
         self.optimizer.step()
 
     def _backward_generator(self, z: Images, x_g: list[Tensor], grad_x: list[Tensor]) -> None:

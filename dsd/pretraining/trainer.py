@@ -21,14 +21,16 @@ from dsd.pretraining.consistency_loss import (
     reverse_steps,
 )
 from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
+from dsd.training.compiled import Compilation, CompiledStep, capture_obstacle
 from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
 from dsd.training.memory import enable_activation_checkpointing
-from dsd.training.nonfinite import FiniteCheck, grad_and_weight_norms
+from dsd.training.nonfinite import FiniteCheck, Norms, norm_checks, norms
 from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
 from dsd.utils.images import require_data_units
+from dsd.utils.precision import weight_layout
 from dsd.utils.random import EpochSampler
 from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
@@ -253,6 +255,7 @@ class TeacherTraining:
         view: What was observed of each image, on their device; None where all was.
         distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
+        compilation: What is told that the step is compiled; None takes it as it is.
 
     Raises:
         DataError: The images are no floating-point numbers.
@@ -270,15 +273,19 @@ class TeacherTraining:
         view: View | None = None,
         distributed: DistributedContext | None = None,
         activation_checkpointing: bool = False,
+        compilation: Compilation | None = None,
     ) -> None:
         require_data_units(images)
-        self.denoiser = denoiser.train()
+        layout = weight_layout(images.device, precision)
+        self.denoiser = denoiser.train().to(memory_format=layout)
         self.average = frozen_copy(denoiser)
         enable_activation_checkpointing(denoiser, activation_checkpointing)
         self.optimizer: optim.Optimizer = adam(denoiser, config.learning_rate, (0.9, 0.999))
         self.optimizers = [self.optimizer]
         self.batch_size = config.batch_size
         self.step = 0
+        self._weights: list[Tensor] = [*denoiser.parameters()]
+        self._averages: list[Tensor] = [*self.average.parameters()]
         self._images = images
         self._order = EpochSampler(seed, len(images), images.device)
         self._sigma_y = as_levels(sigma_y, images)
@@ -294,6 +301,14 @@ class TeacherTraining:
             device=images.device,
             distributed=self._distributed,
         )
+        self._update = CompiledStep(
+            self._descend,
+            networks=[denoiser],
+            optimizers=self.optimizers,
+            compilation=compilation,
+            obstacle=capture_obstacle(self._distributed, recomputes=activation_checkpointing),
+            device=images.device,
+        )
 
     @property
     def num_steps(self) -> int:
@@ -302,30 +317,44 @@ class TeacherTraining:
 
     def steps(self) -> Iterator[TeacherStep]:
         """Train from the current step to the last; between records the state is consistent."""
+        self._update.compile(self._dry_run)
         while self.step < self.num_steps:
             yield self._schedule.computed(self._step)
 
     def dry_run(self) -> None:
         """Add this process' share of the next step to the gradients; change nothing else."""
+        self._update.compile(self._dry_run)
+        self._dry_run()
+
+    def _dry_run(self) -> None:
         batch = self._sample_batch(self._schedule.generator(self.step))
-        self._schedule.computed(lambda: self._backward(*batch))
+        with self._schedule.dropout(self.step):
+            self._schedule.computed(lambda: self._backward(*batch))
 
     def _step(self) -> TeacherStep:
         """Take one step: ambient Tweedie's loss, its gradient, Adam, the average."""
         schedule = self._schedule
         schedule.set_learning_rate(self.step, self.optimizer, self._config.learning_rate)
         y, noise, consistency_noise = self._sample_batch(schedule.generator(self.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(y, noise, consistency_noise)
-        self._distributed.all_reduce_sum_([*gradients(self.denoiser), loss])
-        self.optimizer.step()
+        with schedule.dropout(self.step):
+            loss, found = self._update((y, noise, consistency_noise))
         self.step += 1
-        schedule.update_average(self.step, self.average, self.denoiser)
+        schedule.update_average(self.step, self._averages, self._weights)
         checked = (
             FiniteCheck("the teacher's loss", loss, sigma=noise.sigma),
-            *grad_and_weight_norms("the teacher", self.denoiser),
+            *norm_checks("the teacher", self.denoiser, found),
         )
         return TeacherStep(schedule.images_seen(self.step), loss, noise.sigma, checked)
+
+    def _descend(
+        self, batch: tuple[State, DenoisingNoise, ConsistencyNoise | None]
+    ) -> tuple[PerSample, Norms]:
+        """Move the weights down the gradient of the loss of ``batch``; that loss, and norms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(*batch)
+        self._distributed.all_reduce_sum_([*gradients(self._weights), loss])
+        self.optimizer.step()
+        return loss, norms(self._weights)
 
     def _sample_batch(
         self, generator: torch.Generator
@@ -370,17 +399,14 @@ class TeacherTraining:
         losses = torch.zeros_like(noise.sigma)
         parts = self._distributed.micro_batches(config.batch_size)
         few = self._distributed.micro_batches(config.consistency.batch_size, len(parts))
-        with self._schedule.dropout(self.step):
-            for rows, some in zip(parts, few, strict=True):
-                with self._schedule.autocast():
-                    loss = denoising_step_loss(
-                        self.denoiser, y[rows], noise[rows], config.weighting
-                    )
-                    total = loss.sum() / config.batch_size
-                    if consistency_noise is not None and some.stop > some.start:
-                        total = total + self._consistency_term(y[some], consistency_noise[some])
-                total.backward()
-                losses[rows] = loss.detach()
+        for rows, some in zip(parts, few, strict=True):
+            with self._schedule.autocast():
+                loss = denoising_step_loss(self.denoiser, y[rows], noise[rows], config.weighting)
+                total = loss.sum() / config.batch_size
+                if consistency_noise is not None and some.stop > some.start:
+                    total = total + self._consistency_term(y[some], consistency_noise[some])
+            total.backward()
+            losses[rows] = loss.detach()
         return losses
 
     def _consistency_term(self, y: State, noise: ConsistencyNoise) -> Tensor:

@@ -5,6 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from mmap import mmap
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 __all__ = [
     "MAX_BYTES",
     "ONE_MAP",
+    "Content",
     "Encoding",
     "Frames",
     "PictureFile",
@@ -23,6 +25,9 @@ __all__ = [
     "objection_to",
     "raw_mode_of",
 ]
+
+Content: TypeAlias = bytes | mmap
+"""A whole file."""
 
 Planes: TypeAlias = UInt8[np.ndarray, " c h w"]
 """One picture: 8 bit, one channel (grey) or three (RGB)."""

@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dsd.sources.decoding import MAX_BYTES, Frames, PictureFile
-from dsd.sources.tiff import Content, TiffPictures, count_images, is_tiff
+from dsd.sources.decoding import MAX_BYTES, Content, Frames, PictureFile
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "open_file"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "is_tiff", "open_file"]
 
 
 class Format(NamedTuple):
@@ -28,8 +27,25 @@ class Format(NamedTuple):
     """Images in a file, from its headers alone; None where each holds one."""
 
 
+def is_tiff(content: Content) -> bool:
+    """Whether a file begins as TIFF or BigTIFF do, in either order of bytes."""
+    return content[:2] in {b"II", b"MM"} and content[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
+
+
+def _open_tiff(content: bytes) -> Frames:
+    from dsd.sources.tiff import TiffPictures  # tifffile, which other formats do not need
+
+    return TiffPictures(content)
+
+
+def _count_in_tiff(content: Content) -> int:
+    from dsd.sources.tiff import count_images
+
+    return count_images(content)
+
+
 FORMATS = (
-    Format("TIFF", frozenset({".tif", ".tiff"}), is_tiff, TiffPictures, count_images),
+    Format("TIFF", frozenset({".tif", ".tiff"}), is_tiff, _open_tiff, _count_in_tiff),
     Format(
         "picture",
         frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"}),

@@ -12,14 +12,14 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from mmap import mmap
-from typing import IO, ClassVar, TypeAlias, cast, final
+from typing import IO, ClassVar, cast, final
 
 import numpy as np
 from tifffile import TiffFile, TiffPage
 
 from dsd.sources.decoding import (
     ONE_MAP,
+    Content,
     Encoding,
     PictureFile,
     Planes,
@@ -28,9 +28,7 @@ from dsd.sources.decoding import (
     raw_mode_of,
 )
 
-__all__ = ["Content", "Page", "TiffPictures", "count_images", "is_tiff", "read_pages"]
-
-Content: TypeAlias = bytes | mmap
+__all__ = ["Page", "TiffPictures", "count_images", "read_pages"]
 
 MAX_FRAMES = 2**16
 """Frames of one file."""
@@ -58,7 +56,7 @@ class TiffPictures(PictureFile):
     """All pages of a TIFF file, and the frames behind them.
 
     Args:
-        content: A whole file for which ``is_tiff`` holds.
+        content: A whole file for which ``dsd.sources.formats.is_tiff`` holds.
 
     Raises:
         ValueError: It is damaged, or holds what would be lost or changed; says what.
@@ -111,11 +109,6 @@ class Page:
     frame_size: int
 
 
-def is_tiff(content: Content) -> bool:
-    """Whether a file begins as TIFF or BigTIFF do, in either order of bytes."""
-    return content[:2] in {b"II", b"MM"} and content[2:4] in {b"*\0", b"\0*", b"+\0", b"\0+"}
-
-
 def count_images(content: Content) -> int:
     """Images in a whole file; ValueError as for :func:`read_pages`."""
     return sum(page.frames for page in read_pages(content))
@@ -129,7 +122,7 @@ def read_pages(content: Content) -> list[Page]:
     """List all pages of a file, with the frames behind them.
 
     Args:
-        content: A whole file for which :func:`is_tiff` holds.
+        content: A whole file for which :func:`dsd.sources.formats.is_tiff` holds.
 
     Raises:
         ValueError: The file is damaged, or holds what would be lost or changed; says what.

@@ -9,7 +9,8 @@ Deviates:
     PyTorch's DistributedDataParallel averages gradients while ``backward`` runs, once for each
     forward pass through its wrapper. Here one step has several passes through one network, a
     network that only passes gradients on, and batches in parts: summing once, after the last
-    part, is less code; it does not overlap with computing.
+    part, is less code. It does not overlap with computing: the 226 MB of the paper's network take
+    some milliseconds between GPUs of one machine, beside steps of hundreds.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from itertools import pairwise
 from typing import TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from dsd.utils.errors import LostProcessError
@@ -103,9 +104,9 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         raise LostProcessError(msg) from error
 
 
-def gradients(module: nn.Module) -> list[Tensor]:
-    """The gradients of the weights of ``module`` that have one."""
-    return [weight.grad for weight in module.parameters() if weight.grad is not None]
+def gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the weights that have one."""
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ written only after all earlier steps were verified.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, final, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from dsd.training.distributed import DistributedContext
 from dsd.utils.errors import NonFiniteError
 from dsd.utils.shapes import Level
 
-__all__ = ["FiniteCheck", "NonFiniteMonitor", "StepOutput", "grad_and_weight_norms"]
+__all__ = ["FiniteCheck", "NonFiniteMonitor", "Norms", "StepOutput", "norm_checks", "norms"]
 
 T = TypeVar("T")
 
@@ -59,28 +59,41 @@ class StepOutput(Protocol):
         """Numbers that must be finite, causes before effects."""
 
 
-def grad_and_weight_norms(name: str, module: nn.Module) -> tuple[FiniteCheck, FiniteCheck]:
-    """The norms of a network's gradients and of its weights, after a step of its optimiser.
+class Norms(NamedTuple):
+    """Norms of a network's gradients and of its weights, in the order of its parameters."""
+
+    gradients: Float[Tensor, " n"]
+    weights: Float[Tensor, " n"]
+
+
+@torch.no_grad()
+def norms(weights: list[Tensor]) -> Norms:
+    """The norms of weights and of their gradients, after a step of their optimiser.
 
     A norm is not finite if one number in it is not, or if the sum of their squares is too large
     for float32. Adam could not take such a gradient either: its second moment would be infinite
     and the weight would never move again.
 
     Args:
-        name: Name in messages, such as "the teacher".
-        module: The network; a missing gradient counts as zero.
+        weights: All weights of a network; a missing gradient counts as zero.
     """
-    weights: list[Tensor] = [*module.parameters()]
     gradients = [w.new_zeros(()) if w.grad is None else w.grad for w in weights]
+    pair = (torch.stack(torch._foreach_norm(tensors, 2)) for tensors in (gradients, weights))
+    return Norms(*pair)
+
+
+def norm_checks(name: str, module: nn.Module, found: Norms) -> tuple[FiniteCheck, FiniteCheck]:
+    """What must be finite of a network.
+
+    Args:
+        name: Name in messages, such as "the teacher".
+        module: The network.
+        found: Its :func:`norms`.
+    """
     return (
-        FiniteCheck(f"{name}'s gradients", _norms(gradients), module=module),
-        FiniteCheck(f"{name}'s weights", _norms(weights), module=module),
+        FiniteCheck(f"{name}'s gradients", found.gradients, module=module),
+        FiniteCheck(f"{name}'s weights", found.weights, module=module),
     )
-
-
-def _norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
-    with torch.no_grad():
-        return torch.stack(torch._foreach_norm(tensors, 2))
 
 
 @final

@@ -5,7 +5,7 @@ import math
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 __all__ = ["adam", "ema_decay", "frozen_copy", "learning_rate_factor", "update_ema"]
 
@@ -66,6 +66,6 @@ def ema_decay(images_seen: int, batch_size: int, *, halflife_kimg: float, rampup
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move ``average`` towards ``module``: average = decay * average + (1 - decay) * module."""
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+def update_ema(averages: list[Tensor], weights: list[Tensor], decay: float) -> None:
+    """Move averages towards weights: average = decay * average + (1 - decay) * weight."""
+    torch._foreach_lerp_(averages, weights, 1 - decay)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import TypeVar, final
 
 import torch
-from torch import nn, optim
+from torch import Tensor, optim
 
 from dsd.training.config import TrainingSection
 from dsd.training.distributed import DistributedContext
@@ -57,7 +57,8 @@ class Schedule:
 
     def computed(self, work: Callable[[], T]) -> T:
         """Do ``work`` with float32 products as the precision asks for."""
-        with float32_products(tf32=self.precision == "tf32"):
+        searched = self.precision != "bfloat16"  # whose first choice is the fastest
+        with float32_products(tf32=self.precision == "tf32", searched=searched):
             return work()
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -84,14 +85,17 @@ class Schedule:
             schedule=self._config.lr_schedule,
         )
         for group in optimizer.param_groups:
-            group["lr"] = factor * peak
+            if isinstance(group["lr"], Tensor):  # of a captured step
+                group["lr"].fill_(factor * peak)
+            else:
+                group["lr"] = factor * peak
 
-    def update_average(self, steps: int, average: nn.Module, module: nn.Module) -> None:
-        """Move ``average`` towards ``module`` after ``steps`` steps."""
+    def update_average(self, steps: int, averages: list[Tensor], weights: list[Tensor]) -> None:
+        """Move ``averages`` towards ``weights`` after ``steps`` steps."""
         decay = ema_decay(
             self.images_seen(steps),
             self._config.batch_size,
             halflife_kimg=self._config.ema_halflife_kimg,
             rampup=self._config.ema_rampup_ratio,
         )
-        update_ema(average, module, decay)
+        update_ema(averages, weights, decay)

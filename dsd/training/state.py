@@ -19,7 +19,7 @@ from dsd.model.checkpoint import MISMATCH_ERRORS, first_line
 from dsd.utils.errors import DataError
 from dsd.utils.files import published
 
-__all__ = ["TrainingState", "read_info"]
+__all__ = ["TrainingState", "read_info", "write_state"]
 
 _INFO = "info"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -42,6 +42,13 @@ class TrainingState:
 
     def save(self, path: Path, info: Mapping[str, JsonValue]) -> None:
         """Replace the state at ``path`` by the present one, with ``info`` beside it."""
+        write_state(path, self._tensors(info))
+
+    def snapshot(self, info: Mapping[str, JsonValue]) -> dict[str, Tensor]:
+        """Copy the present state to the CPU, for :func:`write_state` while training goes on."""
+        return {key: value.to("cpu", copy=True) for key, value in self._tensors(info).items()}
+
+    def _tensors(self, info: Mapping[str, JsonValue]) -> dict[str, Tensor]:
         tensors = {
             _INFO: torch.frombuffer(bytearray(json.dumps(info).encode()), dtype=torch.uint8)
         }
@@ -50,10 +57,7 @@ class TrainingState:
         for name, optimizer in self._optimizers.items():
             for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
-        data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-        with published(path) as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
+        return {key: value.detach() for key, value in tensors.items()}
 
     def load(self, path: Path) -> dict[str, JsonValue]:
         """Restore the state at ``path`` and return its ``info``.
@@ -89,6 +93,18 @@ class TrainingState:
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
             _match_layout(optimizer)
         return _info(tensors)
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the state at ``path`` by a :meth:`TrainingState.snapshot`.
+
+    Raises:
+        OSError: The disk refuses; the state at ``path`` is as before.
+    """
+    data = save({key: value.cpu().contiguous() for key, value in tensors.items()})
+    with published(path) as file:
+        file.write(hashlib.sha256(data).digest())
+        file.write(data)
 
 
 def read_info(path: Path) -> dict[str, JsonValue]:

@@ -9,14 +9,17 @@ folder is deleted when a later stage begins: only then has DVC recorded that thi
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, final
 
 from pydantic import JsonValue
+from torch import Tensor
 
 from dsd.training.distributed import DistributedContext
-from dsd.training.state import TrainingState, read_info
+from dsd.training.state import TrainingState, read_info, write_state
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from dsd.utils.files import published
 from pipeline.execution.locks import BusyError, exclusive
@@ -25,6 +28,7 @@ from pipeline.stage_io.log import StageLog
 
 __all__ = [
     "CheckpointManager",
+    "StateWriter",
     "begin",
     "lock_run_dir",
     "mark_finished",
@@ -183,6 +187,52 @@ def _diagnosis(error: NonFiniteError, steps: list[int | None]) -> str:
 
 
 @final
+class StateWriter:
+    """A thread that writes states, one at a time, while the training goes on."""
+
+    def __init__(self, threads: Executor) -> None:
+        self.seconds = 0.0
+        """How long the last state took to write."""
+
+        self._threads = threads
+        self._pending: Future[None] | None = None
+
+    @classmethod
+    @contextmanager
+    def started(cls) -> Iterator["StateWriter"]:
+        """A writer whose states are all on the disk after the block."""
+        with ThreadPoolExecutor(1, thread_name_prefix="states") as threads:
+            writer = cls(threads)
+            yield writer
+            writer.wait()
+
+    def write(self, work: Callable[[], None]) -> None:
+        """Begin to write a state when the one before is complete; errors as in :meth:`wait`."""
+        self.wait()
+        self._pending = self._threads.submit(self._timed, work)
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        started = time.monotonic()
+        work()
+        self.seconds = time.monotonic() - started
+
+    def check(self) -> None:
+        """Raise the error of a state that could not be written, if that is known by now."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the state is on the disk.
+
+        Raises:
+            OSError: It cannot be; the states before are kept.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+@final
 class CheckpointManager:
     """Saved states of one training run: the last one and, in case it breaks, the one before.
 
@@ -192,6 +242,7 @@ class CheckpointManager:
         minutes: Time between two saves.
         log: Log of the stage.
         distributed: Processes of the run: all read the state, one writes it, all stop together.
+        writer: Writes states while the training goes on; None lets it wait for them.
     """
 
     def __init__(
@@ -202,9 +253,11 @@ class CheckpointManager:
         minutes: float,
         log: StageLog,
         distributed: DistributedContext,
+        writer: StateWriter | None = None,
     ) -> None:
         self.folder = folder
         self._state = state
+        self._writer = writer
         self._distributed = distributed
         self._signal = 0
         self._seconds = minutes * 60
@@ -216,7 +269,9 @@ class CheckpointManager:
 
         Raises:
             DataError: The state is damaged, or not the same for all processes.
+            OSError: The disk refuses, be it the state of an earlier attempt.
         """
+        self.wait()
         info, damaged = self._load()
         seen = -1 if info is None else info["images_seen"]
         assert isinstance(seen, int)
@@ -249,24 +304,59 @@ class CheckpointManager:
             raise DataError("; ".join(damaged.values()))
         return None, []
 
-    def save(self, info: Mapping[str, JsonValue]) -> None:
-        """Save now, in the main process."""
+    def save(
+        self, info: Mapping[str, JsonValue], written: Callable[[], None] = lambda: None
+    ) -> None:
+        """Save the state as it is now, in the main process.
+
+        Args:
+            info: Saved with it.
+            written: Called when the state is on the disk, maybe by another thread.
+
+        Raises:
+            OSError: The disk refuses. That may also be raised by a later call.
+        """
         if self._distributed.is_main_process:
-            last = self.folder / _LAST
-            self._state.save(self.folder / _NEWEST, info)
-            with suppress(FileNotFoundError):
-                last.replace(self.folder / _BEFORE)
-            (self.folder / _NEWEST).replace(last)
+            if self._writer is None:
+                self._state.save(self.folder / _NEWEST, info)
+                self._rename()
+                written()
+            else:
+                self._writer.write(partial(self._write, self._state.snapshot(info), written))
         self._saved_at = time.monotonic()
+
+    def _write(self, snapshot: Mapping[str, Tensor], written: Callable[[], None]) -> None:
+        write_state(self.folder / _NEWEST, snapshot)
+        self._rename()
+        written()
+
+    def _rename(self) -> None:
+        """Make the newest state the last one, and the last one that before."""
+        last = self.folder / _LAST
+        with suppress(FileNotFoundError):
+            last.replace(self.folder / _BEFORE)
+        (self.folder / _NEWEST).replace(last)
+
+    def wait(self) -> None:
+        """Wait until the saved state is on the disk; errors as for :meth:`save`."""
+        if self._writer is not None:
+            self._writer.wait()
 
     def should_save(self) -> bool:
         """Whether all processes should save: before the interval is exceeded, or after a signal.
 
-        The next step is taken to be as long as the last one.
+        The next step, and writing, are taken to be as long as the last time.
+
+        Raises:
+            OSError: The last state could not be written.
         """
+        writing = 0.0
+        if self._writer is not None:
+            self._writer.check()
+            writing = self._writer.seconds
         now = time.monotonic()
         step, self._asked_at = now - self._asked_at, now
-        waited = now + step - self._saved_at > self._seconds
+        waited = now + step + writing - self._saved_at > self._seconds
         late, number = self._distributed.all_reduce_max(waited, self._log.stop_signal() or 0)
         self._signal = int(number)
         return bool(late or number)
@@ -274,5 +364,6 @@ class CheckpointManager:
     def raise_if_stopping(self, images_seen: int) -> None:
         """Raise ``Interrupted`` if a signal came before :meth:`should_save`; call after a save."""
         if self._signal:
+            self.wait()
             msg = f"stopped after {images_seen:,} images; the same command continues from there"
             raise Interrupted(msg, self._signal)

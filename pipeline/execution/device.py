@@ -2,11 +2,12 @@
 
 import torch
 
+from dsd.training.compiled import missing_compiler
 from dsd.utils.config import Precision
 from dsd.utils.errors import ParamsError
 from pipeline.params.config import Compute
 
-__all__ = ["resolve_device", "resolve_precision"]
+__all__ = ["obstacle_to_compiling", "resolve_device", "resolve_precision"]
 
 
 def resolve_device(compute: Compute) -> torch.device:
@@ -49,6 +50,23 @@ def resolve_precision(compute: Compute, device: torch.device) -> Precision:
         real = torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if real else "float32"
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def obstacle_to_compiling(compute: Compute, device: torch.device) -> str | None:
+    """Why a training is not compiled here, in words; None if it is.
+
+    Raises:
+        ParamsError: It has to be, and there is no compiler.
+    """
+    if compute.compile == "off":
+        return "compute.compile is off"
+    missing = missing_compiler(device)
+    if compute.compile == "on" and missing is not None:
+        msg = f"compute.compile is on, but {missing}: install it, or choose auto"
+        raise ParamsError(msg)
+    if compute.compile == "auto" and device.type != "cuda":
+        return "compute.compile is auto, which compiles for GPUs only"
+    return missing
 
 
 def _has_tf32(device: torch.device) -> bool:

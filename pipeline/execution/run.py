@@ -9,12 +9,15 @@ from typing import final
 
 import torch
 
+from dsd.training.compiled import Compilation
 from dsd.training.distributed import DistributedContext
 from dsd.training.memory import DryRunnable
 from dsd.training.state import TrainingState
 from dsd.utils.config import Precision
+from dsd.utils.errors import Interrupted
 from pipeline.execution.checkpoints import (
     CheckpointManager,
+    StateWriter,
     begin,
     lock_run_dir,
     mark_finished,
@@ -22,7 +25,11 @@ from pipeline.execution.checkpoints import (
     remove_superseded,
     retry_on_nonfinite,
 )
-from pipeline.execution.device import resolve_device, resolve_precision
+from pipeline.execution.device import (
+    obstacle_to_compiling,
+    resolve_device,
+    resolve_precision,
+)
 from pipeline.execution.distributed import choose_micro_batch_size, init_distributed
 from pipeline.execution.origin import Origin
 from pipeline.params.model import Params
@@ -76,11 +83,14 @@ class _Execution:
                 folder = held.enter_context(lock_run_dir(states / name, distributed))
                 if distributed.is_main_process:
                     begin(folder, origin, self.log)
+                writer = held.enter_context(StateWriter.started()) if _overlaps(device) else None
 
                 def attempt() -> JobT:
                     precision = resolve_precision(compute, device)
                     job = build(
-                        _Attempt(distributed, device, precision, folder, self.params, self.log)
+                        _Attempt(
+                            distributed, device, precision, folder, self.params, self.log, writer
+                        )
                     )
                     job.train()
                     return job
@@ -94,6 +104,11 @@ class _Execution:
         return job
 
 
+def _overlaps(device: torch.device) -> bool:
+    """Whether a training on ``device`` can go on while the CPU writes a state."""
+    return device.type != "cpu"
+
+
 @final
 @dataclass
 class _Attempt:
@@ -105,13 +120,36 @@ class _Attempt:
     folder: Path
     params: Params
     log: StageLog
+    writer: StateWriter | None
 
     def checkpoints(self, state: TrainingState) -> CheckpointManager:
         """The saved states of this run."""
         minutes = self.params.run.checkpoint_minutes
         return CheckpointManager(
-            self.folder, state, minutes=minutes, log=self.log, distributed=self.distributed
+            self.folder,
+            state,
+            minutes=minutes,
+            log=self.log,
+            distributed=self.distributed,
+            writer=self.writer,
         )
+
+    def compilation(self) -> Compilation | None:
+        """What a training tells while it compiles; None, and a line that says why, if it is not.
+
+        Raises:
+            ParamsError: It has to be compiled and cannot be.
+        """
+        obstacle = obstacle_to_compiling(self.params.compute, self.device)
+        if obstacle is None:
+            return Compilation(self.log.say, self._raise_if_stopping)
+        self.log.say(f"steps are not compiled: {obstacle}")
+        return None
+
+    def _raise_if_stopping(self) -> None:
+        if number := self.log.stop_signal():
+            msg = "stopped while compiling, before a step; the same command goes on"
+            raise Interrupted(msg, number)
 
     def choose_micro_batch_size(self, training: DryRunnable) -> None:
         """Choose the size of micro-batches, and log it."""

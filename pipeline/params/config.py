@@ -17,6 +17,11 @@ class Compute(Section):
     NVIDIA GPUs since 2020; ``auto``: bfloat16 where the machine has units for it, else
     float32."""
 
+    compile: Literal["auto", "on", "off"]
+    """Whether to compile the networks' blocks while training and, on one GPU, to replay whole
+    steps as CUDA graphs (docs/running.md): faster steps after about a minute. ``auto``: on GPUs
+    for which there is a compiler; ``on``: on CPUs too, or an error."""
+
     micro_batch_size: AutoCount
     """Most images in one forward pass of a process while training; a larger share of a batch is
     split, and its gradients accumulate (docs/running.md). ``auto``: on a GPU the

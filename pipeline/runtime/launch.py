@@ -17,11 +17,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, final
 
 from dsd.utils.errors import DsdError, ParamsError
 from pipeline.runtime.parent_death import end_with_parent
 from pipeline.runtime.signals import StopSignal
+from pipeline.stage_io.log import Progress
 from pipeline.stages import TRAININGS
 
 # torch is imported where it is used: --help must not wait for it.
@@ -77,12 +78,15 @@ class NullLog(AbstractContextManager[Any]):
     def _ignore(self, *args: object, **kwargs: object) -> None:
         """Do nothing; see :class:`pipeline.stage_io.log.StageLog`."""
 
-    metrics = trains = nonfinite_failures = reads = say = _ignore
+    metrics = trains = nonfinite_failures = reads = _ignore
+
+    def say(self, text: str) -> None:
+        """Do nothing; see :meth:`pipeline.stage_io.log.StageLog.say`."""
 
     def update(self, images: int, **shown: float) -> None:
         """Do nothing; see :meth:`pipeline.stage_io.log.Progress.update`."""
 
-    def progress(self, total_images: int) -> Self:
+    def progress(self, total_images: int) -> Progress:
         """See :meth:`pipeline.stage_io.log.StageLog.progress`."""
         return self
 

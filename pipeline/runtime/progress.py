@@ -9,9 +9,11 @@ from typing import Never, TextIO, final
 
 from tqdm import tqdm
 
+from pipeline.runtime.launch import NullLog
+from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
 
-__all__ = ["Bar", "Lines", "make_progress", "percent_in", "say"]
+__all__ = ["Bar", "Lines", "UntrackedLog", "make_progress", "percent_in", "say"]
 
 _LINE_SECONDS = 10.0
 _PERCENT = re.compile(r"\w+ (\d+)% [\d,]+/[\d,]+ images")
@@ -34,6 +36,23 @@ def percent_in(line: str) -> float | None:
     """Percentage in a line of :class:`Lines`; None for any other line."""
     match = _PERCENT.match(line)
     return float(match[1]) if match else None
+
+
+@final
+class UntrackedLog(NullLog):
+    """The log of a stage where MLflow is not installed: lines and progress, no numbers."""
+
+    def __init__(self, stage: str, stop: StopSignal) -> None:
+        super().__init__(stop)
+        self._stage = stage
+
+    def say(self, text: str) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.say`."""
+        say(text)
+
+    def progress(self, total_images: int) -> Progress:
+        """See :meth:`pipeline.stage_io.log.StageLog.progress`."""
+        return make_progress(self._stage, total_images)
 
 
 @final

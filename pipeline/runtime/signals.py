@@ -1,15 +1,16 @@
-"""The process of a stage: signals, its use of the CPU, and its end with DVC."""
+"""The process of a stage: signals, its use of CPU and compiler, and its end with DVC."""
 
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import final
 
 from pipeline.runtime.parent_death import end_with_parent
 
-__all__ = ["StopSignal", "die_with_parent", "set_up_cpu"]
+__all__ = ["StopSignal", "die_with_parent", "set_up_compiler", "set_up_cpu"]
 
 _SAME_KEYPRESS_SECONDS = 1.0
 _STOP_SECONDS = 20.0
@@ -100,3 +101,12 @@ def set_up_cpu() -> None:
     # Threads that wait for each other sleep after some microseconds: on a busy machine spinning
     # keeps the thread that they wait for from running.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def set_up_compiler(folder: Path) -> None:
+    """Let torch keep compiled networks in ``folder``, also for later processes.
+
+    Variables that are set already stay as they are.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))

@@ -18,6 +18,7 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     import torch
 
+    from dsd.training.compiled import Compilation
     from dsd.training.distributed import DistributedContext
     from dsd.training.memory import DryRunnable
     from dsd.training.state import TrainingState
@@ -35,8 +36,11 @@ class Checkpoints(Protocol):
     def restore(self) -> dict[str, JsonValue] | None:
         """Bring back the last state and return its ``info``; None where there is none."""
 
-    def save(self, info: Mapping[str, JsonValue]) -> None:
-        """Save now, with ``info``."""
+    def save(self, info: Mapping[str, JsonValue], written: Callable[[], None] = ...) -> None:
+        """Save the state as it is now, with ``info``; call ``written`` when it is on the disk."""
+
+    def wait(self) -> None:
+        """Wait until it is on the disk."""
 
     def should_save(self) -> bool:
         """Return whether it is time to save, because of the clock or of a signal."""
@@ -54,6 +58,9 @@ class Attempt(Protocol):
 
     def checkpoints(self, state: "TrainingState") -> Checkpoints:
         """The saved states of this run."""
+
+    def compilation(self) -> "Compilation | None":
+        """What a training tells while it compiles; None if it is not compiled."""
 
     def choose_micro_batch_size(self, training: "DryRunnable") -> None:
         """Choose how many images the processes take at once."""

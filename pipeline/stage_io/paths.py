@@ -74,6 +74,11 @@ class Paths:
         """Folder of features of images, by content; may be deleted at any time."""
         return home_of(self.root) / ".dsd" / "features"
 
+    @property
+    def compiled(self) -> Path:
+        """Folder of compiled networks, by content; may be deleted at any time."""
+        return home_of(self.root) / ".dsd" / "compiled"
+
     def lock(self, stage: str) -> Path:
         """File held while a stage writes this workspace's folders."""
         return self.root / ".dsd" / "locks" / stage

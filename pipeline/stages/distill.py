@@ -2,7 +2,9 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -153,6 +155,7 @@ class _DistillJob:
             operator=self._operator,
             distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
+            compilation=attempt.compilation(),
         )
         self._proximal = (
             _proximal(params, given, device) if attempt.distributed.is_main_process else None
@@ -182,7 +185,7 @@ class _DistillJob:
         with self._log.progress(loop.total_images) as progress:
             if not self.history.measurements:
                 self._measure()
-            for record in loop.records(saved=self._remove_worse):
+            for record in loop.records(saving=self._worse):
                 loop.meter.add(record.gap, record.sigma)
                 if loop.is_due(measuring):
                     self._measure()
@@ -250,29 +253,28 @@ class _DistillJob:
         best = self.history.ranked()[: self._params.distill.selection.save_top_k]
         return {_name(item.images_seen) for item in (*best, self.history.measurements[-1])}
 
-    def _remove_generators(self, kept: set[str]) -> None:
-        """Remove all generators but these.
+    def _removal(self, kept: set[str]) -> Callable[[], None]:
+        """What removes all generators of now but these."""
+        worse = [folder for folder in self._checkpoints.iterdir() if folder.name not in kept]
+        return partial(_remove_all, worse)
+
+    def _worse(self) -> Callable[[], None]:
+        """What removes the generators that neither the next state nor the last one names.
 
         Only once two states say so: a GPU that measures again after an interruption may find other
         numbers, and then another one the best.
         """
-        for checkpoint in self._checkpoints.iterdir():
-            if checkpoint.name not in kept:
-                shutil.rmtree(checkpoint)
-
-    def _remove_worse(self) -> None:
-        """After a save, remove the generators that neither this state nor the last one names."""
-        best = self._best()
-        if self._distributed.is_main_process:
-            self._remove_generators(best | self._best_before)
+        best, before = self._best(), self._best_before
         self._best_before = best
+        writes = self._distributed.is_main_process
+        return self._removal(best | before) if writes else partial(_remove_all, [])
 
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs, which are empty folders."""
         artifact, report = paths.artifact("distill"), paths.report("distill")
         folder = self._loop.folder
         self._loop.save()
-        self._remove_generators(self._best())
+        self._removal(self._best())()
         chosen = self._checkpoints / _name(self.history.ranked()[0].images_seen)
         copy_files(chosen, artifact / "generator")
         header = ["images", "gap", "proximal_frechet", "proximal_frechet_standard_error"]
@@ -285,6 +287,11 @@ class _DistillJob:
         for kept in ("checkpoints", "trajectory"):
             copy_files(folder / kept, artifact / kept)
         copy_files(folder / "pictures", report / "samples")
+
+
+def _remove_all(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 def _name(images_seen: int) -> str:

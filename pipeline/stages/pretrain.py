@@ -73,6 +73,7 @@ class _PretrainJob:
             view=None if view is None else view.to(device),
             distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
+            compilation=attempt.compilation(),
         )
         self._loop = training.TrainingLoop(
             self._training,

@@ -23,6 +23,10 @@ RecordT = TypeVar("RecordT", bound=StepOutput, covariant=True)
 HistoryT = TypeVar("HistoryT", bound="History")
 
 
+def _nothing() -> Callable[[], None]:
+    return lambda: None
+
+
 class History(BaseModel):
     """Results of a training so far; saved with its state."""
 
@@ -79,11 +83,12 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
         """Images of the whole training."""
         return self._training.num_steps * self._training.batch_size
 
-    def records(self, saved: Callable[[], None] = lambda: None) -> Iterator[RecordT]:
+    def records(self, saving: Callable[[], Callable[[], None]] = _nothing) -> Iterator[RecordT]:
         """Run all steps; after each verify it, let the caller act, and save where that is due.
 
         Args:
-            saved: Called after each save.
+            saving: Called before each save; what it returns is called when the state is on the
+                disk, maybe some steps later and by another thread.
         """
         for record in self._training.steps():
             self._watch.check(record)
@@ -91,13 +96,13 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
             yield record
             if self._checkpoints.should_save():
                 self._watch.flush()
-                self.save()
-                saved()
+                self._checkpoints.save(self.history.model_dump(mode="json"), saving())
                 self._checkpoints.raise_if_stopping(self.history.images_seen)
 
     def save(self) -> None:
-        """Save state and history."""
+        """Save state and history, and wait until they are on the disk."""
         self._checkpoints.save(self.history.model_dump(mode="json"))
+        self._checkpoints.wait()
 
     def is_due(self, interval: int) -> bool:
         """Whether the last step is one of every ``interval``, or the end."""

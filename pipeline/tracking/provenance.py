@@ -6,7 +6,8 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 __all__ = ["NOT_PROTOCOL", "commit_of", "is_dirty", "protocol_id", "versions"]
@@ -34,8 +35,12 @@ def is_dirty(root: Path) -> bool | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    return {"Python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    """Versions of Python and of the packages that a result depends on, if they are installed."""
+    found = {"Python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def protocol_id(fields: Mapping[str, object]) -> str:

@@ -63,7 +63,7 @@ def denoiser(wanted, observed):
     return network.to(torch.get_default_dtype())
 
 
-def teacher_training(kind, distributed, dropout):
+def teacher_training(kind, distributed, dropout, **more):
     wanted = params(dropout)
     observed, random = operator(kind), torch.Generator().manual_seed(5)
     y = torch.randn(30, *observed.observed_shape, generator=random)
@@ -71,15 +71,17 @@ def teacher_training(kind, distributed, dropout):
     return TeacherTraining(
         denoiser(wanted, observed), observed.project(y, view), torch.linspace(0.2, 0.5, 30),
         wanted.pretrain, seed=0, precision="float32", view=view, distributed=distributed,
+        **more,
     )  # fmt: skip
 
 
-def distillation(kind, divergence, distributed, dropout):
+def distillation(kind, divergence, distributed, dropout, **more):
     wanted, observed = params(dropout, divergence=divergence), operator(kind)
     return Distillation(
         denoiser(wanted, observed), torch.linspace(0.2, 0.5, 30), SHAPE, wanted.distill,
         wanted.pretrain,
         seed=0, precision="float32", operator=observed, distributed=distributed,
+        **more,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dsd.model.config import UNetConfig
+from dsd.model.networks.block_call import BlockCall, plain_call
 from dsd.utils.shapes import Level
 
 __all__ = ["UNet"]
@@ -31,10 +32,41 @@ _SKIP_SCALE = math.sqrt(0.5)
 """Keeps the variance of the sum of a block's input and output at that of its input."""
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Normalise as many groups as divide the channels: at most 32, of at least 4 channels."""
-    fitting = (n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
-    return nn.GroupNorm(num_groups=next(fitting), num_channels=channels, eps=1e-6)
+@final
+class _GroupNorm(nn.GroupNorm):
+    """Group norm with statistics in float32 and the output in its input's type.
+
+    As many groups as divide the channels: at most 32, of at least 4 channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        fitting = (n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
+        super().__init__(num_groups=next(fitting), num_channels=channels, eps=1e-6)
+
+    def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
+        if torch.compiler.is_compiling():
+            return self._in_two_stages(h)
+        if h.dtype == torch.float32:
+            return super().forward(h)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if h.is_cuda:  # whose kernel takes one type only; it computes in float32 inside
+            weight, bias = weight.to(h.dtype), bias.to(h.dtype)
+        # Autocast would make activations float32, and autograd keep them so.
+        with torch.autocast(h.device.type, enabled=False):
+            return functional.group_norm(h, self.num_groups, weight, bias, self.eps)
+
+    def _in_two_stages(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
+        """Moments of channels, then of groups: a compiler reads channels-last memory in order."""
+        variance, mean = torch.var_mean(h.float(), (2, 3), correction=0, keepdim=True)
+        variance, mean = (t.unflatten(1, (self.num_groups, -1)) for t in (variance, mean))
+        between, centre = torch.var_mean(mean, 2, correction=0, keepdim=True)
+        scale = (variance.mean(2, keepdim=True) + between + self.eps).rsqrt()
+        gain, offset = (t.view(1, self.num_groups, -1, 1, 1) for t in (self.weight, self.bias))
+        slope = scale * gain
+        shift = offset - centre * slope
+        out: Tensor = h * slope.flatten(1, 2) + shift.flatten(1, 2)
+        return out.to(h.dtype)
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, *, gain: float = 1.0) -> nn.Conv2d:
@@ -90,14 +122,16 @@ class _Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _group_norm(channels)
+        self.norm = _GroupNorm(channels)
         self.qkv = _conv(channels, 3 * channels, 1, gain=math.sqrt(0.2))
         self.project = _conv(channels, channels, 1, gain=1e-5)
 
     def forward(self, h: Float[Tensor, " b c y x"]) -> Float[Tensor, " b c y x"]:
-        query, key, value = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        # With a dimension for heads, which fused kernels of GPUs ask for.
+        positions = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).unsqueeze(1)
+        query, key, value = positions.chunk(3, dim=-1)
         mixed = functional.scaled_dot_product_attention(query, key, value)
-        out: Tensor = self.project(mixed.transpose(1, 2).reshape(h.shape))
+        out: Tensor = self.project(mixed.squeeze(1).transpose(1, 2).reshape(h.shape))
         return out
 
 
@@ -117,10 +151,10 @@ class _Block(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.norm_in = _group_norm(channels_in)
+        self.norm_in = _GroupNorm(channels_in)
         self.conv_in = _conv(channels_in, channels_out, 3)
         self.shift = _linear(embedding, channels_out)
-        self.norm_out = _group_norm(channels_out)
+        self.norm_out = _GroupNorm(channels_out)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _conv(channels_out, channels_out, 3, gain=1e-5)
         plain = channels_in == channels_out and resample == 1
@@ -165,6 +199,8 @@ class UNet(nn.Module):
         recomputes: Whether blocks keep only their inputs for the gradient and are computed again
             for the rest: activation checkpointing, which saves memory and changes no bit. No
             part of a saved model.
+        call_block: How a block is called with its inputs; a compiled function compiles each kind
+            of block once for each shape. No part of a saved model either.
 
     Raises:
         ValueError: The resolution does not fit.
@@ -185,6 +221,7 @@ class UNet(nn.Module):
 
         folded = channels * config.patch_size**2
         self.recomputes = False
+        self.call_block: BlockCall = plain_call
         self.patch = config.patch_size
         self.embed = _NoiseEmbedding(config.model_channels)
         self.stem = _conv(folded + extra_channels * config.patch_size**2, config.model_channels, 3)
@@ -211,7 +248,7 @@ class UNet(nn.Module):
                 last = number == config.num_blocks
                 self.decoder.append(block(current + skips.pop(), level, attends=last))
                 current = widths[level]
-        self.norm_out = _group_norm(current)
+        self.norm_out = _GroupNorm(current)
         self.conv_out = _conv(current, folded, 3, gain=1e-5)
 
     def forward(self, x: Float[Tensor, " b _ h w"], c_noise: Level) -> Float[Tensor, " b c h w"]:
@@ -222,7 +259,7 @@ class UNet(nn.Module):
         for layer in self.decoder:
             skip = skips.pop() if layer.resample == 1 else None
             h = self._through(layer, h, embedding, skip)
-        out = self.conv_out(functional.silu(self.norm_out(h)))
+        out = self.call_block(_read_out, self.norm_out, self.conv_out, h)
         return functional.pixel_shuffle(out, self.patch)
 
     def encode(
@@ -252,9 +289,12 @@ class UNet(nn.Module):
         return h
 
     def _through(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        out: Tensor
         if self.recomputes and torch.is_grad_enabled():
-            out = checkpoint(block, *inputs, use_reentrant=False)
-        else:
-            out = block(*inputs)
-        return out
+            out: Tensor = checkpoint(self.call_block, block, *inputs, use_reentrant=False)
+            return out
+        return self.call_block(block, *inputs)
+
+
+def _read_out(norm: nn.Module, conv: nn.Module, h: Tensor) -> Tensor:
+    out: Tensor = conv(functional.silu(norm(h)))
+    return out

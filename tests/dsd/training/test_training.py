@@ -59,7 +59,7 @@ def test_the_average_moves_by_its_decay_and_is_frozen():
     with torch.no_grad():
         module.weight.fill_(1.0)
         average.weight.fill_(0.0)
-    update_ema(average, module, 0.75)
+    update_ema([*average.parameters()], [*module.parameters()], 0.75)
     assert average.weight.item() == pytest.approx(0.25)
     assert not average.weight.requires_grad
 

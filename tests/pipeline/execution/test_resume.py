@@ -1,11 +1,13 @@
 """What is kept of a training: two states, retries, its end, and who may go on with it."""
 
+import errno
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,14 +15,15 @@ import pytest
 import torch
 from stage_helpers import Recorder, files_of
 from tiny_stages import Stopper, run, tiny
-from tiny_training import KINDS, run_steps, tiny_params
+from tiny_training import KINDS, equal, run_steps, tiny_params, weights
 
 from dsd.training.distributed import DistributedContext
 from dsd.training.state import TrainingState
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
-from pipeline.execution import origin
+from pipeline.execution import checkpoints, origin
 from pipeline.execution.checkpoints import (
     CheckpointManager,
+    StateWriter,
     lock_run_dir,
     mark_finished,
     remove_finished,
@@ -34,9 +37,10 @@ from sandbox.faults import Boundaries
 STAGES = {"pretrain": pretrain, "distill": distill}
 
 
-def resumable(folder, state, log=None, minutes=1000.0):
+def resumable(folder, state, log=None, minutes=1000.0, writer=None):
+    distributed, log = DistributedContext(), log or Recorder()
     return CheckpointManager(
-        folder, state, minutes=minutes, log=log or Recorder(), distributed=DistributedContext()
+        folder, state, minutes=minutes, log=log, distributed=distributed, writer=writer
     )
 
 
@@ -111,6 +115,60 @@ def test_a_damaged_state_is_named_and_the_one_before_is_used(damage, moments):
     (moments.folder / "state-before").write_bytes(broken)
     with pytest.raises(DataError, match=r"run/state-before is damaged: delete it"):
         moments.found()
+
+
+@pytest.fixture
+def writing(monkeypatch):
+    """Lets a background writer begin when the event is set; ``error`` is then raised."""
+    event, error, write = threading.Event(), [], checkpoints.write_state
+
+    def later(path, tensors):
+        assert event.wait(10)
+        if error:
+            raise error[0]
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoints, "write_state", later)
+    return event, error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_written_in_the_background_is_that_of_its_moment(kind, tmp_path, writing):
+    make, state_of = KINDS[kind]
+    training, written = make(tiny_params()), []
+    run_steps(training, 2)
+    with StateWriter.started() as writer:
+        states = resumable(tmp_path, state_of(training), writer=writer)
+        states.save({"images_seen": 2}, lambda: written.append((tmp_path / "state").exists()))
+        then = weights(training)
+        run_steps(training, 2)
+        assert not states.should_save()
+        assert (written, [*tmp_path.iterdir()]) == ([], [])
+        writing[0].set()
+    assert written == [True]
+    assert not equal(weights(training), then)
+    assert resumable(tmp_path, state_of(training)).restore() == {"images_seen": 2}
+    assert equal(weights(training), then)
+
+
+def test_a_stop_waits_for_the_writer_and_its_error_is_raised_in_the_next_step(tmp_path, writing):
+    event, error = writing
+    state_of, training = KINDS["pretrain"][1], KINDS["pretrain"][0](tiny_params())
+    with StateWriter.started() as writer:
+        states = resumable(tmp_path, state_of(training), Stopper(0), 0.001, writer)
+        assert states.should_save()
+        states.save({"images_seen": 0})
+        threading.Timer(0.2, event.set).start()
+        with pytest.raises(Interrupted):
+            states.raise_if_stopping(0)
+        assert (tmp_path / "state").exists()
+        error.append(OSError(errno.ENOSPC, "full"))
+        states.save({"images_seen": 8})
+        while not writer._pending.done():
+            time.sleep(0.01)
+        with pytest.raises(OSError, match="full"):
+            states.should_save()
+    assert resumable(tmp_path, state_of(training)).restore() == {"images_seen": 0}
 
 
 @pytest.fixture
@@ -211,6 +269,7 @@ def test_a_fault_that_does_not_come_again_leaves_no_trace(stage, minutes, copied
     shutil.rmtree(copied.artifact(stage))
     shutil.rmtree(copied.report(stage))
     nan_in(monkeypatch, stage, at=13, times=2)
+    monkeypatch.setattr("pipeline.execution.run._overlaps", lambda device: stage == "distill")
     log = Recorder()
     run(STAGES[stage], tiny(run={"checkpoint_minutes": minutes}), copied, log)
     assert (files_of(copied.artifact(stage)), files_of(copied.report(stage))) == whole

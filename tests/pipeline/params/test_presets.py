@@ -16,7 +16,8 @@ from pipeline.params.reader import leaves, load_params
 
 COUNT = 200_000
 NAMES = [
-    "afhq-v2", "celeba-hq", "cifar10", "fashion-mnist", "ffhq", "paper-method", "quick",
+    "afhq-v2", "celeba-hq", "cifar10", "cifar10-quick", "fashion-mnist", "ffhq", "paper-method",
+    "quick",
 ]  # fmt: skip
 
 
