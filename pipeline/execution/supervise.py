@@ -1,9 +1,10 @@
 """Runs a command whose stages save their state before all ends: for schedulers and containers.
 
-``python -m pipeline.execution.supervise dvc repro`` ends when the command has ended. After SIGTERM,
-SIGINT, SIGHUP or SIGUSR1 it ends when every stage has saved its state, and not before: SLURM sends
-SIGTERM to all processes of a job and kills what is left once the first has ended, which DVC does
-within a moment. As the first process of a container it also waits for orphans, as one must.
+``python -m pipeline.execution.supervise dvc repro`` ends when the command has ended. After
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 it ends when every stage has saved its state, and not before:
+SLURM sends SIGTERM to all processes of a job and kills what is left once the first has ended,
+which DVC does within a moment. As the first process of a container it also waits for orphans, as
+one must.
 
 In a job of SLURM, SIGUSR1 says that the time limit is near (``--signal=B:USR1@60``): the job is
 put into the queue again, where the same command continues.
