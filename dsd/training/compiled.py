@@ -136,16 +136,10 @@ class CompiledStep(Generic[InputT, OutputT]):
         if self._compilation is None or not self._compiles:
             return
         self._compiles, say = False, self._compilation.say
-        compiled, check = _compiled_call(), self._compilation.check
-
-        def watched(block: Callable[..., Tensor], *inputs: nn.Module | Tensor | None) -> Tensor:
-            check()
-            return compiled(block, *inputs)
-
         say(f"compiling the network for {_name(self._device)}; the first time takes a minute")
         started = time.monotonic()
-        _set_call(self._networks, watched)
         try:
+            _set_call(self._networks, _watched(self._compilation.check))
             dry_run()
         except torch.OutOfMemoryError:
             self._compiles = True  # the caller tries a smaller batch
@@ -156,7 +150,7 @@ class CompiledStep(Generic[InputT, OutputT]):
             _set_call(self._networks, plain_call)
             say(f"the network is not compiled, which is slower: {first_line(error)}")
         else:
-            _set_call(self._networks, compiled)
+            _set_call(self._networks, _compiled_call())
             say(f"compiled in {time.monotonic() - started:.0f} s")
         finally:
             self._forget_gradients()
@@ -242,6 +236,17 @@ def _set_call(networks: Iterable[nn.Module], call: BlockCall) -> None:
     for network in (module for root in networks for module in root.modules()):
         if hasattr(network, "call_block"):
             setattr(network, "call_block", call)  # noqa: B010 - nn.Module types no functions
+
+
+def _watched(check: Callable[[], None]) -> BlockCall:
+    """Compiled calls with ``check`` before each."""
+    compiled = _compiled_call()
+
+    def call(block: Callable[..., Tensor], *inputs: nn.Module | Tensor | None) -> Tensor:
+        check()
+        return compiled(block, *inputs)
+
+    return call
 
 
 @cache
