@@ -28,7 +28,15 @@ from dsd.sources.decoding import (
     raw_mode_of,
 )
 
-__all__ = ["Content", "Page", "TiffPictures", "count_images", "is_tiff", "read_pages"]
+__all__ = [
+    "Content",
+    "Page",
+    "TiffPictures",
+    "count_images",
+    "is_tiff",
+    "promised_frames",
+    "read_pages",
+]
 
 Content: TypeAlias = bytes | mmap
 
@@ -240,7 +248,8 @@ def _channels(page: TiffPage) -> str | None:
 
 def _with_frames(tif: TiffFile, pages: list[TiffPage]) -> list[Page]:
     """The pages, and the frames behind a single one."""
-    promised = _promised(tif, pages[0])
+    _check_channels(tif, pages[0])
+    promised = promised_frames(tif)
     found = promised if len(pages) == 1 else len(pages)
     if promised > found:
         msg = f"says that it holds {promised} frames, but has {found}; save it once more"
@@ -261,34 +270,44 @@ def _size(page: TiffPage) -> int:
     return page.imagewidth * page.imagelength * page.samplesperpixel
 
 
-def _promised(tif: TiffFile, page: TiffPage) -> int:
-    """Frames of which a description of ImageJ, tifffile or OME speaks; 1 where there is none.
-
-    Raises:
-        _RefusedError: Some of these are channels of one picture.
-    """
-    samples = page.samplesperpixel
-    frames, channels = [1], [1]
+def promised_frames(tif: TiffFile) -> int:
+    """Frames of which a description of ImageJ or tifffile speaks; 1 where there is none."""
+    page = tif.pages[0]
+    assert isinstance(page, TiffPage)
+    frames = [1]
     if tif.imagej_metadata:
         frames.append(int(tif.imagej_metadata.get("images", 1)))
-        channels.append(int(tif.imagej_metadata.get("channels", 1)))
-    # tifffile raises for a damaged description, which is no reason to refuse the pixels.
-    listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
-    if listed:
-        shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])]
-        axes = re.search(r'"axes": "([A-Z]{1,20})"', page.description)
+    shape, _ = _described(page)
+    if shape:
         frames.append(math.prod(shape) // _size(page))
-        if axes and len(axes[1]) == len(shape) and "C" in axes[1]:
-            channels.append(shape[axes[1].index("C")] // samples)
+    return max(frames)
+
+
+def _described(page: TiffPage) -> tuple[list[int], str]:
+    """Shape and axes that tifffile has left; it raises itself for a damaged description."""
+    listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
+    if listed is None:
+        return [], ""
+    axes = re.search(r'"axes": "([A-Z]{1,20})"', page.description)
+    return [int(side) for side in re.findall(r"\d{1,9}", listed[1])], axes[1] if axes else ""
+
+
+def _check_channels(tif: TiffFile, page: TiffPage) -> None:
+    """Raise _RefusedError where pages or frames are channels of one picture."""
+    samples, channels = page.samplesperpixel, [1]
+    if tif.imagej_metadata:
+        channels.append(int(tif.imagej_metadata.get("channels", 1)))
+    shape, axes = _described(page)
+    if len(axes) == len(shape) and "C" in axes:
+        channels.append(shape[axes.index("C")] // samples)
     found = re.findall(r'SizeC="(\d{1,9})"', tif.ome_metadata or "")
     channels += [int(count) // samples for count in found]
     if max(channels) > 1:
         msg = (
-            f"holds {max(channels)} channels as separate pages or frames; save each channel "
-            "as a separate file, with one folder for each channel"
+            f"holds {max(channels)} channels as separate pages or frames; set data.intensity, "
+            "with which they are read, or save each channel as a separate file"
         )
         raise _RefusedError(msg)
-    return max(frames)
 
 
 def _stack(tif: TiffFile, page: TiffPage, frames: int) -> Page:

@@ -14,7 +14,9 @@ from typing import TypeAlias, final
 from dsd.features.config import COLOUR_BLIND, FEATURE_SPACES, INCEPTION_SPACES, KNOWN_CHANNELS
 from dsd.metrics.fewest import FRECHET, MANIFOLD
 from dsd.model.config import TeacherNoise
+from dsd.sources.config import Range
 from dsd.utils.errors import ParamsError
+from dsd.utils.intensity import PIXELS
 from pipeline.params.model import Params
 
 __all__ = ["Prepared", "Shape", "observed_shape", "remarks", "require"]
@@ -66,9 +68,7 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
         return
     level = images.level
     if level is None:
-        given = params.corrupt.sigma_hat
-        given = params.corrupt.sigma if given is None else given
-        level = None if given == "auto" else given
+        level = _given_level(params)
     yield from _too_few(params, images, observed)
     yield from _unknown_noise(params, images, observed)
     yield from _network(params, images.shape, observed)
@@ -76,6 +76,18 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
     yield from _sampler(params, level)
     if level is not None:
         yield from _distributions(params, level)
+
+
+def _given_level(params: Params) -> float | None:
+    """The assumed level in data units, as far as the parameters tell."""
+    corrupt, intensity = params.corrupt, params.data.intensity
+    given = corrupt.sigma if corrupt.sigma_hat is None else corrupt.sigma_hat
+    if given == "auto" or corrupt.unit == "data":
+        return None if given == "auto" else given
+    if intensity is None:
+        return given * PIXELS.scale
+    # Percentiles are known when the images were read.
+    return given * 2 / (intensity.high - intensity.low) if isinstance(intensity, Range) else None
 
 
 def observed_shape(params: Params, shape: Shape) -> Shape:
