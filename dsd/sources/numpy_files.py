@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -41,7 +41,7 @@ def open_numpy(path: Path, key: str | None) -> Iterator[Stack]:
         yield Stack(RawFrames(path, start, dtype, shape), "NumPy array")
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:  # noqa: ANN401 - ZipExtFile is no IO
     """Shape, order and type of an array, with the file at its first number."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0

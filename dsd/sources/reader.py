@@ -38,7 +38,7 @@ _KINDS = 5
 """Kinds that a message names."""
 
 
-def _central_square(pixels: Planes) -> Planes:
+def _central_square(pixels: Planes) -> Shaped[np.ndarray, " c s s"]:
     height, width = pixels.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -181,7 +181,7 @@ class Reader:
             if self.count == self._max_images:
                 return
 
-    def _cut(self, pixels: Planes) -> Shaped[np.ndarray, " n c h w"]:
+    def _cut(self, pixels: Planes) -> Shaped[np.ndarray, " n c y x"]:
         """A picture as it is, or its patches."""
         if self._patches is None:
             return pixels[None]

@@ -16,8 +16,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 __all__ = ["FILES", "write_dicom"]
 
 
-
-
 def write_dicom(path: Path, frames: np.ndarray, **tags: object) -> None:
     """Frames [n, h, w] of unsigned numbers of 16 bits."""
     dataset = pydicom.Dataset()
