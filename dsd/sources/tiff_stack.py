@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from tifffile import TiffFile, TiffPageSeries
 
 from dsd.sources.stack import RawFrames, Sliceable, Stack, UnusableError, count_pages
-from dsd.sources.tiff import promised_frames
+from dsd.sources.tiff import promised_frames, walk_pages
 
 __all__ = ["open_tiff"]
 
 _COLOURS = frozenset({0, 1, 2, 6, 32803, 34892})
 """PhotometricInterpretation of grey, RGB, YCbCr (decoded as RGB), and raw data of cameras."""
+
+MAX_PAGES = 2**20
+"""Directories of one file."""
 
 _LOSSY = re.compile("JPEG|WEBP|JXL|LERC", re.IGNORECASE)
 """Compressions that change pixels, or may."""
@@ -36,6 +39,8 @@ def open_tiff(source: Path | bytes) -> Iterator[Stack]:
     with TiffFile(
         source if isinstance(source, Path) else BytesIO(source), _multifile=False
     ) as tif:
+        for page in walk_pages(tif, MAX_PAGES):
+            _check_colours(int(page.photometric))
         series = tif.series
         if len(series) != 1:
             shapes = ", ".join(str(one.shape) for one in series[:4])
@@ -49,8 +54,6 @@ def open_tiff(source: Path | bytes) -> Iterator[Stack]:
             msg = f"says that it holds {promised} frames, but has fewer; save it once more"
             raise UnusableError(msg)
         count_pages(shape, axes)
-        page: Any = tif.pages[0]
-        _check_colours(int(page.photometric))
         packed = "" if page.compression == 1 else f" ({page.compression.name})"
         lossy = bool(_LOSSY.search(packed))
         yield Stack(

@@ -50,7 +50,7 @@ def workspace(tmp_path_factory):
 
 
 def test_raw_stacks_go_through_all_stages_to_a_report(workspace):
-    summary = json.loads((workspace.root / "reports/evaluate/metrics.json").read_text())
+    summary = json.loads(workspace.summary.read_text())
     assert summary["models"]["generator"]
     noise = json.loads((workspace.report("corrupt") / "noise.json").read_text())
     assert noise["sigma"] == noise["sigma_hat"] == pytest.approx(SIGMA * 2 / (HIGH - LOW))
