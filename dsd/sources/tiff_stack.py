@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-from tifffile import TiffFile, TiffPageSeries
+from tifffile import COMPRESSION, TiffFile, TiffPageSeries
 
 from dsd.sources.stack import RawFrames, Sliceable, Stack, UnusableError, count_pages
 from dsd.sources.tiff import promised_frames, walk_pages
@@ -54,7 +54,7 @@ def open_tiff(source: Path | bytes) -> Iterator[Stack]:
             msg = f"says that it holds {promised} frames, but has fewer; save it once more"
             raise UnusableError(msg)
         count_pages(shape, axes)
-        packed = "" if page.compression == 1 else f" ({page.compression.name})"
+        packed = "" if page.compression == 1 else f" ({COMPRESSION(page.compression).name})"
         lossy = bool(_LOSSY.search(packed))
         yield Stack(
             _data(source, only, shape),
