@@ -188,6 +188,12 @@ class Data(Section):
                 "pixels of the pictures; set data.pad to 0 and data.resolution to null"
             )
             raise ValueError(msg)
+        if self.pad and self.intensity is not None:
+            msg = (
+                f"data.pad is {self.pad} while data.intensity is set: a border is for pictures of "
+                "8 bits; set data.pad to 0"
+            )
+            raise ValueError(msg)
         if self.phase != "none" and self.intensity is not None:
             msg = (
                 "data.phase is smooth, which needs grey pictures of 8 bits: set data.intensity to "

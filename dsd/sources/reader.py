@@ -305,8 +305,8 @@ class Reader:
             return
         if height != width:
             msg = (
-                f"{image.name} is {kind_of(image.pixels)}, not square as data.resolution and "
-                "the networks need: crop all images to squares"
+                f"{image.name} is {kind_of(image.pixels)}, not square as data.resolution "
+                "needs: crop all images to squares, or set it to null"
             )
             raise DataError(msg)
         if resolution > size:

@@ -162,31 +162,28 @@ def _unknown_noise(params: Params, images: Prepared, observed: Shape) -> Iterato
 def _network(params: Params, shape: Shape, observed: Shape) -> Iterator[str]:
     """Images that the network cannot take."""
     _, height, width = observed
-    if height != width:
-        yield (
-            f"images of {width} x {height} pixels are not square, as the network needs: crop the "
-            "images to squares"
-        )
-        return
     try:
-        params.network.check_images(height)
+        params.network.check_images(height, width)
     except ValueError as error:
         yield ", or ".join([str(error), *_other_size(params, shape)])
 
 
 def _other_size(params: Params, shape: Shape) -> Iterator[str]:
     """Other sizes than that of ``shape`` that fit the network."""
-    _, height, _ = shape
+    _, *sides = shape
     operator, noisy = params.corrupt.operator, params.data.content == "noisy"
     factor = operator.factor if operator.kind == "downsample" and not noisy else 1
-    size = height - height % (params.network.multiple * factor)
-    if size == height:
+    fitting = [side - side % (params.network.multiple * factor) for side in sides]
+    if fitting == sides:
         return
     if factor > 1:
         yield "lower corrupt.operator.factor"
-    if size >= 4:
+    height, width = fitting
+    if min(fitting) >= 4:
         # An average over pixels has less noise than they, which the given level would not be.
-        yield f"crop the images to {size} x {size}" if noisy else f"set data.resolution to {size}"
+        crop = noisy or height != width or params.data.patches is not None
+        size = f"crop the images to {width} x {height}"
+        yield size if crop else f"set data.resolution to {height}"
 
 
 def _features(params: Params, channels: int) -> Iterator[str]:

@@ -573,7 +573,7 @@ def test_without_a_resolution_any_shape_is_kept(tmp_path):
 
 def test_images_that_are_not_square_need_cropping_for_a_resolution(tmp_path):
     path = parquet_of(tmp_path, random_images(2, 5, 9))
-    with pytest.raises(DataError, match=r"9 x 5 grey, not square as .*networks need: crop"):
+    with pytest.raises(DataError, match=r"9 x 5 grey, not square as data.resolution needs: crop"):
         read(path, resolution=4)
 
 
