@@ -5,7 +5,6 @@ mixed, cuts patches, and brings everything to one size. Numbers stay as the sour
 block of images is in memory at a time.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from dsd.sources.config import Data, Patches
 from dsd.sources.decoded import Bytes, Image, Kind, Refused, decoded, kind_of
 from dsd.sources.decoding import Encoding, Planes, area_average
 from dsd.sources.finders import find_images
+from dsd.sources.fingerprint import Fingerprint
 from dsd.sources.patches import count_patches, cut_patches, with_contrast
 from dsd.sources.source import PICTURES, Item, Reading, Source
 from dsd.utils.errors import DataError
@@ -99,7 +99,7 @@ class Reader:
         self._reading = reading
         self._patches = patches
         self._scale = scale
-        self._digest = hashlib.sha256()
+        self._digest = Fingerprint()
         self._kind: Kind | None = None
         self._others: Counter[str] = Counter()
 

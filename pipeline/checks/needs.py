@@ -181,7 +181,7 @@ def _other_size(params: Params, shape: Shape) -> Iterator[str]:
     height, width = fitting
     if min(fitting) >= 4:
         # An average over pixels has less noise than they, which the given level would not be.
-        crop = noisy or height != width or params.data.patches is not None
+        crop = noisy or sides[0] != sides[1] or params.data.patches is not None
         size = f"crop the images to {width} x {height}"
         yield size if crop else f"set data.resolution to {height}"
 

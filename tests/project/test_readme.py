@@ -21,7 +21,7 @@ AVOIDED = re.compile(
     re.IGNORECASE,
 )
 SECTIONS = "|".join(Params.model_fields)
-SUFFIXES = {"py", "json", "csv"}
+SUFFIXES = {"py", "json", "csv", "md"}
 DAG = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
