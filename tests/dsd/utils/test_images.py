@@ -1,5 +1,6 @@
 """Between saved images and data units."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
