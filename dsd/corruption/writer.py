@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
@@ -92,9 +92,16 @@ def _scaled_noise(
 
 
 def split_heldout(
-    seed: int, count: int, num_heldout: int
+    seed: int, count: int, num_heldout: int, pictures: Sequence[int] | None = None
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " heldout"]]:
     """Numbers of the images to train on and of those held out, a pure function of the arguments.
+
+    Args:
+        seed: Root of the choice.
+        count: How many images there are.
+        num_heldout: Images to hold out.
+        pictures: How many of the images were cut from each picture, in order. Whole pictures are
+            then held out, until there are at least ``num_heldout`` images.
 
     Returns:
         Both in ascending order.
@@ -110,8 +117,28 @@ def split_heldout(
         raise ParamsError(msg)
     # The word after the seed keeps the order independent of any image's noise.
     bits = np.random.Philox(np.random.SeedSequence([seed, 0x5411]))
-    order = np.random.Generator(bits).permutation(count).astype(np.int64)
+    random = np.random.Generator(bits)
+    if pictures is not None:
+        return _split_pictures(random, num_heldout, np.asarray(pictures, np.int64))
+    order = random.permutation(count).astype(np.int64)
     return np.sort(order[num_heldout:]), np.sort(order[:num_heldout])
+
+
+def _split_pictures(
+    random: np.random.Generator, num_heldout: int, pictures: Int64[np.ndarray, " p"]
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " heldout"]]:
+    """Split images so that all that were cut from a picture are on one side."""
+    order = random.permutation(len(pictures))
+    held = order[: 1 + int(np.searchsorted(pictures[order].cumsum(), num_heldout))]
+    from_held = np.repeat(np.isin(np.arange(len(pictures)), held), pictures)
+    if from_held.all():
+        msg = (
+            f"corrupt.num_heldout is {num_heldout}, for which all {len(pictures)} pictures would "
+            "be held out, because patches of a picture stay together: lower it, or use more "
+            "pictures"
+        )
+        raise ParamsError(msg)
+    return np.flatnonzero(~from_held), np.flatnonzero(from_held)
 
 
 @final
@@ -354,4 +381,7 @@ def write_noisy_store(
         "shape": list(shape),
         "source": clean.fingerprint,
     }
+    # For all that comes after: the way back to raw numbers.
+    if "intensity" in clean.info:
+        info["intensity"] = clean.info["intensity"]
     return writer.finish(shards, info), residual

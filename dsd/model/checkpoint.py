@@ -91,10 +91,7 @@ def build_denoiser(
         ValueError: The images do not fit the network.
     """
     channels, height, width = shape
-    if height != width:
-        msg = f"images of {width} x {height} pixels are not square, as the network needs"
-        raise ValueError(msg)
-    network.check_images(height)
+    network.check_images(height, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = network.build(

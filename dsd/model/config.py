@@ -29,7 +29,7 @@ class UNetConfig(Section):
     """Residual blocks at each level."""
 
     attention_resolutions: list[Count]
-    """Feature-map sizes at which blocks have self-attention; each must be the size of a level.
+    """Feature-map heights at which blocks have self-attention; each must be that of a level.
     The middle of the network attends in any case."""
 
     dropout: Fraction
@@ -44,7 +44,7 @@ class UNetConfig(Section):
         return self.patch_size << len(self.channel_mult) - 1
 
     def level_sizes(self, resolution: int) -> list[int]:
-        """Heights (and widths) of the feature maps, finest level first.
+        """Heights (or widths) of the feature maps, finest level first.
 
         Raises:
             ValueError: The resolution cannot be halved as often as needed.
@@ -60,17 +60,19 @@ class UNetConfig(Section):
             resolution // self.patch_size // 2**level for level in range(len(self.channel_mult))
         ]
 
-    def check_images(self, resolution: int) -> None:
-        """Refuse square images that the network cannot take.
+    def check_images(self, height: int, width: int) -> None:
+        """Refuse images that the network cannot take.
 
         Args:
-            resolution: Their height and width, in pixels.
+            height: Of the images, in pixels.
+            width: Likewise.
 
         Raises:
-            ValueError: The resolution cannot be halved as often as needed, or no level has a size
-                at which attention is asked for.
+            ValueError: One of the two cannot be halved as often as needed, or no level has a
+                height at which attention is asked for.
         """
-        sizes = self.level_sizes(resolution)
+        self.level_sizes(width)
+        sizes = self.level_sizes(height)
         nowhere = [str(size) for size in self.attention_resolutions if size not in sizes]
         if nowhere:
             msg = (

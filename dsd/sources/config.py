@@ -2,28 +2,147 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from dsd.utils.config import Count, Section
+from dsd.utils.config import Count, Finite, NonNegative, Section
+from dsd.utils.functions import is_function_name
+
+__all__ = ["TORCHVISION_NAMES", "Data", "IntensityConfig", "Patches", "Percentiles", "Range"]
+
+TORCHVISION_NAMES = ("cifar10", "fashion-mnist", "celeba")
+
+
+class Patches(Section):
+    """Training images that are cut from larger pictures of any size."""
+
+    size: Annotated[int, Field(ge=4, le=1024)]
+    """Height and width of a patch, in pixels."""
+
+    stride: Count | None
+    """Pixels from one patch of a grid to the next; null: ``size``. What is left at the right and
+    lower border is not used."""
+
+    per_image: Count | None
+    """Patches at random places of each picture instead of a grid; the places depend on the
+    picture's number alone. null: the grid."""
+
+    min_contrast: NonNegative
+    """Leave out patches of less contrast, such as empty background: the standard deviation, in
+    data units, of the means over blocks of (size / 8)^2 pixels, which holds little noise. 0 keeps
+    all."""
+
+    @model_validator(mode="after")
+    def _a_grid_or_random_places(self) -> "Patches":
+        if self.stride is not None and self.per_image is not None:
+            msg = (
+                "data.patches has both stride and per_image: a grid has a stride, random places "
+                "have a number; set one of the two to null"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class Range(Section):
+    """Raw values that become -1 and +1."""
+
+    low: Finite
+    """Raw value that becomes -1, in the units of the files."""
+
+    high: Finite
+    """Raw value that becomes +1."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high:
+            msg = (
+                f"data.intensity.low {self.low:g} must be below data.intensity.high {self.high:g}"
+            )
+            raise ValueError(msg)
+        return self
+
+
+class Percentiles(Section):
+    """Percentiles of all images together that become -1 and +1."""
+
+    percentiles: Annotated[
+        list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)
+    ]
+    """Percentiles of the raw values of all images together that become -1 and +1, such as
+    [0.1, 99.9]."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Percentiles":
+        if self.percentiles[0] >= self.percentiles[1]:
+            msg = "data.intensity.percentiles must be in ascending order"
+            raise ValueError(msg)
+        return self
+
+
+def _range_or_percentiles(value: object) -> str:
+    given = isinstance(value, dict) and "percentiles" in value
+    return "percentiles" if given or isinstance(value, Percentiles) else "range"
+
+
+IntensityConfig = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Percentiles, Tag("percentiles")],
+    Discriminator(_range_or_percentiles),
+]
 
 
 class Data(Section):
     """Where the images come from and how they are brought to one layout."""
 
-    source: Literal["parquet", "folder", "torchvision"]
-    """Kind of source: Parquet files with an ``image`` column, a folder of image files, or a
-    torchvision set."""
+    source: Literal[
+        "parquet",
+        "folder",
+        "file",
+        "zip",
+        "array",
+        "hdf5",
+        "zarr",
+        "fits",
+        "mrc",
+        "nifti",
+        "dicom",
+        "torchvision",
+        "function",
+    ]
+    """Kind of source: Parquet files with encoded pictures; a folder of pictures or TIFF files, or
+    one such file; a ZIP archive of pictures; arrays in one file or a folder of files (``array``:
+    .npy and .npz); a torchvision set; a function of your own."""
 
     path: Annotated[str, Field(min_length=1)]
-    """The Parquet file or a folder of these, or the folder of image files; for torchvision the
-    folder that holds (or will hold) its downloads."""
+    """The file or the folder of files; for torchvision the folder that holds (or will hold) its
+    downloads; for a function its argument."""
 
-    name: Literal["cifar10", "fashion-mnist", "celeba"] | None
-    """Which torchvision set (``source: torchvision`` only, else null)."""
+    name: Annotated[str, Field(min_length=1)] | None
+    """Which torchvision set (cifar10, fashion-mnist, celeba), or the function
+    ``package.module:function`` that yields arrays; null for the other sources."""
+
+    column: Annotated[str, Field(min_length=1)]
+    """Column of Parquet files that holds the encoded pictures."""
+
+    key: Annotated[str, Field(min_length=1)] | None
+    """Which array of a file, where there are several: its name in .npz, its path in HDF5 and Zarr,
+    the name or number of an extension in FITS; null takes the only one (FITS: the first; OME-Zarr:
+    the full resolution)."""
+
+    axes: Annotated[str, Field(pattern=r"^[A-Z]{2,8}$")] | None
+    """Axes of the arrays, such as ``YX``, ``CYX``, ``TZCYX`` or ``YXC``: all but Y, X and C
+    (channels) are unrolled into images. null: as the file says, else from the shape, which
+    ``prepare`` says."""
 
     content: Literal["clean", "noisy"]
     """``clean`` images get noise in ``corrupt``; ``noisy`` ones are taken as observations of level
     corrupt.sigma."""
+
+    intensity: IntensityConfig | None
+    """One linear map to data units for all images, from raw values ``low`` and ``high`` or from
+    ``percentiles``. It is stored with the images. null: pictures of 8 bits, 0 to 255; other
+    numbers are then refused."""
+
+    patches: Patches | None
+    """Cut training images from larger pictures; null uses pictures whole."""
 
     pad: Annotated[int, Field(ge=0, le=64)]
     """Black border added on each side before resizing, in pixels."""
@@ -46,11 +165,39 @@ class Data(Section):
     phase that varies slowly, in two channels (real, imaginary); ``none`` leaves them alone."""
 
     @model_validator(mode="after")
-    def _name_goes_with_torchvision(self) -> "Data":
-        if (self.source == "torchvision") != (self.name is not None):
+    def _name_goes_with_its_source(self) -> "Data":
+        named = {
+            "torchvision": self.name in TORCHVISION_NAMES,
+            "function": self.name is not None and is_function_name(self.name),
+        }
+        if not named.get(self.source, self.name is None):
             msg = (
-                f"data.name is {self.name!r} while data.source is {self.source!r}: "
-                "set a name for torchvision and null for the other sources"
+                f"data.name is {self.name!r} while data.source is {self.source!r}: set it to one "
+                f"of {', '.join(TORCHVISION_NAMES)} for torchvision, to package.module:function "
+                "for function, and to null for the other sources"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _what_goes_together(self) -> "Data":
+        if self.patches is not None and (self.pad or self.resolution is not None):
+            key = "pad" if self.pad else "resolution"
+            msg = (
+                f"data.{key} is {getattr(self, key)} while data.patches is set: patches have the "
+                "pixels of the pictures; set data.pad to 0 and data.resolution to null"
+            )
+            raise ValueError(msg)
+        if self.pad and self.intensity is not None:
+            msg = (
+                f"data.pad is {self.pad} while data.intensity is set: a border is for pictures of "
+                "8 bits; set data.pad to 0"
+            )
+            raise ValueError(msg)
+        if self.phase != "none" and self.intensity is not None:
+            msg = (
+                "data.phase is smooth, which needs grey pictures of 8 bits: set data.intensity to "
+                "null, or data.phase to none"
             )
             raise ValueError(msg)
         return self

@@ -9,7 +9,7 @@ from mmap import mmap
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 __all__ = [
@@ -29,12 +29,13 @@ __all__ = [
 Content: TypeAlias = bytes | mmap
 """A whole file."""
 
-Planes: TypeAlias = UInt8[np.ndarray, " c h w"]
-"""One picture: 8 bit, one channel (grey) or three (RGB)."""
+Planes: TypeAlias = Shaped[np.ndarray, " c h w"]
+"""One picture: channels first. Of 8 bits, one channel (grey) or three (RGB), where a format of
+pictures gave it."""
 
 ONE_MAP = (
-    "not read yet: bring all images to 8 bits by one linear map, the same for every image, "
-    "because one noise level needs one unit"
+    "which need one linear map for all images, because one noise level needs one unit: set "
+    "data.intensity, such as {percentiles: [0.1, 99.9]}"
 )
 """What to do with numbers other than unsigned ones of 8 bits."""
 
@@ -49,6 +50,9 @@ _LOSSY_TIFF = {"tiff_jpeg": "JPEG", "jpeg": "JPEG", "webp": "WebP"}
 
 _FEW_BITS = re.compile(r";(1|2|4|15|16)(?!\d)")
 """In Pillow's names of layouts: fewer bits a pixel than 8 a channel."""
+
+_DEEP_RGB = "RGB;16B"
+"""Pillow's name for colours of 16 bits in PNG, of which it keeps 8."""
 
 _FEW_LEVELS = 16
 """Palettes of no more colours hold what was reduced to them."""
@@ -89,6 +93,7 @@ class PictureFile:
 
     Args:
         content: The whole file.
+        deep: Whether grey pictures may have 16 bits.
 
     Raises:
         ValueError: It is damaged, of another format, or not 8-bit grey or RGB; says which.
@@ -100,11 +105,13 @@ class PictureFile:
 
     unknown = "is no PNG, JPEG, BMP, WebP or TIFF picture"
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, deep: bool = False) -> None:
         self._content = content
         with self.decoding():
             self._image = Image.open(io.BytesIO(content), formats=self.formats)
-            objection = objection_to(self._image) or _fourth_channel(self._image, content)
+            objection = objection_to(self._image, deep=deep) or _fourth_channel(
+                self._image, content
+            )
         if objection is not None:
             raise ValueError(objection)
 
@@ -113,6 +120,8 @@ class PictureFile:
         image = self._image
         with self.decoding():
             raw_mode = raw_mode_of(image)
+            if raw_mode == _DEEP_RGB:
+                return _deep_colours(self._content), Encoding("16-bit PNG", "none")
             image.load()
             # Pillow does so for TIFF unasked; the same picture must not depend on its format.
             # What says that it lies on its side is in ``info``, which most pictures lack.
@@ -137,7 +146,7 @@ class PictureFile:
             raise ValueError(msg) from error
 
 
-def objection_to(image: ImageFile.ImageFile) -> str | None:
+def objection_to(image: ImageFile.ImageFile, *, deep: bool = False) -> str | None:
     """Why a picture cannot be used, judged by its header alone."""
     if image.width * image.height > MAX_PIXELS:
         return f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS}; crop it"
@@ -150,6 +159,8 @@ def objection_to(image: ImageFile.ImageFile) -> str | None:
     if frames > 1:
         return f"is an animation of {frames} frames; save those that you mean as pictures"
     raw_mode = raw_mode_of(image)
+    if deep and (image.mode == "I;16" or raw_mode == _DEEP_RGB):
+        return None
     if image.mode[0] in "IF" or (";16" in raw_mode and raw_mode != "BGR;16"):
         return f"has more than 8 bits a channel, {ONE_MAP}"
     if image.mode not in {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}:
@@ -177,6 +188,8 @@ def _fourth_channel(image: ImageFile.ImageFile, content: bytes) -> str | None:
 def encoding_of(image: ImageFile.ImageFile, raw_mode: str, content: bytes) -> Encoding:
     """How the pixels of a loaded picture were kept."""
     name = {"WEBP": "WebP", "MPO": "JPEG"}.get(str(image.format), str(image.format))
+    if image.mode == "I;16":
+        return Encoding(f"16-bit {name}", "none")
     few = _FEW_BITS.search(raw_mode)
     if image.mode in {"P", "PA"}:
         return Encoding(f"palette {name}", "none" if _is_grey_ramp(image) else "reduced")
@@ -210,8 +223,17 @@ def _is_grey_ramp(image: Image.Image) -> bool:
     )
 
 
+def _deep_colours(content: bytes) -> Planes:
+    """Decode a PNG file of 16 bits and three channels."""
+    from imagecodecs import png_decode
+
+    return np.asarray(png_decode(content)).transpose(2, 0, 1)
+
+
 def _planes(image: Image.Image) -> Planes:
     """Pixels of a loaded picture, channels first."""
+    if image.mode == "I;16":
+        return np.asarray(image)[None]
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in {"1", "L", "LA"} else "RGBA")
         if image.getextrema()[-1] != (255, 255):
@@ -237,14 +259,18 @@ def _overlaps(size: int, resolution: int) -> np.ndarray:
 
 
 def area_average(
-    pixels: UInt8[np.ndarray, " n c s s"], resolution: int
-) -> UInt8[np.ndarray, " n c r r"]:
-    """Square images made smaller: each new pixel is the exact mean over its area, rounded half up.
+    pixels: Shaped[np.ndarray, " n c s s"], resolution: int
+) -> Shaped[np.ndarray, " n c r r"]:
+    """Square images made smaller: each new pixel is the exact mean over its area.
 
-    Sums are whole numbers below 2**53, so that no rounding depends on the machine.
+    Of 8-bit images the mean is rounded half up to 8 bits; sums are whole numbers below 2**53, so
+    that no rounding depends on the machine. Of others it is float64.
     """
     size = pixels.shape[-1]
     overlaps = _overlaps(size, resolution)
-    sums = (overlaps @ pixels.astype(np.float64) @ overlaps.T).astype(np.int64)
-    means: np.ndarray = (2 * sums + size**2) // (2 * size**2)
+    sums = overlaps @ pixels.astype(np.float64) @ overlaps.T
+    if pixels.dtype != np.uint8:
+        means: np.ndarray = sums / size**2
+        return means
+    means = (2 * sums.astype(np.int64) + size**2) // (2 * size**2)
     return means.astype(np.uint8)

@@ -7,12 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from dsd.sources.decoding import ONE_MAP
-from dsd.sources.formats import FORMATS, SUFFIXES, count_in
-from dsd.sources.source import CORRECT, Item, Source
+from dsd.sources.array_formats import ARRAY_SUFFIXES, count_images
+from dsd.sources.formats import FORMATS, SUFFIXES, count_in, stack_in
+from dsd.sources.source import CORRECT, PICTURES, Item, Reading, Source
 from dsd.utils.errors import DataError, one_line
 
-__all__ = ["PARQUET_SUFFIXES", "find_pictures", "list_folder", "remedy_for", "suffix_of"]
+__all__ = [
+    "PARQUET_SUFFIXES",
+    "find_pictures",
+    "list_folder",
+    "one_picture",
+    "remedy_for",
+    "suffix_of",
+]
 
 SYSTEM_NAMES = frozenset(
     {"@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot", "$RECYCLE.BIN"}
@@ -23,16 +30,16 @@ SYSTEM_NAMES = frozenset(
 PARQUET_SUFFIXES = frozenset({".parquet", ".pq"})
 
 NOT_READ = {
-    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".h5": "HDF5", ".hdf5": "HDF5",
-    ".zarr": "Zarr", ".mrc": "MRC", ".mrcs": "MRC", ".fits": "FITS", ".fit": "FITS",
-    ".dcm": "DICOM", ".nii": "NIfTI", ".nii.gz": "NIfTI", ".mat": "MATLAB", ".czi": "Zeiss CZI",
-    ".nd2": "Nikon ND2", ".lif": "Leica LIF", ".stk": "MetaMorph STK",
+    ".mat": "MATLAB", ".czi": "Zeiss CZI", ".nd2": "Nikon ND2", ".lif": "Leica LIF",
+    ".stk": "MetaMorph STK",
 }  # fmt: skip
 """Formats of scientific images that are not read, by suffix."""
 
-ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+ARCHIVES = frozenset({".tar", ".gz", ".tar.gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
-PICTURES = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"})
+OTHER_PICTURES = frozenset(
+    {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".tga"}
+)
 """Other pictures that are not read."""
 
 _GROUPS = 5
@@ -157,16 +164,20 @@ def remedy_for(suffix: str, kind: str) -> str | None:
         return None if kind == "parquet" else "set data.source to parquet"
     if suffix in SUFFIXES:
         if kind == "folder":
-            return "set data.path to the folder that holds it"
+            return "set data.source to file, or data.path to the folder that holds it"
         return "set data.source to folder and data.path to a folder"
+    if suffix in ARRAY_SUFFIXES:
+        return f"set data.source to {ARRAY_SUFFIXES[suffix]}"
+    if suffix == ".zip":
+        return "set data.source to zip and data.path to the archive"
     if suffix in ARCHIVES:
         return "unpack it; set data.source to folder, and data.path to the folder with its files"
-    if suffix in PICTURES:
+    if suffix in OTHER_PICTURES:
         return "save them as PNG, in 8 bits and without loss"
     if suffix in NOT_READ:
         return (
-            f"{NOT_READ[suffix]} is {ONE_MAP}; save them as grey or RGB pictures (PNG, TIFF), and "
-            "set data.source to folder and data.path to their folder"
+            f"{NOT_READ[suffix]} is not read; save it as TIFF, or read it with a function of your "
+            "own (data.source: function)"
         )
     return None
 
@@ -232,7 +243,7 @@ def _visible(
             content.hidden_names.add(entry.name)
 
 
-def find_pictures(folder: Path) -> Source:
+def find_pictures(folder: Path, reading: Reading = PICTURES) -> Source:
     """Find the image files in a folder and its subfolders, sorted by their relative names.
 
     Raises:
@@ -242,12 +253,32 @@ def find_pictures(folder: Path) -> Source:
     found, notes = content.taken, [*content.notes()]
     if not found:
         raise content.nothing("folder", "images", SUFFIXES)
-    total = len(found)
+    return _pictures([found[name] for name in sorted(found)], notes, reading)
+
+
+def one_picture(path: Path, reading: Reading = PICTURES) -> Source:
+    """Find the images in one file."""
+    return _pictures([path], [], reading)
+
+
+def _pictures(paths: list[Path], notes: list[str], reading: Reading) -> Source:
+    total = len(paths)
     for one in FORMATS:
         if one.count_images is not None:
-            counts = [count_in(found[name]) for name in found if suffix_of(name) in one.suffixes]
-            total += sum(counts) - len(counts)
-            if sum(counts) > len(counts):
-                notes.append(f"{len(counts)} {one.name} files hold {sum(counts)} images")
-    items = [Item(one_line(found[name]), found[name]) for name in sorted(found)]
-    return Source(total, items, tuple(notes))
+            here = [path for path in paths if suffix_of(path.name) in one.suffixes]
+            counted = [_count(path, reading) for path in here]
+            images = sum(count for count, _ in counted)
+            total += images - len(here)
+            if images > len(here):
+                notes.append(f"{len(here)} {one.name} files hold {images} images")
+            if here and counted[0][1]:
+                notes.append(f"{one_line(here[0].name)}: {counted[0][1]}")
+    return Source(total, [Item(one_line(path), path) for path in paths], tuple(notes))
+
+
+def _count(path: Path, reading: Reading) -> tuple[int, str]:
+    """Images in a file, and a note on its axes."""
+    if not (reading.measured and path.is_file()):
+        return count_in(path), ""
+    opener = stack_in(path)
+    return (1, "") if opener is None else count_images(opener, reading.axes)

@@ -2,12 +2,15 @@
 
 import mmap
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+from dsd.sources.array_formats import readable
 from dsd.sources.decoding import MAX_BYTES, Content, Frames, PictureFile
+from dsd.sources.stack import OpenStack, Stack
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "is_tiff", "open_file"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "is_tiff", "open_file", "stack_in"]
 
 
 class Format(NamedTuple):
@@ -21,10 +24,13 @@ class Format(NamedTuple):
     """Whether a file is of this format, whatever its name."""
 
     open: Callable[[bytes], Frames]
-    """Read the headers of a whole file; ValueError says what is wrong with it."""
+    """Read the headers of a whole file of 8-bit pictures; ValueError says what is wrong."""
 
     count_images: Callable[[Content], int] | None = None
     """Images in a file, from its headers alone; None where each holds one."""
+
+    open_stack: Callable[[Path | bytes], AbstractContextManager[Stack]] | None = None
+    """Open a file of numbers of any type; None where each holds one picture."""
 
 
 def is_tiff(content: Content) -> bool:
@@ -44,8 +50,16 @@ def _count_in_tiff(content: Content) -> int:
     return count_images(content)
 
 
+def _open_tiff_stack(source: Path | bytes) -> AbstractContextManager[Stack]:
+    from dsd.sources.tiff_stack import open_tiff
+
+    return open_tiff(source)
+
+
 FORMATS = (
-    Format("TIFF", frozenset({".tif", ".tiff"}), is_tiff, _open_tiff, _count_in_tiff),
+    Format(
+        "TIFF", frozenset({".tif", ".tiff"}), is_tiff, _open_tiff, _count_in_tiff, _open_tiff_stack
+    ),
     Format(
         "picture",
         frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"}),
@@ -62,8 +76,8 @@ def _format_of(content: Content) -> Format:
     return next(one for one in FORMATS if one.begins(content))
 
 
-def open_file(content: bytes) -> Frames:
-    """Read the headers of an image file.
+def open_file(content: bytes, *, deep: bool = False) -> Frames:
+    """Read the headers of an image file; ``deep`` allows pictures of 16 bits.
 
     Raises:
         ValueError: It is too large, damaged, of another format, or not 8-bit grey or RGB.
@@ -71,7 +85,27 @@ def open_file(content: bytes) -> Frames:
     if len(content) > MAX_BYTES:
         msg = f"has {len(content)} bytes, more than {MAX_BYTES}; split or crop it"
         raise ValueError(msg)
+    if deep:
+        return PictureFile(content, deep=True)
     return _format_of(content).open(content)
+
+
+def stack_in(content: bytes | Path) -> OpenStack | None:
+    """What opens a file as an array; None for a single picture.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            begin = file.read(16)
+    else:
+        begin = content[:16]
+    form = _format_of(begin)
+    opener = form.open_stack
+    if opener is None:
+        return None
+    return lambda: readable(form.name, opener(content))
 
 
 def count_in(path: Path) -> int:

@@ -1,27 +1,26 @@
-"""Images as users have them: Parquet files, a folder of picture files, or a torchvision set.
+"""Images as users have them, from pictures of 8 bits to stacks of micrographs.
 
-``find_images`` says what there is; ``Reader`` decodes it in order, refuses what is broken, mixed
-or not 8-bit, and brings everything to one size. Only a block of images is in memory at a time.
+``find_images`` says what there is; ``Reader`` decodes it in order, refuses what is broken or
+mixed, cuts patches, and brings everything to one size. Numbers stay as the source has them. Only a
+block of images is in memory at a time.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice, takewhile
-from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Literal, final
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
-from dsd.sources.config import Data
+from dsd.sources.config import Data, Patches
+from dsd.sources.decoded import Bytes, Image, Kind, Refused, decoded, kind_of
 from dsd.sources.decoding import Encoding, Planes, area_average
-from dsd.sources.folders import find_pictures, remedy_for, suffix_of
-from dsd.sources.formats import open_file
-from dsd.sources.parquet import find_rows, is_parquet
-from dsd.sources.source import CORRECT, Item, Source
-from dsd.sources.torchvision_sets import find_set, preview_set
+from dsd.sources.finders import find_images
+from dsd.sources.fingerprint import Fingerprint
+from dsd.sources.patches import count_patches, cut_patches, with_contrast
+from dsd.sources.source import PICTURES, Item, Reading, Source
 from dsd.utils.errors import DataError
 
 __all__ = ["Item", "Reader", "Refused", "Source", "find_images", "reader_for"]
@@ -39,100 +38,15 @@ _KINDS = 5
 """Kinds that a message names."""
 
 
-def _find_folder(path: Path) -> Source:
-    if path.is_dir():
-        return find_pictures(path)
-    suffix = ".parquet" if is_parquet(path) else suffix_of(path.name)
-    msg = f"{path} is a file {suffix}: {remedy_for(suffix, 'folder') or CORRECT}"
-    raise DataError(msg)
-
-
-FINDERS: dict[str, Callable[[Path], Source]] = {"parquet": find_rows, "folder": _find_folder}
-"""What finds the images below a path, by the value of ``data.source``."""
-
-
-def find_images(kind: str, path: Path, name: str | None, *, preview: bool = False) -> Source:
-    """Find the images of a source without decoding any.
-
-    Args:
-        kind: A key of ``FINDERS``, or ``torchvision``.
-        path: The Parquet file, or a folder of these; the folder of pictures; for torchvision its
-            folder for downloads.
-        name: Which torchvision set: cifar10, fashion-mnist or celeba, its training part.
-        preview: Whether a black image may stand in for those that would have to be downloaded.
-
-    Raises:
-        DataError: There is nothing at ``path``, it is of another kind, or a download failed.
-    """
-    if kind == "torchvision":
-        return preview_set(name or "") if preview else find_set(path, name or "")
-    if not path.exists():
-        msg = f"{path} does not exist: {CORRECT}"
-        raise DataError(msg)
-    if not (path.is_dir() or path.is_file()):
-        msg = f"{path} is neither a file nor a folder: {CORRECT}"
-        raise DataError(msg)
-    return FINDERS[kind](path)
-
-
-@final
-@dataclass(frozen=True)
-class Refused:
-    """An image that could not be used, and why."""
-
-    name: str
-    reason: str
-
-
-class _Image(NamedTuple):
-    """One decoded image, its name and how it was encoded."""
-
-    name: str
-    pixels: Planes
-    encoding: Encoding
-
-
-_PIXELS = Encoding("pixels", "none")
-"""Of images that need no decoding."""
-
-
-def _kind(shape: tuple[int, ...]) -> str:
-    """Size and channels in words."""
-    channels, height, width = shape
-    return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
-
-
-def _central_square(pixels: Planes) -> UInt8[np.ndarray, " c s s"]:
+def _central_square(pixels: Planes) -> Shaped[np.ndarray, " c s s"]:
     height, width = pixels.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return pixels[:, top : top + side, left : left + side]
 
 
-def _decoded(
-    items: Iterable[Item], refuse: Callable[[Refused], None], digest: Callable[[bytes], None]
-) -> Iterator[_Image]:
-    """All images that can be decoded; ``digest`` is called with the bytes of each item."""
-    for item in items:
-        try:
-            content = item.load()
-            data = content if isinstance(content, bytes) else content.tobytes()
-            digest(len(data).to_bytes(8, "little") + data)
-            if not isinstance(content, bytes):
-                yield _Image(item.name, content, _PIXELS)
-                continue
-            file = open_file(content)
-        except ValueError as error:
-            refuse(Refused(item.name, str(error)))
-            continue
-        for number in range(file.count):
-            name = item.name if file.count == 1 else f"{item.name}, frame {number}"
-            try:
-                pixels, encoding = file.read(number)
-            except ValueError as error:
-                refuse(Refused(name, str(error)))
-                continue
-            yield _Image(name, pixels, encoding)
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @final
@@ -142,6 +56,7 @@ class Reader:
     Attributes:
         refused: Images that were skipped, complete when all blocks are read.
         count: Images used so far.
+        pictures: How many images each of the pictures gave that were cut into patches, in order.
         encodings: How the images used so far were encoded.
         averaged: Pixels in a row of noisy images that become one; None where they are kept.
 
@@ -152,6 +67,9 @@ class Reader:
         on_error: What becomes of an image that is broken or of another size or colour.
         max_images: Usable images to read.
         noisy: Whether their noise must stay what it is; what would change it is refused.
+        reading: How numbers are read.
+        patches: How images are cut from pictures; None takes these whole.
+        scale: Data units in a raw unit, for the contrast of patches.
     """
 
     def __init__(
@@ -163,9 +81,13 @@ class Reader:
         on_error: Literal["raise", "skip"],
         max_images: int | None,
         noisy: bool = False,
+        reading: Reading = PICTURES,
+        patches: Patches | None = None,
+        scale: float = 1 / 127.5,
     ) -> None:
         self.refused: list[Refused] = []
         self.count = 0
+        self.pictures: list[int] = []
         self.encodings: Counter[Encoding] = Counter()
         self.averaged: int | None = None
         self._source = source
@@ -174,14 +96,29 @@ class Reader:
         self._skips = on_error == "skip"
         self._max_images = max_images
         self._noisy = noisy
-        self._digest = hashlib.sha256()
-        self._shape: tuple[int, ...] | None = None
+        self._reading = reading
+        self._patches = patches
+        self._scale = scale
+        self._digest = Fingerprint()
+        self._kind: Kind | None = None
         self._others: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
-        """Images to come at most."""
+        """Images to come at most; of patches, pictures to come."""
+        if self._patches is not None:
+            return self._source.count
         return min(self._source.count, self._max_images or self._source.count)
+
+    @property
+    def done(self) -> int:
+        """Of these, used so far."""
+        return self.count if self._patches is None else len(self.pictures)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the source's numbers, once the first block was read."""
+        return "uint8" if self._kind is None else self._kind.dtype
 
     @property
     def fingerprint(self) -> str:
@@ -192,11 +129,11 @@ class Reader:
     def notes(self) -> tuple[str, ...]:
         """Short sentences on what was skipped by kind, and on what was done to noise before."""
         lines = []
-        if self._others and self._shape is not None:
+        if self._others and self._kind is not None:
             parts = [f"{count} of {kind}" for kind, count in self._others.most_common(_KINDS)]
             rest = len(self._others) - len(parts)
             lines.append(
-                f"kept images of {_kind(self._shape)}, the most common kind (of up to {COUNTED} "
+                f"kept images of {self._kind}, the most common kind (of up to {COUNTED} "
                 f"that were counted); skipped {', '.join(parts)}"
                 + (f" and those of {rest} further kinds" if rest else "")
             )
@@ -209,49 +146,78 @@ class Reader:
             )
         return tuple(lines)
 
-    def blocks(self) -> Iterator[UInt8[np.ndarray, " n c h w"]]:
+    def blocks(self) -> Iterator[Shaped[np.ndarray, " n c h w"]]:
         """Yield all usable images, brought to one size, some at a time.
 
         Raises:
             DataError: An image is broken or of another kind than the others (unless these are
                 skipped), none is usable, or the size does not allow the resolution.
         """
-        block: list[Planes] = []
-        for pixels in self._usable():
-            block.append(pixels)
-            if len(block) * pixels.size >= BLOCK_BYTES:
-                yield self._resized(np.stack(block))
+        block: list[np.ndarray] = []
+        for images in self._usable():
+            block.append(images)
+            if sum(part.nbytes for part in block) >= BLOCK_BYTES:
+                yield self._resized(_joined(block))
                 block = []
         if block:
-            yield self._resized(np.stack(block))
+            yield self._resized(_joined(block))
         if self.count == 0:
             raise self._none_usable(str(len(self.refused)))
 
-    def _usable(self) -> Iterator[Planes]:
-        """Decoded images of one kind, the others refused or noted."""
+    def _usable(self) -> Iterator[Shaped[np.ndarray, " n c h w"]]:
+        """Images of one kind, those of a picture together; the others refused or noted."""
         if self._skips:
             kinds, _ = self._survey()
-            self._shape = max(kinds, key=lambda shape: len(kinds[shape]), default=None)
+            self._kind = max(kinds, key=lambda kind: len(kinds[kind]), default=None)
         for image in self._images(self._source.items, self._refuse, self._digest.update):
             if self._is_kept(image):
-                self.count += 1
-                self.encodings[image.encoding] += 1
-                yield image.pixels
+                images = self._cut(image.pixels)
+                if self._max_images is not None:
+                    images = images[: self._max_images - self.count]
+                self.count += len(images)
+                self.encodings[image.encoding] += len(images)
+                if len(images):
+                    yield images
             if self.count == self._max_images:
                 return
+
+    def _cut(self, pixels: Planes) -> Shaped[np.ndarray, " n c y x"]:
+        """A picture as it is, or its patches."""
+        if self._patches is None:
+            return pixels[None]
+        images = cut_patches(pixels, self._patches, len(self.pictures))
+        if self._patches.min_contrast > 0:
+            images = images[with_contrast(images, self._patches.min_contrast, self._scale)]
+        rest = len(images) if self._max_images is None else self._max_images - self.count
+        self.pictures.append(min(len(images), rest))
+        return images
+
+    def _kind_of(self, pixels: Planes) -> Kind:
+        """Kind of the images that a picture gives."""
+        kind = kind_of(pixels)
+        if self._patches is None:
+            return kind
+        size = self._patches.size
+        return kind._replace(shape=(kind.shape[0], size, size))
 
     def _images(
         self,
         items: Iterable[Item],
         refuse: Callable[[Refused], None],
-        digest: Callable[[bytes], None],
-    ) -> Iterator[_Image]:
+        digest: Callable[[Bytes], None],
+    ) -> Iterator[Image]:
         """Decoded images whose noise, if they are noisy, is still there."""
-        for image in _decoded(items, refuse, digest):
+        for image in decoded(items, self._reading, refuse, digest):
             if self._noisy and image.encoding.harm == "reduced":
                 reason = (
                     f"is {image.encoding.name}, to whose few levels its noise was rounded; use "
                     "the original of 8 bits"
+                )
+                refuse(Refused(image.name, reason))
+            elif self._is_too_small(image.pixels):
+                reason = (
+                    f"is {kind_of(image.pixels)}, smaller than data.patches.size; lower that, or "
+                    "remove it"
                 )
                 refuse(Refused(image.name, reason))
             elif self._source.square:
@@ -259,31 +225,34 @@ class Reader:
             else:
                 yield image
 
-    def _survey(self) -> tuple[dict[tuple[int, ...], list[str]], list[Refused]]:
-        """What the first images are: names of the usable ones by shape, and the others."""
-        kinds: dict[tuple[int, ...], list[str]] = {}
+    def _is_too_small(self, pixels: Planes) -> bool:
+        patches = self._patches
+        return patches is not None and count_patches(patches, *pixels.shape[1:]) == 0
+
+    def _survey(self) -> tuple[dict[Kind, list[str]], list[Refused]]:
+        """What the first images are: names of the usable ones by kind, and the others."""
+        kinds: dict[Kind, list[str]] = {}
         refused: list[Refused] = []
         read: Counter[str] = Counter()
         some = islice(self._source.items, COUNTED)
         items = takewhile(lambda _: read["bytes"] < COUNTED_BYTES, some)
         images = self._images(items, refused.append, lambda data: read.update(bytes=len(data)))
         for image in islice(images, min(COUNTED, self._max_images or COUNTED)):
-            kinds.setdefault(image.pixels.shape, []).append(image.name)
+            kinds.setdefault(self._kind_of(image.pixels), []).append(image.name)
         return kinds, refused
 
-    def _is_kept(self, image: _Image) -> bool:
+    def _is_kept(self, image: Image) -> bool:
         """Whether an image is of the kind that is kept; else refuses or notes it."""
-        shape = image.pixels.shape
-        if self.count == 0 and self._shape in {None, shape}:
-            self._shape = shape
+        kind = self._kind_of(image.pixels)
+        if self.count == 0 and self._kind in {None, kind}:
+            self._kind = kind
             self._check_resolution(image)
-        if shape == self._shape:
+        if kind == self._kind:
             return True
         if not self._skips:
             raise self._mixture(image)
-        kept = _kind(self._shape or shape)
-        self.refused.append(Refused(image.name, f"is {_kind(shape)}, and {kept} are kept"))
-        self._others[_kind(shape)] += 1
+        self.refused.append(Refused(image.name, f"is {kind}, and {self._kind or kind} are kept"))
+        self._others[str(kind)] += 1
         return False
 
     def _refuse(self, refused: Refused) -> None:
@@ -312,14 +281,14 @@ class Reader:
         """A number of images that were looked at, in words."""
         return f"{count}" if count >= self.total else f"the first {count}"
 
-    def _mixture(self, odd: _Image) -> DataError:
+    def _mixture(self, odd: Image) -> DataError:
         """What images of several kinds there are, ``odd`` among them."""
         kinds, _ = self._survey()
-        kinds.setdefault(odd.pixels.shape, [odd.name])
-        largest = sorted(kinds, key=lambda shape: -len(kinds[shape]))
-        parts = [f"{len(kinds[largest[0]])} are {_kind(largest[0])}"]
-        for shape in largest[1:_KINDS]:
-            parts.append(f"{len(kinds[shape])} are {_kind(shape)} (the first: {kinds[shape][0]})")
+        kinds.setdefault(self._kind_of(odd.pixels), [odd.name])
+        largest = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+        parts = [f"{len(kinds[largest[0]])} are {largest[0]}"]
+        for kind in largest[1:_KINDS]:
+            parts.append(f"{len(kinds[kind])} are {kind} (the first: {kinds[kind][0]})")
         if len(largest) > _KINDS:
             parts.append(f"others are of {len(largest) - _KINDS} further kinds")
         return DataError(
@@ -328,7 +297,7 @@ class Reader:
             "out all but the most common kind"
         )
 
-    def _check_resolution(self, image: _Image) -> None:
+    def _check_resolution(self, image: Image) -> None:
         """Raise DataError unless images of this size can be averaged as asked."""
         height, width = image.pixels.shape[1:]
         size, resolution = width + 2 * self._pad, self._resolution
@@ -336,8 +305,8 @@ class Reader:
             return
         if height != width:
             msg = (
-                f"{image.name} is {_kind(image.pixels.shape)}, not square as data.resolution and "
-                "the networks need: crop all images to squares"
+                f"{image.name} is {kind_of(image.pixels)}, not square as data.resolution "
+                "needs: crop all images to squares, or set it to null"
             )
             raise DataError(msg)
         if resolution > size:
@@ -359,16 +328,25 @@ class Reader:
             raise DataError(msg)
         self.averaged = size // resolution
 
-    def _resized(self, pixels: UInt8[np.ndarray, " n c h w"]) -> UInt8[np.ndarray, " n c h2 w2"]:
+    def _resized(self, pixels: Shaped[np.ndarray, " n c h w"]) -> Shaped[np.ndarray, " n c h2 w2"]:
         border = (self._pad, self._pad)
-        padded = np.pad(pixels, ((0, 0), (0, 0), border, border))
+        padded = np.pad(pixels, ((0, 0), (0, 0), border, border)) if self._pad else pixels
         if self._resolution is None or self._resolution == padded.shape[-1]:
             return padded
         return area_average(padded, self._resolution)
 
 
-def reader_for(data: Data, source: Source) -> Reader:
-    """Read a source as the section ``data`` says."""
+def reader_for(
+    data: Data, source: Source, *, scale: float = 1 / 127.5, pages: int | None = None
+) -> Reader:
+    """Read a source as the section ``data`` says.
+
+    Args:
+        data: The section.
+        source: The images.
+        scale: Data units in a raw unit.
+        pages: First pages of each array to read; None reads all.
+    """
     return Reader(
         source,
         pad=data.pad,
@@ -376,4 +354,7 @@ def reader_for(data: Data, source: Source) -> Reader:
         on_error=data.on_error,
         max_images=data.max_images,
         noisy=data.content == "noisy",
+        reading=replace(Reading.of(data), pages=pages),
+        patches=data.patches,
+        scale=scale,
     )

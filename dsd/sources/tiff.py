@@ -27,8 +27,9 @@ from dsd.sources.decoding import (
     objection_to,
     raw_mode_of,
 )
+from dsd.sources.stack import UnusableError
 
-__all__ = ["Page", "TiffPictures", "count_images", "read_pages"]
+__all__ = ["Page", "TiffPictures", "count_images", "promised_frames", "read_pages"]
 
 MAX_FRAMES = 2**16
 """Frames of one file."""
@@ -114,10 +115,6 @@ def count_images(content: Content) -> int:
     return sum(page.frames for page in read_pages(content))
 
 
-class _RefusedError(ValueError):
-    """The file is whole, but cannot be used as it is."""
-
-
 def read_pages(content: Content) -> list[Page]:
     """List all pages of a file, with the frames behind them.
 
@@ -132,7 +129,7 @@ def read_pages(content: Content) -> list[Page]:
         with TiffFile(file) as tif:
             pages = list(_pages(tif))
             return _with_frames(tif, pages)
-    except _RefusedError:
+    except UnusableError:
         raise
     # On damaged bytes the library raises nearly anything.
     except Exception as error:
@@ -140,22 +137,36 @@ def read_pages(content: Content) -> list[Page]:
         raise ValueError(msg) from error
 
 
-def _pages(tif: TiffFile) -> Iterator[TiffPage]:
-    """All directories, each of one picture that can be read."""
+def walk_pages(tif: TiffFile, most: int) -> Iterator[TiffPage]:
+    """Go through all directories of a file.
+
+    Args:
+        tif: The open file.
+        most: How many there may be.
+
+    Raises:
+        ValueError: There are more, one comes twice, or one lies outside of the file.
+    """
     seen = set[int]()
     for page in tif.pages:
         assert isinstance(page, TiffPage)
-        if page.offset in seen or len(seen) >= MAX_FRAMES:
-            msg = f"holds more than {MAX_FRAMES} pages, or the same page twice; split it"
-            raise _RefusedError(msg)
+        if page.offset in seen or len(seen) >= most:
+            msg = f"holds more than {most} pages, or the same page twice; split it"
+            raise UnusableError(msg)
         seen.add(page.offset)
-        _check_picture(page)
         yield page
     _check_end(tif, page.offset)
 
 
+def _pages(tif: TiffFile) -> Iterator[TiffPage]:
+    """All directories, each of one picture that can be read."""
+    for page in walk_pages(tif, MAX_FRAMES):
+        _check_picture(page)
+        yield page
+
+
 def _check_end(tif: TiffFile, last: int) -> None:
-    """Raise _RefusedError unless the directory at ``last`` says that none follows.
+    """Raise UnusableError unless the directory at ``last`` says that none follows.
 
     The library takes one that lies outside of the file for the end.
     """
@@ -166,18 +177,18 @@ def _check_end(tif: TiffFile, last: int) -> None:
     (following,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
     if following:
         msg = "cannot be decoded (a TIFF directory points outside of the file)"
-        raise _RefusedError(msg)
+        raise UnusableError(msg)
 
 
 def _check_picture(page: TiffPage) -> None:
-    """Raise _RefusedError unless all of a page can be read as it is."""
+    """Raise UnusableError unless all of a page can be read as it is."""
     if min(page.imagewidth, page.imagelength, page.samplesperpixel) < 1:
         msg = "cannot be decoded (TIFF of 0 pixels or 0 channels)"
-        raise _RefusedError(msg)
+        raise UnusableError(msg)
     for objection in (_parts, _type_of_numbers, _channels):
         complaint = objection(page)
         if complaint is not None:
-            raise _RefusedError(complaint)
+            raise UnusableError(complaint)
 
 
 def _parts(page: TiffPage) -> str | None:
@@ -233,15 +244,16 @@ def _channels(page: TiffPage) -> str | None:
 
 def _with_frames(tif: TiffFile, pages: list[TiffPage]) -> list[Page]:
     """The pages, and the frames behind a single one."""
-    promised = _promised(tif, pages[0])
+    _check_channels(tif, pages[0])
+    promised = promised_frames(tif)
     found = promised if len(pages) == 1 else len(pages)
     if promised > found:
         msg = f"says that it holds {promised} frames, but has {found}; save it once more"
-        raise _RefusedError(msg)
+        raise UnusableError(msg)
     numbers = sum(_size(page) for page in pages) if len(pages) > 1 else found * _size(pages[0])
     if found > MAX_FRAMES or (found > 1 and numbers > MAX_SAMPLES):
         msg = f"holds {found} frames, more than {MAX_FRAMES} or {MAX_SAMPLES} numbers; split it"
-        raise _RefusedError(msg)
+        raise UnusableError(msg)
     listed = [Page(1, 0, _size(page)) for page in pages]
     if found > len(pages):
         listed = [_stack(tif, pages[0], found)]
@@ -254,56 +266,66 @@ def _size(page: TiffPage) -> int:
     return page.imagewidth * page.imagelength * page.samplesperpixel
 
 
-def _promised(tif: TiffFile, page: TiffPage) -> int:
-    """Frames of which a description of ImageJ, tifffile or OME speaks; 1 where there is none.
-
-    Raises:
-        _RefusedError: Some of these are channels of one picture.
-    """
-    samples = page.samplesperpixel
-    frames, channels = [1], [1]
+def promised_frames(tif: TiffFile) -> int:
+    """Frames of which a description of ImageJ or tifffile speaks; 1 where there is none."""
+    page = tif.pages[0]
+    assert isinstance(page, TiffPage)
+    frames = [1]
     if tif.imagej_metadata:
         frames.append(int(tif.imagej_metadata.get("images", 1)))
-        channels.append(int(tif.imagej_metadata.get("channels", 1)))
-    # tifffile raises for a damaged description, which is no reason to refuse the pixels.
-    listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
-    if listed:
-        shape = [int(side) for side in re.findall(r"\d{1,9}", listed[1])]
-        axes = re.search(r'"axes": "([A-Z]{1,20})"', page.description)
+    shape, _ = _described(page)
+    if shape:
         frames.append(math.prod(shape) // _size(page))
-        if axes and len(axes[1]) == len(shape) and "C" in axes[1]:
-            channels.append(shape[axes[1].index("C")] // samples)
+    return max(frames)
+
+
+def _described(page: TiffPage) -> tuple[list[int], str]:
+    """Shape and axes that tifffile has left; it raises itself for a damaged description."""
+    listed = re.search(r"^(?:{.*\"shape\": \[|shape=\()([\d, ]{1,200})[\])]", page.description)
+    if listed is None:
+        return [], ""
+    axes = re.search(r'"axes": "([A-Z]{1,20})"', page.description)
+    return [int(side) for side in re.findall(r"\d{1,9}", listed[1])], axes[1] if axes else ""
+
+
+def _check_channels(tif: TiffFile, page: TiffPage) -> None:
+    """Raise UnusableError where pages or frames are channels of one picture."""
+    samples, channels = page.samplesperpixel, [1]
+    if tif.imagej_metadata:
+        channels.append(int(tif.imagej_metadata.get("channels", 1)))
+    shape, axes = _described(page)
+    if len(axes) == len(shape) and "C" in axes:
+        channels.append(shape[axes.index("C")] // samples)
     found = re.findall(r'SizeC="(\d{1,9})"', tif.ome_metadata or "")
     channels += [int(count) // samples for count in found]
     if max(channels) > 1:
         msg = (
-            f"holds {max(channels)} channels as separate pages or frames; save each channel "
-            "as a separate file, with one folder for each channel"
+            f"holds {max(channels)} channels as separate pages or frames; set data.intensity, "
+            "with which they are read, or save each channel as a separate file"
         )
-        raise _RefusedError(msg)
-    return max(frames)
+        raise UnusableError(msg)
 
 
 def _stack(tif: TiffFile, page: TiffPage, frames: int) -> Page:
     """The frames behind a page.
 
     Raises:
-        _RefusedError: They are not there as plain bytes, or not all.
+        UnusableError: They are not there as plain bytes, or not all.
     """
     plain = page.compression == page.planarconfig == page.fillorder == 1
     if not plain or page.bitspersample != 8 or page.is_tiled or not page.is_contiguous:
         msg = f"says that it holds {frames} frames, but has one page; save each frame as a page"
-        raise _RefusedError(msg)
+        raise UnusableError(msg)
     size, start = _size(page), page.dataoffsets[0]
     there = (tif.filehandle.size - start) // size
     if there < frames:
         msg = f"says that it holds {frames} frames, but its bytes are those of {there}"
-        raise _RefusedError(f"{msg}; save it once more, each frame as a page")
+        raise UnusableError(f"{msg}; save it once more, each frame as a page")
     return Page(frames, start, size)
 
 
 def _check_rest(tif: TiffFile, pages: list[TiffPage], listed: list[Page]) -> None:
-    """Raise _RefusedError where a frame may lie between, or behind, all that is known.
+    """Raise UnusableError where a frame may lie between, or behind, all that is known.
 
     Where cameras have left notes, whose place only they know, nothing is said.
     """
@@ -321,7 +343,7 @@ def _check_rest(tif: TiffFile, pages: list[TiffPage], listed: list[Page]) -> Non
                 f"has {min(begin, end) - reached} bytes that belong to none of its {len(pages)} "
                 "pages and may be further frames; save it once more, each frame as a page"
             )
-            raise _RefusedError(msg)
+            raise UnusableError(msg)
         reached = max(reached, stop)
 
 

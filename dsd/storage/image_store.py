@@ -26,6 +26,7 @@ from dsd.storage.shards import (
     clear_store,
 )
 from dsd.utils.errors import DataError
+from dsd.utils.intensity import PIXELS, Intensity
 from dsd.utils.shapes import Level
 
 __all__ = ["Block", "ImageStore", "Layout", "StoreMeta", "write_store"]
@@ -129,6 +130,12 @@ class ImageStore:
     def fingerprint(self) -> str:
         """SHA-256 of everything the store says and holds."""
         return self.meta.fingerprint
+
+    @property
+    def intensity(self) -> Intensity:
+        """Map between data units and the raw numbers of the source: 0 to 255 unless stored."""
+        stored = self.meta.info.get("intensity")
+        return PIXELS if stored is None else Intensity.model_validate(stored)
 
     def take(self, indices: Int64[Tensor, " n"]) -> Float[Tensor, " n c h w"]:
         """The images with these numbers, in this order, on the CPU."""

@@ -61,7 +61,7 @@ class Layout(_Record):
     shape: tuple[Count, Count, Count]
     """Channels, height, width."""
 
-    dtype: Literal["uint8", "uint16", "float32"]
+    dtype: Literal["uint8", "uint16", "int16", "float32"]
     """Type of the stored numbers, little-endian."""
 
     scale: Finite
@@ -79,6 +79,9 @@ class Layout(_Record):
 
     def in_units(self, raw: Shaped[np.ndarray, " n c h w"]) -> Float32[np.ndarray, " n c h w"]:
         """Stored numbers as data units; always a fresh array."""
+        if self.dtype in {"uint16", "int16"}:
+            # Double precision, because the offset may be large beside the range.
+            return (raw * self.scale + self.offset).astype(np.float32)
         values = raw.astype(np.float32)
         if (self.scale, self.offset) != (1.0, 0.0):
             values *= np.float32(self.scale)

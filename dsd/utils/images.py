@@ -27,6 +27,7 @@ __all__ = [
 _SHOWN_SIZE = 64
 """Pixels of an enlarged image, about."""
 
+_COLOURS = 3
 _GAP = 2
 _LABEL_WIDTH = 150
 
@@ -118,9 +119,16 @@ def enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
 
 
 def _shown(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b _ v u"]:
-    """Images for a picture, enlarged; of complex ones the brightness."""
-    visible = magnitude(pixels).round().to(torch.uint8) if pixels.shape[1] == 2 else pixels
-    return enlarged(visible, zoom)
+    """Images for a picture, enlarged.
+
+    Of complex ones the brightness; of more than three channels their mean, because no colours are
+    known for these.
+    """
+    if pixels.shape[1] == 2:
+        pixels = magnitude(pixels).round().to(torch.uint8)
+    elif pixels.shape[1] > _COLOURS:
+        pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8)
+    return enlarged(pixels, zoom)
 
 
 def _grid(pixels: Pixels, *, columns: int, gap: int) -> Image.Image:

@@ -34,8 +34,10 @@ _Schema: TypeAlias = dict[str, Any]
 
 
 def _has_kinds(key: str) -> bool:
-    """Whether a section is one of several kinds, and so given as a whole."""
-    kind = all_keys().get(f"{key}.kind")
+    """Whether a section is one of several kinds, or null, and so given as a whole."""
+    section, kind = all_keys().get(key), all_keys().get(f"{key}.kind")
+    if section is not None and section.nullable:
+        return True
     return kind is not None and "enum" in (kind.schema or {})
 
 

@@ -19,7 +19,7 @@ from dsd.features.config import FEATURE_SPACES, INCEPTION_SPACES
 from dsd.sources.config import Data
 from dsd.sources.phase import to_complex
 from dsd.sources.reader import Refused, find_images, reader_for
-from dsd.sources.source import Item, Source
+from dsd.sources.source import Item, Reading, Source
 from dsd.storage.shards import MappedStore, StoreMeta, read_meta
 from dsd.utils.errors import DataError
 from pipeline.checks.needs import Prepared, Shape, observed_shape, remarks, require
@@ -30,6 +30,9 @@ __all__ = ["Found", "check_before", "look", "show_check"]
 
 _FIRST, _SPREAD = 4, 4
 """Images that are opened: the first ones, and about as many others at equal distances."""
+
+_PAGES = 2
+"""Pages that are read of each array."""
 
 _SHIPPED = {*FEATURE_SPACES} - {*INCEPTION_SPACES}
 """Extractors whose weights come with the installation."""
@@ -70,11 +73,15 @@ def look(data: Data, root: Path) -> Found:
         DataError: There is no such source, or an image will stop ``prepare``.
         ParamsError: The images cannot be brought to the layout that is asked for.
     """
-    source = find_images(data.source, root / data.path, data.name, preview=True)
-    count = min(source.count, data.max_images or source.count)
+    source = find_images(
+        data.source, root / data.path, data.name, preview=True, reading=Reading.of(data)
+    )
+    count = source.count if data.patches else min(source.count, data.max_images or source.count)
     some = _some(source, count)
-    looking = data.model_copy(update={"pad": 0, "resolution": None, "max_images": None})
-    reader = reader_for(looking, replace(source, count=len(some), items=some))
+    patches = data.patches and data.patches.model_copy(update={"min_contrast": 0.0})
+    changes = {"pad": 0, "resolution": None, "max_images": None, "patches": patches}
+    looking = data.model_copy(update=changes)
+    reader = reader_for(looking, replace(source, count=len(some), items=some), pages=_PAGES)
     size = prepared = None
     try:
         for block in reader.blocks():
@@ -83,6 +90,10 @@ def look(data: Data, root: Path) -> Found:
         # Where broken images are skipped, the next ones may be usable.
         if data.on_error == "raise" or not some:
             raise
+    if reader.pictures:
+        # Those that were opened stand for the others.
+        count = count * sum(reader.pictures) // len(reader.pictures)
+        count = min(count, data.max_images or count)
     if size is not None:
         prepared = _prepared(data, Item(some[0].name, np.zeros(size, np.uint8)))
     return Found(
@@ -105,7 +116,8 @@ def _some(source: Source, count: int) -> list[Item]:
 
 def _prepared(data: Data, image: Item) -> Shape:
     """Shape of what ``prepare`` makes of such an image."""
-    block = next(reader_for(data, Source(1, [image])).blocks())
+    whole = data.model_copy(update={"patches": None})
+    block = next(reader_for(whole, Source(1, [image])).blocks())
     return _shape(to_complex(block, np.zeros(1, np.int64)) if data.phase == "smooth" else block)
 
 

@@ -14,7 +14,9 @@ from typing import TypeAlias, final
 from dsd.features.config import COLOUR_BLIND, FEATURE_SPACES, INCEPTION_SPACES, KNOWN_CHANNELS
 from dsd.metrics.fewest import FRECHET, MANIFOLD
 from dsd.model.config import TeacherNoise
+from dsd.sources.config import Range
 from dsd.utils.errors import ParamsError
+from dsd.utils.intensity import PIXELS
 from pipeline.params.model import Params
 
 __all__ = ["Prepared", "Shape", "observed_shape", "remarks", "require"]
@@ -66,9 +68,7 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
         return
     level = images.level
     if level is None:
-        given = params.corrupt.sigma_hat
-        given = params.corrupt.sigma if given is None else given
-        level = None if given == "auto" else given
+        level = _given_level(params)
     yield from _too_few(params, images, observed)
     yield from _unknown_noise(params, images, observed)
     yield from _network(params, images.shape, observed)
@@ -76,6 +76,18 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
     yield from _sampler(params, level)
     if level is not None:
         yield from _distributions(params, level)
+
+
+def _given_level(params: Params) -> float | None:
+    """The assumed level in data units, as far as the parameters tell."""
+    corrupt, intensity = params.corrupt, params.data.intensity
+    given = corrupt.sigma if corrupt.sigma_hat is None else corrupt.sigma_hat
+    if given == "auto" or corrupt.unit == "data":
+        return None if given == "auto" else given
+    if intensity is None:
+        return given * PIXELS.scale
+    # Percentiles are known when the images were read.
+    return given * 2 / (intensity.high - intensity.low) if isinstance(intensity, Range) else None
 
 
 def observed_shape(params: Params, shape: Shape) -> Shape:
@@ -150,31 +162,28 @@ def _unknown_noise(params: Params, images: Prepared, observed: Shape) -> Iterato
 def _network(params: Params, shape: Shape, observed: Shape) -> Iterator[str]:
     """Images that the network cannot take."""
     _, height, width = observed
-    if height != width:
-        yield (
-            f"images of {width} x {height} pixels are not square, as the network needs: crop the "
-            "images to squares"
-        )
-        return
     try:
-        params.network.check_images(height)
+        params.network.check_images(height, width)
     except ValueError as error:
         yield ", or ".join([str(error), *_other_size(params, shape)])
 
 
 def _other_size(params: Params, shape: Shape) -> Iterator[str]:
     """Other sizes than that of ``shape`` that fit the network."""
-    _, height, _ = shape
+    _, *sides = shape
     operator, noisy = params.corrupt.operator, params.data.content == "noisy"
     factor = operator.factor if operator.kind == "downsample" and not noisy else 1
-    size = height - height % (params.network.multiple * factor)
-    if size == height:
+    fitting = [side - side % (params.network.multiple * factor) for side in sides]
+    if fitting == sides:
         return
     if factor > 1:
         yield "lower corrupt.operator.factor"
-    if size >= 4:
+    height, width = fitting
+    if min(fitting) >= 4:
         # An average over pixels has less noise than they, which the given level would not be.
-        yield f"crop the images to {size} x {size}" if noisy else f"set data.resolution to {size}"
+        crop = noisy or sides[0] != sides[1] or params.data.patches is not None
+        size = f"crop the images to {width} x {height}"
+        yield size if crop else f"set data.resolution to {height}"
 
 
 def _features(params: Params, channels: int) -> Iterator[str]:

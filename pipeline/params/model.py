@@ -40,7 +40,7 @@ class Params(Section):
 
     def _problems(self) -> Iterator[str]:
         data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
-        if kind == "fourier" and data.phase == "none":
+        if kind == "fourier" and data.phase == "none" and data.intensity is None:
             yield (
                 "corrupt.operator.kind is fourier, which observes complex images: "
                 "set data.phase to smooth"
@@ -52,7 +52,7 @@ class Params(Section):
             ("distill.noise.sigma_max", self.distill.noise.sigma_max),
         ):
             for of, level in (("sigma", corrupt.sigma), ("sigma_hat", corrupt.sigma_hat)):
-                if isinstance(level, float) and top <= level:
+                if corrupt.unit == "data" and isinstance(level, float) and top <= level:
                     yield f"{name} is {top:g} but must be above corrupt.{of} = {level:g}"
         if corrupt.sigma == "auto" and data.content == "clean":
             yield (

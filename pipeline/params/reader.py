@@ -113,7 +113,9 @@ def _with_values(file: Path, values: Mapping[str, Any]) -> str:
         *sections, name = key.split(".")
         section = document
         for part in sections:
-            section = section.setdefault(part, {})
+            if section.get(part) is None:
+                section[part] = {}
+            section = section[part]
             if not isinstance(section, dict):
                 msg = f"{file.name}: {key} is not a known key: {part} is a value, not a section"
                 raise ParamsError(msg)
@@ -265,6 +267,8 @@ def _as_in_the_file(detail: ErrorDetails, document: Mapping[Any, Any]) -> _Mista
             if at < len(location) - 1 or not isinstance(place, Mapping):
                 continue
         path.append(part)
+    if kind == "value_error" and path and _dotted(path) not in all_keys():
+        path.pop()
     if kind not in {"extra_forbidden", "invalid_key", "value_error"}:
         while _dotted(path) not in all_keys():
             path.pop()
@@ -288,6 +292,7 @@ def _message(mistake: _Mistake, meant: str | None) -> str:
     schema = all_keys()[mistake.key].schema
     if schema is None:
         allowed = f"a section with the keys {', '.join(_children(name))}"
+        allowed += " or null" if all_keys()[mistake.key].nullable else ""
     else:
         allowed = describe_value(schema.get("items", schema) if name != mistake.key else schema)
     if mistake.kind == "missing":

@@ -26,6 +26,8 @@ class Key:
     name: str
     text: str
     schema: dict[str, Any] | None
+    nullable: bool = False
+    """Whether null may stand in place of a section."""
 
 
 @cache
@@ -66,11 +68,22 @@ def _walk(section: dict[str, Any], definitions: dict[str, Any], prefix: str) -> 
             inner = definitions[schema["$ref"].rpartition("/")[2]]
             yield Key(dotted, schema.get("description") or inner["description"], None)
             yield from _walk(inner, definitions, f"{dotted}.")
+        elif options := _options(schema, definitions):
+            yield Key(dotted, schema["description"], None, nullable=True)
+            for option in options:
+                yield from _walk(option, definitions, f"{dotted}.")
         elif "discriminator" in schema:
             yield Key(dotted, schema["description"], None)
             yield from _walk(_merged(schema, definitions), definitions, f"{dotted}.")
         else:
             yield Key(dotted, schema.get("description", ""), schema)
+
+
+def _options(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sections that may stand where null may, too; empty for other values."""
+    choices = [one for some in schema.get("anyOf", ()) for one in some.get("oneOf", [some])]
+    names = [one["$ref"].rpartition("/")[2] for one in choices if "$ref" in one]
+    return [definitions[name] for name in names]
 
 
 def _merged(union: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

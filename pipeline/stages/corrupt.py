@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dsd.corruption.writer import Noise, Residual, split_heldout, write_noisy_store
+from dsd.corruption.writer import Noise, Residual, write_noisy_store
 from dsd.storage.image_store import ImageStore
 from dsd.utils.files import write_json
 from dsd.utils.images import enlarged, save_grid, to_uint8
@@ -15,7 +15,7 @@ from pipeline.stage_io.inputs import open_images
 from pipeline.stage_io.log import Progress, StageLog
 from pipeline.stage_io.outputs import replaced_outputs
 from pipeline.stage_io.paths import Paths
-from pipeline.stages.noise import settle_noise
+from pipeline.stages.noise import settle_noise, split_of
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
@@ -39,16 +39,16 @@ def _corrupt(params: "Params", paths: Paths, log: StageLog) -> None:
     clean = open_images(paths, "prepare", log)
     noise = settle_noise(params, paths, clean, log)
     with log.progress(len(clean)) as progress:
-        residual = _write(params, paths, clean, noise, progress)
+        residual, heldout = _write(params, paths, clean, noise, progress)
     _draw(paths, clean, noise)
-    _report(params, paths, len(clean), noise, residual, log)
+    _report(paths, len(clean), heldout, noise, residual, log)
 
 
 def _write(
     params: "Params", paths: Paths, clean: ImageStore, noise: Noise, progress: Progress
-) -> Residual:
-    """Write both parts; y - x0 summed up over all images."""
-    train, heldout = split_heldout(params.seed, len(clean), params.corrupt.num_heldout)
+) -> tuple[Residual, int]:
+    """Write both parts; y - x0 summed up over all images, and how many are held out."""
+    train, heldout = split_of(params, clean)
     mixed = replace(noise, clean_fraction=params.corrupt.clean_fraction)
     residual, before = Residual(), 0
     for name, indices, level in (("train", train, mixed), ("heldout", heldout, noise)):
@@ -62,7 +62,7 @@ def _write(
             done=partial(_show, progress, before),
         )
         residual, before = residual + added, before + len(indices)
-    return residual
+    return residual, len(heldout)
 
 
 def _show(progress: Progress, before: int, images: int) -> None:
@@ -85,10 +85,9 @@ def _draw(paths: Paths, clean: ImageStore, noise: Noise) -> None:
 
 
 def _report(
-    params: "Params", paths: Paths, count: int, noise: Noise, residual: Residual, log: StageLog
+    paths: Paths, count: int, heldout: int, noise: Noise, residual: Residual, log: StageLog
 ) -> None:
     """Write and say how many images there are and how noisy they became."""
-    heldout = params.corrupt.num_heldout
     measured = _measured(residual) if noise.add else {}
     levels = {"sigma": noise.sigma, "sigma_hat": noise.assumed}
     summary = {"train": count - heldout, "heldout": heldout, **levels}

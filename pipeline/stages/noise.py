@@ -4,6 +4,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from pydantic import TypeAdapter
+
 from dsd.corruption.config import Corrupt
 from dsd.corruption.noise_level import (
     NEGLIGIBLE,
@@ -20,13 +23,14 @@ from dsd.storage.image_store import ImageStore
 from dsd.storage.shards import clear_store
 from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
+from dsd.utils.intensity import PIXELS
 from pipeline.stage_io.log import StageLog
 from pipeline.stage_io.paths import Paths
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["estimate_level", "settle_noise", "summary_of"]
+__all__ = ["estimate_level", "settle_noise", "split_of", "summary_of"]
 
 _NOT_WHITE = ("white", "flat spectrum")
 """Checks that fail where the estimate is not the level of all the noise; the second one fails also
@@ -47,7 +51,8 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
         DataError: The level is to be estimated but cannot be, or observations contradict the given
             level; the message says what to change.
     """
-    sigma = params.corrupt.sigma
+    corrupt = _in_data_units(params.corrupt, found)
+    sigma = corrupt.sigma
     noise = Noise(
         sigma=None if sigma == "auto" else sigma,
         assumed=0.0,
@@ -55,20 +60,44 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
         add=found.meta.info.get("content") != "noisy",
     )
     estimate = _estimate_some(params, paths, found, noise)
-    noise = replace(noise, assumed=_assumed(params.corrupt, estimate))
+    noise = replace(noise, assumed=_assumed(corrupt, estimate))
     _report(paths, noise, estimate, len(found), log)
-    if "auto" in (params.corrupt.sigma, params.corrupt.sigma_hat):
+    if "auto" in (corrupt.sigma, corrupt.sigma_hat):
         _refuse_failed_checks(estimate)
-    if not (noise.add or params.corrupt.trust_sigma):
-        _refuse_contradiction(params.corrupt, found, estimate)
+    if not (noise.add or corrupt.trust_sigma):
+        _refuse_contradiction(corrupt, found, estimate)
     return noise
+
+
+def split_of(params: "Params", found: ImageStore) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the images to train on, and of those held out, by picture where they are patches.
+
+    Raises:
+        ParamsError: None would be left to train on.
+    """
+    pictures = found.meta.info.get("pictures")
+    counts = None if pictures is None else TypeAdapter(list[int]).validate_python(pictures)
+    return split_heldout(params.seed, len(found), params.corrupt.num_heldout, counts)
+
+
+def _in_data_units(corrupt: Corrupt, found: ImageStore) -> Corrupt:
+    """The section with levels in data units, whatever their unit was."""
+    if corrupt.unit == "data":
+        return corrupt
+    scale = found.intensity.scale
+    levels = {
+        name: level * scale
+        for name in ("sigma", "sigma_hat")
+        if isinstance(level := getattr(corrupt, name), float)
+    }
+    return corrupt.model_copy(update={**levels, "unit": "data"})
 
 
 def _estimate_some(
     params: "Params", paths: Paths, found: ImageStore, noise: Noise
 ) -> NoiseEstimate | DataError:
     """Observe as many training images as the estimate needs, and estimate; or the reason."""
-    train, _ = split_heldout(params.seed, len(found), params.corrupt.num_heldout)
+    train, _ = split_of(params, found)
     chosen = choose_sample(len(train), found.shape, params.seed).numpy()
     folder = paths.artifact("corrupt") / "train"
     operator = params.corrupt.operator
@@ -135,8 +164,10 @@ def _refuse_contradiction(
     seen = _what_contradicts(level, found, estimate)
     if seen is None:
         return
+    raw = found.intensity != PIXELS
+    given = f"{level:g}" + (f" ({level / found.intensity.scale:g} in raw units)" if raw else "")
     msg = (
-        f"{name} is {level:g}, but {seen}. {_averaging(level, found)}Levels are in data units "
+        f"{name} is {given}, but {seen}. {_averaging(level, found)}Levels are in data units "
         "(images span [-1, 1]): divide grey levels by 127.5, double a level for images in [0, 1]. "
         "Averaging, resizing, filtering or compression after the noise was measured change it, "
         f"too. Correct {name} (auto estimates it) or the images; if the level is right all the "

@@ -1,6 +1,7 @@
 """Stage ``prepare``: bring the images of a source to one layout."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,11 +9,13 @@ import numpy as np
 from pydantic import JsonValue
 
 from dsd.sources.config import Data
+from dsd.sources.intensity import SHORT_TYPES, Watch, limits_of
 from dsd.sources.phase import to_complex
 from dsd.sources.reader import Reader, find_images, reader_for
-from dsd.sources.source import Source
+from dsd.sources.source import Reading
 from dsd.storage.image_store import Block, StoreMeta, write_store
 from dsd.utils.files import write_json
+from dsd.utils.intensity import PIXELS, Intensity
 from pipeline.stage_io.context import StageContext
 from pipeline.stage_io.log import StageLog
 from pipeline.stage_io.outputs import replaced_outputs
@@ -31,27 +34,32 @@ def run(context: StageContext) -> None:
 
 
 def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
-    source = find_images(params.data.source, paths.root / params.data.path, params.data.name)
+    data = params.data
+    source = find_images(data.source, paths.root / data.path, data.name, reading=Reading.of(data))
     # Said before anything is read, so that it is there whatever comes.
     for note in source.notes:
         log.say(note)
-    reader = reader_for(params.data, source)
-    complex_ = params.data.phase == "smooth"
+    low, high = limits_of(data, source)
+    reader = reader_for(data, source, scale=2 / (high - low))
     blocks = _blocks(reader, log)
+    first = next(blocks)
+    watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype))
+    # Complex images, and other than short whole numbers, are stored in data units.
+    raw = data.phase == "none" and str(first.dtype) in SHORT_TYPES
     meta = write_store(
         paths.artifact("prepare"),
-        _complex_blocks(blocks) if complex_ else blocks,
-        # Images of 8 bits span [-1, 1]; complex ones are stored in data units.
-        scale=1.0 if complex_ else 1 / 127.5,
-        offset=0.0 if complex_ else -1.0,
-        shard_size=params.data.shard_size,
-        info=lambda: _origin(params.data, reader),
+        _stored(chain([first], blocks), watch, raw=raw, phase=data.phase == "smooth"),
+        scale=watch.intensity.scale if raw else 1.0,
+        offset=watch.intensity.offset if raw else 0.0,
+        shard_size=data.shard_size,
+        info=lambda: _origin(data, reader, watch.intensity),
     )
-    for note in reader.notes:
+    notes = [*reader.notes, *(watch.notes() if data.intensity is not None else ())]
+    for note in notes:
         log.say(note)
-    _report(paths.report("prepare"), meta, source, reader)
+    _report(paths.report("prepare"), meta, [*source.notes, *notes], reader, watch)
     log.reads(
-        params.data.name or params.data.path,
+        data.name or data.path,
         digest=reader.fingerprint,
         count=meta.count,
         shape=meta.layout.shape,
@@ -59,25 +67,38 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     log.say(_summary_line(meta, reader))
 
 
-def _blocks(reader: Reader, log: StageLog) -> Iterator[Block]:
+def _blocks(reader: Reader, log: StageLog) -> Iterator[np.ndarray]:
     with log.progress(reader.total) as progress:
         for images in reader.blocks():
-            progress.update(reader.count)
-            yield Block(images)
+            progress.update(reader.done)
+            yield images
 
 
-def _complex_blocks(blocks: Iterator[Block]) -> Iterator[Block]:
+def _stored(
+    blocks: Iterator[np.ndarray], watch: Watch, *, raw: bool, phase: bool
+) -> Iterator[Block]:
+    """Images as they are stored: raw, complex, or in data units."""
     first = 0
-    for block in blocks:
-        count = len(block.images)
-        yield Block(to_complex(block.images, np.arange(first, first + count)))
-        first += count
+    for images in blocks:
+        if watch.intensity != PIXELS:
+            watch.passes(images)
+        if phase:
+            yield Block(to_complex(images, np.arange(first, first + len(images))))
+        else:
+            yield Block(images if raw else watch.intensity.in_units(images))
+        first += len(images)
 
 
-def _origin(data: Data, reader: Reader) -> Mapping[str, JsonValue]:
+def _origin(data: Data, reader: Reader, intensity: Intensity) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
-    averaged = {} if reader.averaged is None else {"averaged": reader.averaged}
-    return {"content": data.content, "source_sha256": reader.fingerprint, **averaged}
+    more: dict[str, JsonValue] = {}
+    if reader.averaged is not None:
+        more["averaged"] = reader.averaged
+    if intensity != PIXELS:
+        more["intensity"] = intensity.model_dump()
+    if data.patches is not None:
+        more["pictures"] = list(reader.pictures)
+    return {"content": data.content, "source_sha256": reader.fingerprint, **more}
 
 
 def _encodings(reader: Reader) -> dict[str, int]:
@@ -85,24 +106,30 @@ def _encodings(reader: Reader) -> dict[str, int]:
     return {encoding.name: count for encoding, count in reader.encodings.most_common()}
 
 
-def _report(folder: Path, meta: StoreMeta, source: Source, reader: Reader) -> None:
+def _report(folder: Path, meta: StoreMeta, notes: list[str], reader: Reader, watch: Watch) -> None:
     summary = {
         "count": meta.count,
         "shape": meta.layout.shape,
         "dtype": meta.layout.dtype,
         "encodings": _encodings(reader),
-        "notes": [*source.notes, *reader.notes],
+        "notes": notes,
         "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
     }
+    if watch.numbers:
+        summary["intensity"] = watch.intensity.model_dump()
+        summary["outside"] = [watch.below, watch.above]
+        summary["saturated"] = watch.saturated
     write_json(folder / "summary.json", summary)
 
 
 def _summary_line(meta: StoreMeta, reader: Reader) -> str:
     channels, height, width = meta.layout.shape
-    kind = {1: "grey", 2: "complex"}.get(channels, "RGB")
+    kind = {1: "grey", 2: "complex", 3: "RGB"}.get(channels, f"{channels} channels")
     line = f"{meta.count} images of {width} x {height} {kind}, {meta.layout.dtype}"
     encodings = ", ".join(f"{count} {name}" for name, count in _encodings(reader).items())
     line = f"{line} ({encodings})"
+    if reader.pictures:
+        line = f"{line}, cut from {len(reader.pictures)} pictures"
     if not reader.refused:
         return line
     first = reader.refused[0]

@@ -41,7 +41,12 @@ def accepted(overrides):
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [(name, key) for name, key in all_keys().items() if "operator" not in name]
+    ("name", "key"),
+    [
+        (name, key)
+        for name, key in all_keys().items()
+        if not name.startswith(("corrupt.operator", "data.intensity.", "data.patches."))
+    ],
 )
 def test_the_form_has_every_key_with_its_bounds_and_its_explanation(name, key):
     found = form(name)
@@ -64,9 +69,10 @@ def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
     text = str(TRAIN)
     assert "oneOf" not in text
     assert "discriminator" not in text
-    assert form("data.name")["enum"] == ["cifar10", "fashion-mnist", "celeba", "null"]
+    assert form("data.phase")["enum"] == ["none", "smooth"]
+    assert form("data.intensity")["anyOf"][-1] == {"type": "string", "enum": ["null"]}
     numbers = form("corrupt.sigma_hat")["anyOf"][0]
-    assert numbers == {"type": "number", "minimum": 0, "maximum": 10}
+    assert numbers == {"type": "number", "minimum": 0}
     assert form("corrupt.sigma_hat")["anyOf"][1:] == [{"type": "string", "enum": ["auto", "null"]}]
 
 
@@ -78,7 +84,8 @@ def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
         {"corrupt": {"sigma_hat": "null"}},
         {"corrupt": {"operator": {"kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1}}},
         {"data": {"name": "cifar10", "resolution": 32}},
-        {"data": {"name": "null", "resolution": "null"}},
+        {"data": {"name": "null", "resolution": "null", "patches": "null"}},
+        {"data": {"intensity": {"low": 1.5, "high": 20.0}}},
         {"network": {"channel_mult": [1, 2], "patch_size": 4}},
         {"evaluate": {"features": ["package.module:function"], "inception_weights": "null"}},
         {"seed": 7, "distill": {"noise": {"rho": 5.0}, "betas": [0.0, 0.9]}},
@@ -89,6 +96,8 @@ def test_what_may_be_set_passes_the_server_and_the_flow(overrides):
     flat = leaves(overrides)
     if "operator" in overrides.get("corrupt", {}):
         flat = {"corrupt.operator": overrides["corrupt"]["operator"]}
+    if "intensity" in overrides.get("data", {}):
+        flat = {"data.intensity": overrides["data"]["intensity"]}
     values = {key: None if value == "null" else value for key, value in flat.items()}
     assert flatten_overrides(overrides) == values
 
@@ -97,7 +106,6 @@ def test_what_may_be_set_passes_the_server_and_the_flow(overrides):
     "overrides",
     [
         {"corrupt": {"sigma": -0.1}},
-        {"corrupt": {"sigma": 11}},
         {"corrupt": {"sigma": "much"}},
         {"corrupt": {"sigma": [0.1]}},
         {"corrupt": {"sgima": 0.3}},
@@ -106,7 +114,7 @@ def test_what_may_be_set_passes_the_server_and_the_flow(overrides):
         {"corruption": {"sigma": 0.3}},
         {"seed": 1.5},
         {"seed": 2**32},
-        {"data": {"name": "mnist"}},
+        {"data": {"source": "mnist"}},
         {"network": {"channel_mult": []}},
         {"network": {"model_channels": 12}},
         {"distill": {"divergence": "SID"}},
@@ -203,7 +211,7 @@ def test_settings_are_read_like_params_yaml():
         ("corrupt.sigma=-1", "corrupt.sigma = -1 must be a number >= 0"),
         ("corrupt.sigma='0.3", "line 1"),
         ("corrupt.operator.keep_prob=0.5", "does not go with this corrupt.operator.kind"),
-        ("corrupt.sigma=100", "must be a number >= 0 and <= 10"),
+        ("corrupt.sigma=100", "is 100, more than 10 in data units"),
         ("distill.noise.sigma_max=0.4", "must be above corrupt.sigma"),
     ],
 )

@@ -231,7 +231,8 @@ def test_the_lock_file_has_names_and_versions_only_and_satisfies_the_project():
     versions = {canonicalize_name(r.name): str(r.specifier)[2:] for r in map(Requirement, pins)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups = project["dependency-groups"]
-    extra = project["project"]["optional-dependencies"]["features"]
+    extras = project["project"]["optional-dependencies"]
+    extra = [*extras["features"], *extras["formats"]]
     wanted = [*project["project"]["dependencies"], *extra, *groups["pipeline"], *groups["dev"]]
     for requirement in map(Requirement, wanted):
         pinned = versions[canonicalize_name(requirement.name)]

@@ -21,7 +21,7 @@ AVOIDED = re.compile(
     re.IGNORECASE,
 )
 SECTIONS = "|".join(Params.model_fields)
-SUFFIXES = {"py", "json", "csv"}
+SUFFIXES = {"py", "json", "csv", "md"}
 DAG = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
@@ -54,6 +54,10 @@ def test_the_stage_table_is_that_of_dvc():
         assert f"(pipeline/stages/{name.strip('`')}.py)" in code
 
 
+OPTIONAL = ("corrupt.operator.", "data.intensity.", "data.patches.")
+"""Sections that have other keys, or none, in the committed file."""
+
+
 def anchors(page):
     """Of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -74,7 +78,7 @@ def test_links_commands_and_keys_of_a_page_exist(page):
     for script in re.findall(r"\b((?:bench|tests|pipeline|flows|dsd)/\w[\w/]*\.\w+)", text):
         assert (ROOT / script).exists(), script
     for key in re.findall(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z]\w+)+)", text):
-        if key.split(".")[-1] not in SUFFIXES and not key.startswith("corrupt.operator."):
+        if key.split(".")[-1] not in SUFFIXES and not key.startswith(OPTIONAL):
             value = params_with()
             for part in key.split("."):
                 value = getattr(value, part)

@@ -193,7 +193,7 @@ class UNet(nn.Module):
         config: Width, depth, attention and dropout.
         channels: Colour channels of the images.
         extra_channels: Channels of the input that tell about it and are not in the output.
-        resolution: Height and width of the images, which ``config.check_images`` accepts.
+        resolution: Height of the images, which ``config.check_images`` accepts.
 
     Attributes:
         recomputes: Whether blocks keep only their inputs for the gradient and are computed again

@@ -51,9 +51,11 @@ def test_a_resolution_that_does_not_fit_is_refused_with_the_multiple():
         UNet(network(), channels=1, resolution=18)
 
 
-def test_images_that_are_not_square_are_refused():
-    with pytest.raises(ValueError, match="images of 16 x 8 pixels are not square"):
-        build_denoiser(network(), (1, 8, 16), seed=0)
+def test_images_need_not_be_square():
+    x = torch.randn(2, 1, 8, 16)
+    assert build_denoiser(network(), (1, 8, 16), seed=0)(x, torch.ones(2)).shape == x.shape
+    with pytest.raises(ValueError, match=r"18 pixels.*multiple of 4"):
+        build_denoiser(network(), (1, 8, 18), seed=0)
 
 
 @pytest.mark.parametrize("width", [8, 40, 72, 136, 264])

@@ -40,9 +40,9 @@ def transparent(colour, rows, marker):
 
 ANIMATED = {"save_all": True, "append_images": [Image.new("L", (4, 4), 9)]}
 REFUSED = {
-    "16-bit planes": (tiff(16, samples=3, planes=True), "16 bits a channel, not read yet"),
-    "16-bit TIFF": (tiff(16), "16 bits a channel, not read yet"),
-    "signed bytes": (tiff(8, sample_format=2), "signed whole numbers of 8 bits, not read yet"),
+    "16-bit planes": (tiff(16, samples=3, planes=True), "16 bits a channel, which need"),
+    "16-bit TIFF": (tiff(16), "16 bits a channel, which need"),
+    "signed bytes": (tiff(8, sample_format=2), "signed whole numbers of 8 bits, which"),
     "four channels": (tiff(8, samples=4, extra=[0]), "has 4 channels, declared as RGB"),
     "transparent grey": (transparent(0, b"\0\1\2", b"\0\1"), "partly transparent"),
     "transparent colour": (transparent(2, b"\0" + bytes(range(6)), b"\0\0\0\1\0\2"), "partly"),

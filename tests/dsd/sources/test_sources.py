@@ -285,11 +285,11 @@ def test_links_that_lead_nowhere_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("scan.dcm", "DICOM is not read yet: bring all images to 8 bits by one linear map"),
-        ("stack.npy", "a NumPy array is not read yet: .*set data.source to folder"),
-        ("volume.nii.gz", "NIfTI is not read yet"),
-        ("all.h5", "HDF5 is not read yet"),
-        ("all.zip", "unpack it; set data.source to folder"),
+        ("scan.dcm", "set data.source to dicom"),
+        ("stack.npy", "set data.source to array"),
+        ("volume.nii.gz", "set data.source to nifti"),
+        ("all.h5", "set data.source to hdf5"),
+        ("all.zip", "set data.source to zip"),
         ("all.tar.gz", "unpack it"),
         ("a.heic", "save them as PNG"),
     ],
@@ -419,7 +419,10 @@ def raw_png(width, height, depth, colour, rows):
 
 HALF_SEEN = Image.new("RGBA", (4, 4), (9, 9, 9, 128))
 REFUSED = {
-    "16-bit grey": (saved(Image.new("I;16", (4, 4)), "PNG"), "more than 8 bits a channel, not"),
+    "16-bit grey": (
+        saved(Image.new("I;16", (4, 4)), "PNG"),
+        "more than 8 bits a channel, which need one linear map",
+    ),
     "16-bit RGB": (raw_png(2, 1, 16, 2, b"\0" + bytes(12)), "more than 8 bits"),
     "float": (saved(Image.new("F", (4, 4)), "TIFF"), "floating-point numbers of 32 bits"),
     "CMYK": (saved(Image.new("CMYK", (4, 4)), "JPEG"), "colour mode CMYK"),
@@ -570,7 +573,7 @@ def test_without_a_resolution_any_shape_is_kept(tmp_path):
 
 def test_images_that_are_not_square_need_cropping_for_a_resolution(tmp_path):
     path = parquet_of(tmp_path, random_images(2, 5, 9))
-    with pytest.raises(DataError, match=r"9 x 5 grey, not square as .*networks need: crop"):
+    with pytest.raises(DataError, match=r"9 x 5 grey, not square as data.resolution needs: crop"):
         read(path, resolution=4)
 
 

@@ -106,10 +106,10 @@ REFUSED = {
     "sub-directories": (tiff(more={330: [8]}), "further pictures inside a page"),
     "a thumbnail": (tiff(more={254: [1]}), "a reduced copy or a mask"),
     "a volume": (tiff(more={32997: [4]}), "a volume of 4 planes"),
-    "signed": (tiff(sample_format=2), "signed whole numbers of 8 bits, not read yet: bring all"),
-    "float": (tiff(32, sample_format=3), "floating-point numbers of 32 bits, not read yet"),
+    "signed": (tiff(sample_format=2), "signed whole numbers of 8 bits, which need one linear map"),
+    "float": (tiff(32, sample_format=3), "floating-point numbers of 32 bits, which need one"),
     "complex": (tiff(64, sample_format=6), "complex or unknown numbers of 64 bits"),
-    "16 bits": (tiff(16), "16 bits a channel, not read yet: .* by one linear map, the same for"),
+    "16 bits": (tiff(16), "16 bits a channel, which need one linear map for all"),
     "no rows": (tiff(sides=(4, 0)), "0 pixels or 0 channels"),
     "no channels": (tiff(more={277: [0], 262: [6]}), "0 pixels or 0 channels"),
     "an unknown compression": (

@@ -1,5 +1,6 @@
 """Between saved images and data units."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -99,3 +100,12 @@ def test_pictures_show_smaller_and_complex_images_as_large_as_the_others(tmp_pat
     save_grid(one.expand(2, -1, -1, -1), tmp_path / "grid.png", columns=2)
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.getpixel((2, 2))) > 250
+
+
+def test_bands_are_shown_as_their_mean(tmp_path):
+    bands = torch.arange(2 * 5 * 4 * 4).reshape(2, 5, 4, 4).to(torch.uint8)
+    save_grid(bands[:1], tmp_path / "bands.png", columns=1)
+    shown = np.asarray(Image.open(tmp_path / "bands.png"))
+    np.testing.assert_array_equal(
+        shown, bands[0].float().mean(0).round()[..., None].expand(-1, -1, 3)
+    )

@@ -100,10 +100,9 @@ def selected(features):
             {"network": {"patch_size": 1}},
         ),
         (
-            90, (3, 48, 64), {"evaluate": {"features": ["inception-edm"]},
-                              "distill": selected("inception-edm")},
-            "images of 64 x 48 pixels are not square, as the network needs: crop the images to s",
-            None,
+            90, (1, 16, 18), {"network": {"channel_mult": [1, 1]}},
+            "18 pixels do not fit .* a multiple of 4. Lower .*, or crop the images to 16 x 16",
+            {"network": {"channel_mult": [1], "patch_size": 1}},
         ),
         (
             90, (1, 10, 10), {"corrupt": operator("downsample", factor=4)},
@@ -207,6 +206,7 @@ CASES = st.fixed_dictionaries(
     {
         "count": st.integers(6, 14),
         "size": st.sampled_from([8, 12, 16, 10]),
+        "wider": st.sampled_from([0, 0, 4, 6]),
         "content": st.sampled_from(["clean", "noisy"]),
         "heldout": st.sampled_from([2, 2, 3, 5]),
         "samples": st.sampled_from([6, 7, 40, 2]),
@@ -228,7 +228,7 @@ CASES = st.fixed_dictionaries(
     }
 )
 LEAST = {
-    "count": 8, "size": 8, "content": "clean", "heldout": 2, "samples": 6,
+    "count": 8, "size": 8, "wider": 0, "content": "clean", "heldout": 2, "samples": 6,
     "patch_size": 2, "levels": [1], "model_channels": 8, "operator": {"kind": "identity"},
     "consistency": 0.0, "divergence": "sid", "alike": False,
 }  # fmt: skip
@@ -267,9 +267,16 @@ def test_whatever_check_accepts_runs_through_all_stages(monkeypatch):
             "model_channels": 72,
         }
     )
-    @example({**LEAST, "operator": {"kind": "blur", "std": 1.0, "radius": 7}, "levels": [1, 1]})
+    @example(
+        {
+            **LEAST,
+            "operator": {"kind": "blur", "std": 1.0, "radius": 7},
+            "levels": [1, 1],
+            "wider": 4,
+        }
+    )
     def through(case):
-        images = random_images(case["count"], case["size"], case["size"])
+        images = random_images(case["count"], case["size"], case["size"] + case["wider"])
         images = images[:1].repeat(len(images), 0) if case["alike"] else images
         with tempfile.TemporaryDirectory() as folder:
             paths = Paths(Path(folder))
