@@ -36,6 +36,7 @@ from pipeline.stages.measures import (
     EvaluationData,
     FeatureSpaceEvaluator,
     Measures,
+    Measuring,
     published_statistics,
 )
 
@@ -91,36 +92,62 @@ def _evaluate(
     """Draw all pictures and tables; return the summary."""
     data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
-    cache, published = FeatureCache(paths.features), published_statistics(params)
-    chosen_in = params.distill.selection.features
-    by_name = {
-        name: FeatureSpaceEvaluator(
-            open_features(name, params, paths, data.sigma, device), data, params, cache, published
-        )
-        for name in (*params.evaluate.features, chosen_in)
-    }
-    spaces = [by_name[name] for name in params.evaluate.features]
     images = samples.images["generator"]
-    copies = memorisation(
-        images,
-        *(
-            Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
-            for part in ("train", "heldout")  # as they were before 8 bits
-        ),
-        operator=data.operator,
-        seed=params.seed,
-    )
-    log.say(f"copies of training images: {copies.verdict}")
-    summary = _summary(params, samples, data, spaces)
-    # Names the generator to whoever has the weights, such as a model registry.
-    generator = read_spec(paths.artifact("distill") / "generator")
-    summary["generator"]["weights_sha256"] = generator.weights_sha256
-    summary["selection"] = _selection(params, paths, by_name[chosen_in], spaces[0], images)
+    with Measuring(log, _images_to_measure(params, data)) as measuring:
+        spaces = _spaces(params, paths, data, device, measuring)
+        measuring.now("copies of training images")
+        copies = memorisation(
+            images,
+            *(
+                Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
+                for part in ("train", "heldout")  # as they were before 8 bits
+            ),
+            operator=data.operator,
+            seed=params.seed,
+        )
+        log.say(f"copies of training images: {copies.verdict}")
+        named = [spaces[name] for name in params.evaluate.features]
+        summary = _summary(params, samples, data, named, measuring)
+        # Names the generator to whoever has the weights, such as a model registry.
+        generator = read_spec(paths.artifact("distill") / "generator")
+        summary["generator"]["weights_sha256"] = generator.weights_sha256
+        measuring.now("the choice of the generator")
+        chosen_in = spaces[params.distill.selection.features]
+        summary["selection"] = _selection(params, paths, chosen_in, named[0], images)
     summary["memorisation"] = copies.summary()
     _draw(paths, samples, data)
     _draw_progress(paths)
     _draw_neighbours(paths, images, copies, data)
     return summary
+
+
+def _images_to_measure(params: "Params", data: EvaluationData) -> int:
+    """Images whose features all measures need, about."""
+    drawn, clean = len(MODELS) * params.evaluate.num_samples, data.clean
+    noisy = len({*params.evaluate.features, params.distill.selection.features})
+    compared = len({*params.evaluate.features} - {"teacher"}) * (clean is not None)
+    return noisy * (len(data.noisy) + drawn) + compared * (
+        drawn + (0 if clean is None else len(clean))
+    )
+
+
+def _spaces(
+    params: "Params",
+    paths: Paths,
+    data: EvaluationData,
+    device: torch.device,
+    measuring: Measuring,
+) -> dict[str, FeatureSpaceEvaluator]:
+    """All feature spaces by name, that in which the generator was chosen among them."""
+    cache, published = FeatureCache(paths.features), published_statistics(params)
+    spaces = {}
+    for name in dict.fromkeys((*params.evaluate.features, params.distill.selection.features)):
+        measuring.now(f"the data ({name})")
+        extractor = open_features(name, params, paths, data.sigma, device)
+        spaces[name] = FeatureSpaceEvaluator(
+            extractor, data, params, cache, published, measuring.add
+        )
+    return spaces
 
 
 def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
@@ -194,18 +221,26 @@ def _sample(
 
 
 def _summary(
-    params: "Params", samples: Samples, data: EvaluationData, spaces: list[FeatureSpaceEvaluator]
+    params: "Params",
+    samples: Samples,
+    data: EvaluationData,
+    spaces: list[FeatureSpaceEvaluator],
+    measuring: Measuring,
 ) -> dict[str, Any]:
     """All distances; those in the first feature space stand at the top of each model."""
     summary: dict[str, Any] = {}
     for name in MODELS:
         images, operator = samples.images[name], data.remaining_operator(name)
-        by_features = {space.name: space.measures(images, operator) for space in spaces}
+        by_features = {}
+        for space in spaces:
+            measuring.now(f"{LABELS[name]} ({space.name})")
+            by_features[space.name] = space.measures(images, operator)
         summary[name] = {
             **_main_distances(by_features[spaces[0].name]),
             "evaluations": samples.evaluations[name],
             "by_features": by_features,
         }
+    measuring.now(LABELS["noisy_data"])
     noisy = {space.name: space.measures_of_noisy() for space in spaces}
     summary["noisy_data"] = {**_main_distances(noisy[spaces[0].name]), "by_features": noisy}
     summary["protocol"] = _protocol(params, data, spaces)
