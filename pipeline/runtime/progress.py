@@ -15,7 +15,7 @@ from pipeline.stage_io.log import Progress
 
 __all__ = ["Bar", "Lines", "UntrackedLog", "make_progress", "percent_in", "say"]
 
-_LINE_SECONDS = 10.0
+_LINE_SECONDS = 4.0
 _PERCENT = re.compile(r"\w+ (\d+)% [\d,]+/[\d,]+ images")
 
 
@@ -92,7 +92,7 @@ class Bar(AbstractContextManager["Bar"]):
 
 @final
 class Lines(AbstractContextManager["Lines"]):
-    """One complete line at most every ten seconds, and one at the end; never a carriage return.
+    """One complete line at most every four seconds, and one at the end; never a carriage return.
 
     Args:
         label: Name of the stage, the first word of each line.

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from dsd.evaluation.memorisation import Memorisation, Observations, memorisation
+from dsd.evaluation.memorisation import Observations, memorisation
 from dsd.features.cache import FeatureCache, fingerprint
 from dsd.model.checkpoint import load_denoiser, load_generator, read_spec
 from dsd.model.generator import make_latents
@@ -22,7 +21,7 @@ from dsd.operators.operator import Operator
 from dsd.selection.proximal import choose
 from dsd.storage.image_store import ImageStore
 from dsd.utils.files import write_json
-from dsd.utils.images import save_grid, save_rows, to_uint8
+from dsd.utils.images import to_uint8
 from dsd.utils.random import derive_seed
 from dsd.utils.shapes import Pixels
 from pipeline.stage_io.context import StageContext
@@ -31,42 +30,26 @@ from pipeline.stage_io.log import StageLog
 from pipeline.stage_io.outputs import replaced_outputs
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
+from pipeline.stages.evaluation_pictures import (
+    LABELS,
+    MODELS,
+    draw_models,
+    draw_neighbours,
+    draw_progress,
+)
 from pipeline.stages.features import open_features
 from pipeline.stages.measures import (
     EvaluationData,
     FeatureSpaceEvaluator,
     Measures,
+    Measuring,
     published_statistics,
 )
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["run"]
-
-NUM_SHOWN = 12
-"""Images in a row of a picture."""
-
-NUM_SAMPLED = 3 * NUM_SHOWN
-"""Images in the picture of one model's."""
-
-NUM_PROGRESS = 9
-"""Checkpoints of the distillation in the picture of its progress."""
-
-SHOWN_PIXELS = 64
-"""Width of an image in a picture, about."""
-
-MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
-"""What is measured, by its name in the summary."""
-
-LABELS = {
-    "clean_data": "clean data",
-    "noisy_data": "noisy data",
-    "teacher_full": "teacher, Full",
-    "teacher_truncated": "teacher, Truncated",
-    "teacher_truncated_exact": "Truncated at sigma",
-    "generator": "one step",
-}
+__all__ = ["MODELS", "run"]
 
 
 class Samples(NamedTuple):
@@ -91,36 +74,62 @@ def _evaluate(
     """Draw all pictures and tables; return the summary."""
     data = _data(params, paths, log)
     samples = _sample(params, paths, data, device, log)
-    cache, published = FeatureCache(paths.features), published_statistics(params)
-    chosen_in = params.distill.selection.features
-    by_name = {
-        name: FeatureSpaceEvaluator(
-            open_features(name, params, paths, data.sigma, device), data, params, cache, published
-        )
-        for name in (*params.evaluate.features, chosen_in)
-    }
-    spaces = [by_name[name] for name in params.evaluate.features]
     images = samples.images["generator"]
-    copies = memorisation(
-        images,
-        *(
-            Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
-            for part in ("train", "heldout")  # as they were before 8 bits
-        ),
-        operator=data.operator,
-        seed=params.seed,
-    )
-    log.say(f"copies of training images: {copies.verdict}")
-    summary = _summary(params, samples, data, spaces)
-    # Names the generator to whoever has the weights, such as a model registry.
-    generator = read_spec(paths.artifact("distill") / "generator")
-    summary["generator"]["weights_sha256"] = generator.weights_sha256
-    summary["selection"] = _selection(params, paths, by_name[chosen_in], spaces[0], images)
+    with Measuring(log, _images_to_measure(params, data)) as measuring:
+        spaces = _spaces(params, paths, data, device, measuring)
+        measuring.now("copies of training images")
+        copies = memorisation(
+            images,
+            *(
+                Observations.of_store(ImageStore.open(paths.artifact(f"corrupt/{part}")))
+                for part in ("train", "heldout")  # as they were before 8 bits
+            ),
+            operator=data.operator,
+            seed=params.seed,
+        )
+        log.say(f"copies of training images: {copies.verdict}")
+        named = [spaces[name] for name in params.evaluate.features]
+        summary = _summary(params, samples, data, named, measuring)
+        # Names the generator to whoever has the weights, such as a model registry.
+        generator = read_spec(paths.artifact("distill") / "generator")
+        summary["generator"]["weights_sha256"] = generator.weights_sha256
+        measuring.now("the choice of the generator")
+        chosen_in = spaces[params.distill.selection.features]
+        summary["selection"] = _selection(params, paths, chosen_in, named[0], images)
     summary["memorisation"] = copies.summary()
-    _draw(paths, samples, data)
-    _draw_progress(paths)
-    _draw_neighbours(paths, images, copies, data)
+    draw_models(paths, samples.images, data)
+    draw_progress(paths)
+    draw_neighbours(paths, images, copies, data)
     return summary
+
+
+def _images_to_measure(params: "Params", data: EvaluationData) -> int:
+    """Images whose features all measures need, about."""
+    drawn, clean = len(MODELS) * params.evaluate.num_samples, data.clean
+    noisy = len({*params.evaluate.features, params.distill.selection.features})
+    compared = len({*params.evaluate.features} - {"teacher"}) * (clean is not None)
+    return noisy * (len(data.noisy) + drawn) + compared * (
+        drawn + (0 if clean is None else len(clean))
+    )
+
+
+def _spaces(
+    params: "Params",
+    paths: Paths,
+    data: EvaluationData,
+    device: torch.device,
+    measuring: Measuring,
+) -> dict[str, FeatureSpaceEvaluator]:
+    """All feature spaces by name, that in which the generator was chosen among them."""
+    cache, published = FeatureCache(paths.features), published_statistics(params)
+    spaces = {}
+    for name in dict.fromkeys((*params.evaluate.features, params.distill.selection.features)):
+        measuring.now(f"the data ({name})")
+        extractor = open_features(name, params, paths, data.sigma, device)
+        spaces[name] = FeatureSpaceEvaluator(
+            extractor, data, params, cache, published, measuring.add
+        )
+    return spaces
 
 
 def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
@@ -194,18 +203,26 @@ def _sample(
 
 
 def _summary(
-    params: "Params", samples: Samples, data: EvaluationData, spaces: list[FeatureSpaceEvaluator]
+    params: "Params",
+    samples: Samples,
+    data: EvaluationData,
+    spaces: list[FeatureSpaceEvaluator],
+    measuring: Measuring,
 ) -> dict[str, Any]:
     """All distances; those in the first feature space stand at the top of each model."""
     summary: dict[str, Any] = {}
     for name in MODELS:
         images, operator = samples.images[name], data.remaining_operator(name)
-        by_features = {space.name: space.measures(images, operator) for space in spaces}
+        by_features = {}
+        for space in spaces:
+            measuring.now(f"{LABELS[name]} ({space.name})")
+            by_features[space.name] = space.measures(images, operator)
         summary[name] = {
             **_main_distances(by_features[spaces[0].name]),
             "evaluations": samples.evaluations[name],
             "by_features": by_features,
         }
+    measuring.now(LABELS["noisy_data"])
     noisy = {space.name: space.measures_of_noisy() for space in spaces}
     summary["noisy_data"] = {**_main_distances(noisy[spaces[0].name]), "by_features": noisy}
     summary["protocol"] = _protocol(params, data, spaces)
@@ -325,50 +342,6 @@ def _agreement(name: str, found: list[_Checkpoint]) -> dict[str, float]:
     if len({*chosen_by}) < 2 or len({*clean}) < 2:
         return {}
     return {name: float(spearmanr(chosen_by, clean).statistic)}
-
-
-def _draw(paths: Paths, samples: Samples, data: EvaluationData) -> None:
-    """Save data above each model's images of the same latents; and more of each model's.
-
-    Each noisy image stands below the clean one that it shows.
-    """
-    rows = {"noisy_data": data.noisy[:NUM_SHOWN]}
-    rows |= {name: samples.images[name][:NUM_SHOWN] for name in reversed(MODELS)}
-    if data.clean is not None:
-        rows["clean_data"] = data.clean[data.numbers[:NUM_SHOWN]]
-    labelled = {label: rows[name] for name, label in LABELS.items() if name in rows}
-    folder = paths.report("evaluate")
-    save_rows(labelled, folder / "comparison.png")
-    for name in MODELS:
-        images = samples.images[name][:NUM_SAMPLED]
-        zoom = max(1, SHOWN_PIXELS // images.shape[-1])
-        save_grid(images, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
-
-
-def _draw_progress(paths: Paths) -> None:
-    """Save the generator's images of the same latents, at a few times of the distillation."""
-    files = sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors"))
-    shown = np.linspace(0, len(files) - 1, min(NUM_PROGRESS, len(files))).round().astype(int)
-    rows = {f"{int(files[at].stem):,} images": _first_images(files[at]) for at in shown}
-    save_rows(rows, paths.report("evaluate") / "progress.png")
-
-
-def _first_images(file: Path) -> Pixels:
-    with safe_open(file, framework="pt") as stored:
-        images: Pixels = stored.get_slice("images")[:NUM_SHOWN]
-    return images
-
-
-def _draw_neighbours(
-    paths: Paths, images: Pixels, copies: Memorisation, data: EvaluationData
-) -> None:
-    """Save the generated images that match an observation best, above their best training ones."""
-    shown = copies.most_suspicious(NUM_SHOWN)
-    nearest = copies.nearest[shown]
-    rows = {"one step": images[shown], "nearest noisy": data.noisy[nearest]}
-    if data.clean is not None:
-        rows["the same, clean"] = data.clean[data.numbers[nearest]]
-    save_rows(rows, paths.report("evaluate") / "neighbours.png")
 
 
 def _line(name: str, summary: Mapping[str, Any]) -> str:

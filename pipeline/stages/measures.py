@@ -1,8 +1,11 @@
 """Measures of a set of images in one feature space."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, final
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -19,12 +22,19 @@ from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
 from dsd.utils.shapes import Features, Level, Pixels
+from pipeline.stage_io.log import StageLog
 from pipeline.stages.features import naming_key
 
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["EvaluationData", "FeatureSpaceEvaluator", "Measures", "published_statistics"]
+__all__ = [
+    "EvaluationData",
+    "FeatureSpaceEvaluator",
+    "Measures",
+    "Measuring",
+    "published_statistics",
+]
 
 Measures: TypeAlias = dict[str, float | None]
 """Numbers by name; None where there is nothing to compare with."""
@@ -59,6 +69,61 @@ class EvaluationData(NamedTuple):
 
 
 @final
+class Measuring(AbstractContextManager["Measuring"]):
+    """Says what is measured now, and how many images' features are computed.
+
+    Args:
+        log: Where it is said.
+        planned: Images whose features are needed; those in the cache count at the end.
+    """
+
+    def __init__(self, log: StageLog, planned: int) -> None:
+        self._log, self._planned, self._done = log, planned, 0
+        self._progress = log.progress(planned)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the display, at 100 % unless something failed."""
+        if kind is None:
+            self._progress.update(self._planned)
+        self._progress.__exit__(kind, error, trace)
+
+    def now(self, what: str) -> None:
+        """Print what is measured from now on."""
+        self._log.say(f"measuring {what}")
+        self._progress.update(self._done)
+
+    def add(self, images: int) -> None:
+        """Count images whose features were computed."""
+        self._done = min(self._done + images, self._planned)
+        self._progress.update(self._done)
+
+
+@final
+class _Counted:
+    """An extractor that says after each batch how many images it had."""
+
+    def __init__(self, extractor: Extractor, done: Callable[[int], None]) -> None:
+        self.name, self.protocol = extractor.name, extractor.protocol
+        self._extractor, self._done = extractor, done
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._extractor.device
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features of a batch."""
+        features = self._extractor(images)
+        self._done(len(images))
+        return features
+
+
+@final
 class FeatureSpaceEvaluator:
     """One feature space with the data in it.
 
@@ -68,6 +133,7 @@ class FeatureSpaceEvaluator:
         params: Seed, number of samples and batch size are read.
         cache: Of the data's features.
         published: Statistics of clean images, used if they are of this extractor's protocol.
+        done: Called with the number of images of each batch whose features were computed.
 
     Raises:
         DataError: The extractor refuses the images.
@@ -80,9 +146,11 @@ class FeatureSpaceEvaluator:
         params: "Params",
         cache: FeatureCache,
         published: Moments | None = None,
+        done: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.name, self.protocol = extractor.name, extractor.protocol
         self._extractor, self._data, self._cache = extractor, data, cache
+        self._counted = _Counted(extractor, done)
         self._seed = derive_seed(params.seed, "evaluation noise")
         self._num_samples = params.evaluate.num_samples
         self._batch_size = params.run.eval_batch_size
@@ -160,10 +228,10 @@ class FeatureSpaceEvaluator:
         return images.shape[1:] == self._data.operator.shape
 
     def _features(self, images: Pixels) -> Features:
-        return extract(self._extractor, images, batch_size=self._batch_size)
+        return extract(self._counted, images, batch_size=self._batch_size)
 
     def _cached(self, images: Pixels) -> Features:
-        return self._cache.features(self._extractor, images, batch_size=self._batch_size)
+        return self._cache.features(self._counted, images, batch_size=self._batch_size)
 
     def _moments(self, features: Tensor) -> Moments:
         return moments(features, protocol=self.protocol)

@@ -105,7 +105,9 @@ class _NoiseEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        frequencies = 1e-4 ** (torch.arange(width // 2) / (width // 2 - 1))
+        # On the CPU, also in a network without memory ("meta"), where a division imports torch's
+        # compiler, which takes seconds.
+        frequencies = 1e-4 ** (torch.arange(width // 2, device="cpu") / (width // 2 - 1))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.expand = _linear(width, 4 * width)
         self.mix = _linear(4 * width, 4 * width)

@@ -21,6 +21,7 @@ from pipeline.reports.report import write_report
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
+from pipeline.stages.evaluation_pictures import NUM_SHOWN
 from sandbox.pages import check, look, measured_width, needs_browser
 
 SECTIONS = ("result", "images", "training", "choice", "noise", "protocol", "parameters")
@@ -261,7 +262,7 @@ def test_two_distances_of_one_generator_are_explained_beside_each_other(workspac
 def test_each_noisy_image_stands_below_the_clean_one_that_it_shows(finished):
     clean = ImageStore.open(finished.artifact("prepare"))
     noisy = ImageStore.open(finished.artifact("corrupt") / "train")
-    shown = to_uint8(clean.take(noisy.index[: evaluate.NUM_SHOWN]))
+    shown = to_uint8(clean.take(noisy.index[:NUM_SHOWN]))
     picture = np.asarray(Image.open(finished.report("evaluate") / "comparison.png"))
     for column, image in enumerate(shown):
         left = 150 + 2 + column * 66

@@ -42,14 +42,14 @@ def test_a_line_says_share_images_rate_time_left_and_values():
     )
 
 
-def test_lines_come_at_most_every_ten_seconds_and_once_more_at_the_end():
+def test_lines_come_at_most_every_four_seconds_and_once_more_at_the_end():
     lines, stream, clock = make_lines(total=1000)
     with lines:
         for images in range(10, 1001, 10):
             lines.update(images)
             clock.now += 0.5
     text = stream.getvalue()
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 13
     assert text.splitlines()[-1].startswith("distill 100% 1,000/1,000 images")
     assert "\r" not in text
 

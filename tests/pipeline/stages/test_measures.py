@@ -3,7 +3,7 @@
 import pytest
 import torch
 from clothes import clothes
-from stage_helpers import params_with
+from stage_helpers import Recorder, params_with
 from torch import nn
 
 from dsd.evaluation.inception_score import inception_score
@@ -23,6 +23,7 @@ from pipeline.stages.features import load_features
 from pipeline.stages.measures import (
     EvaluationData,
     FeatureSpaceEvaluator,
+    Measuring,
     published_statistics,
 )
 
@@ -181,3 +182,15 @@ def test_a_file_at_fault_is_refused_with_its_key(tmp_path):
         load_features("inception-edm", params, CPU)
     with pytest.raises(DataError, match=r"^evaluate\.inception_statistics: .*none\.npz: statis"):
         published_statistics(params)
+
+
+def test_progress_moves_with_every_batch_and_lines_name_what_is_measured(data, tmp_path):
+    log = Recorder()
+    params = params_with(evaluate={"num_samples": COUNT}, run={"eval_batch_size": 600})
+    extractor = load_extractor("fashion-classifier", device=CPU)
+    with Measuring(log, 3 * COUNT) as measuring:
+        measuring.now("the data")
+        FeatureSpaceEvaluator(extractor, data, params, FeatureCache(tmp_path), done=measuring.add)
+    batches = [600, 1200, 1300, 1900, 2500, 2600]
+    assert log.bars[0].seen == [0, *batches, 3 * COUNT, "closed"]
+    assert log.lines == ["measuring the data"]

@@ -1,0 +1,90 @@
+"""Pictures of the stage ``evaluate``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from dsd.evaluation.memorisation import Memorisation
+from dsd.utils.images import save_grid, save_rows
+from dsd.utils.shapes import Pixels
+from pipeline.stage_io.paths import Paths
+from pipeline.stages.measures import EvaluationData
+
+__all__ = [
+    "LABELS",
+    "MODELS",
+    "NUM_SHOWN",
+    "draw_models",
+    "draw_neighbours",
+    "draw_progress",
+]
+
+NUM_SHOWN = 12
+"""Images in a row of a picture."""
+
+NUM_SAMPLED = 3 * NUM_SHOWN
+"""Images in the picture of one model's."""
+
+NUM_PROGRESS = 9
+"""Checkpoints of the distillation in the picture of its progress."""
+
+SHOWN_PIXELS = 64
+"""Width of an image in a picture, about."""
+
+MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_exact")
+"""What is measured, by its name in the summary."""
+
+LABELS = {
+    "clean_data": "clean data",
+    "noisy_data": "noisy data",
+    "teacher_full": "teacher, Full",
+    "teacher_truncated": "teacher, Truncated",
+    "teacher_truncated_exact": "Truncated at sigma",
+    "generator": "one step",
+}
+
+
+def draw_models(paths: Paths, images: Mapping[str, Pixels], data: EvaluationData) -> None:
+    """Save data above each model's images of the same latents; and more of each model's.
+
+    Each noisy image stands below the clean one that it shows.
+    """
+    rows = {"noisy_data": data.noisy[:NUM_SHOWN]}
+    rows |= {name: images[name][:NUM_SHOWN] for name in reversed(MODELS)}
+    if data.clean is not None:
+        rows["clean_data"] = data.clean[data.numbers[:NUM_SHOWN]]
+    labelled = {label: rows[name] for name, label in LABELS.items() if name in rows}
+    folder = paths.report("evaluate")
+    save_rows(labelled, folder / "comparison.png")
+    for name in MODELS:
+        shown = images[name][:NUM_SAMPLED]
+        zoom = max(1, SHOWN_PIXELS // shown.shape[-1])
+        save_grid(shown, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
+
+
+def draw_progress(paths: Paths) -> None:
+    """Save the generator's images of the same latents, at a few times of the distillation."""
+    files = sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors"))
+    shown = np.linspace(0, len(files) - 1, min(NUM_PROGRESS, len(files))).round().astype(int)
+    rows = {f"{int(files[at].stem):,} images": _first_images(files[at]) for at in shown}
+    save_rows(rows, paths.report("evaluate") / "progress.png")
+
+
+def _first_images(file: Path) -> Pixels:
+    with safe_open(file, framework="pt") as stored:
+        images: Pixels = stored.get_slice("images")[:NUM_SHOWN]
+    return images
+
+
+def draw_neighbours(
+    paths: Paths, images: Pixels, copies: Memorisation, data: EvaluationData
+) -> None:
+    """Save the generated images that match an observation best, above their best training ones."""
+    shown = copies.most_suspicious(NUM_SHOWN)
+    nearest = copies.nearest[shown]
+    rows = {"one step": images[shown], "nearest noisy": data.noisy[nearest]}
+    if data.clean is not None:
+        rows["the same, clean"] = data.clean[data.numbers[nearest]]
+    save_rows(rows, paths.report("evaluate") / "neighbours.png")
