@@ -1,9 +1,8 @@
-"""Which flow runs are alive on this machine: each keeps a file locked for as long as it lives.
+"""Which flow runs are alive: each keeps a record, and a lease on it for as long as it lives.
 
 Prefect's server learns of a dead flow run only from its worker. When the worker dies too, as in a
-reboot, the run would be shown as running for ever. The kernel knows better: it frees the locks of
-a process however that ends. A lock cannot be lost by a living process, unlike a heartbeat, which
-the server also misses while it is down itself.
+reboot or at a job's time limit, the run would be shown as running for ever. Hosts that share the
+folder see each other's runs.
 """
 
 import atexit
@@ -11,13 +10,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, final
+from typing import TYPE_CHECKING, Any, final
 from uuid import UUID
 
-from psutil import pid_exists
+from filelock import SoftFileLease
 
 from flows.runtime.environment import ROOT
-from pipeline.execution.locks import can_lock, try_lock
+from pipeline.execution.locks import is_held, lease, this_host
 from pipeline.runtime.parent_death import end_with_parent
 from pipeline.stage_io.paths import home_of
 
@@ -29,7 +28,7 @@ __all__ = [
     "Record",
     "active_runs",
     "crashed_runs",
-    "create_locked_record",
+    "create_record",
     "forget_run",
     "register_run",
 ]
@@ -37,23 +36,32 @@ __all__ = [
 RECORDS = home_of(ROOT) / ".dsd" / "flow_runs"
 """Folder of the records of this workspace; worktrees share it."""
 
-_held: list[TextIO] = []
+_LEASE = ".lease"
+
+_held: dict[Path, SoftFileLease] = {}
+"""Leases of this process, by record."""
 
 
 @final
 @dataclass(frozen=True)
 class Record:
-    """A flow run that was begun on this machine."""
+    """A flow run that was begun in this workspace."""
 
     run_id: UUID
     state_id: UUID
     """The Running state that the process entered: a retried run enters another one, elsewhere."""
     pid: int
+    host: str
     file: Path
+
+    @property
+    def is_of_this_host(self) -> bool:
+        """Whether its process is, or was, one of this host."""
+        return self.host == this_host()
 
     def forget(self) -> None:
         """Delete the record, once the server knows how the run ended."""
-        self.file.unlink(missing_ok=True)
+        _forget(self.file)
 
 
 def register_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
@@ -63,30 +71,36 @@ def register_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None
     another run. It therefore ends with its worker: SIGTERM, on which the stage saves its state and
     the run is reported as Crashed. A flow that a person started by hand has no worker.
     """
-    file = create_locked_record(RECORDS, flow_run.id, state.id)
+    file = create_record(RECORDS, flow_run.id, state.id)
     if "PREFECT__FLOW_RUN_ID" in os.environ:  # set by Prefect's workers alone
         # The record stays if the process ends before Prefect has reported how the run ended.
         end_with_parent(os.getppid())
     else:
-        atexit.register(file.unlink, missing_ok=True)
+        atexit.register(_forget, file)
 
 
 def forget_run(flow: object, flow_run: "FlowRun", state: "State[Any]") -> None:
     """Hook ``on_completion`` and ``on_failure`` of every flow: the server knows the end."""
-    (RECORDS / str(flow_run.id)).unlink(missing_ok=True)
+    _forget(RECORDS / str(flow_run.id))
 
 
-def create_locked_record(records: Path, run_id: UUID, state_id: UUID) -> Path:
-    """Write the record of a run in its Running state, locked until this process ends."""
+def _forget(record: Path) -> None:
+    record.unlink(missing_ok=True)
+    if record in _held:
+        _held.pop(record).release()
+    record.with_suffix(_LEASE).unlink(missing_ok=True)
+
+
+def create_record(records: Path, run_id: UUID, state_id: UUID) -> Path:
+    """Write the record of a run in its Running state, held until this process ends."""
     records.mkdir(parents=True, exist_ok=True)
     file, part = records / str(run_id), records / f"{run_id}.{os.getpid()}.part"
-    # Locked before it has its name: nobody sees the record of a living run unlocked.
-    handle = part.open("w", encoding="ascii")
-    try_lock(handle)
-    handle.write(f"{state_id} {os.getpid()}\n")
-    handle.flush()
+    # Held before it has its name: nobody sees the record of a living run without its lease.
+    held = lease(file.with_suffix(_LEASE))
+    held.acquire(blocking=False)
+    _held[file] = held
+    part.write_text(f"{state_id} {os.getpid()} {this_host()}\n", encoding="ascii")
     part.replace(file)
-    _held.append(handle)
     return file
 
 
@@ -103,13 +117,11 @@ def active_runs(records: Path) -> list[Record]:
 def _records(records: Path) -> Iterator[tuple[Record, bool]]:
     """All records, each with whether its process is alive."""
     for file in sorted(records.iterdir()) if records.is_dir() else []:
-        if file.suffix == ".part":
+        if file.suffix:
             continue
         try:
-            with file.open("r+", encoding="ascii") as handle:  # NFS locks only what can be written
-                locked = not try_lock(handle)
-                state_id, pid = handle.read().split()
-                alive = locked or (not can_lock(handle) and pid_exists(int(pid)))
+            state_id, pid, host = file.read_text(encoding="ascii").split()
         except FileNotFoundError:  # the run has just ended
             continue
-        yield Record(UUID(file.name), UUID(state_id), int(pid), file), alive
+        alive = is_held(file.with_suffix(_LEASE))
+        yield Record(UUID(file.name), UUID(state_id), int(pid), host, file), alive

@@ -181,8 +181,11 @@ def _run(options: argparse.Namespace) -> None:
         _say("stopping; a stage that runs saves its state first")
         try:
             workers.stop()
-            # The servers must hear how the last runs end.
-            _wait(lambda: not active_runs(RECORDS), _RUNS_END_WITHIN_S)
+            # The servers must hear how the last runs of this host end.
+            _wait(
+                lambda: not any(r.is_of_this_host for r in active_runs(RECORDS)),
+                _RUNS_END_WITHIN_S,
+            )
         finally:
             servers.stop()
 
@@ -204,7 +207,8 @@ def _start_servers(
 
 def _start_workers(workers: Supervisor, name: str, gpus: Sequence[str]) -> None:
     every = ["--every", str(_RECONCILE_EVERY_S)]
-    workers.start(Service("reconcile", [sys.executable, "-m", "flows.services.reconcile", *every]))
+    reconcile = [sys.executable, "-m", "flows.services.reconcile", *every]
+    workers.start(Service(f"reconcile-{name}", reconcile))
     for gpu in gpus:
         workers.start(_worker(f"{name}-gpu{gpu.replace(',', '-')}", "gpu", 1, gpu))
     if not gpus:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Reconcile once, or at intervals until stopped; the exit code is 1 if no server answers."""
     parser = argparse.ArgumentParser(
         prog="python -m flows.services.reconcile",
-        description="Mark flow runs as Crashed whose process on this machine is gone.",
+        description="Mark flow runs as Crashed whose process is gone.",
     )
     parser.add_argument("--every", type=_pause, metavar="SECONDS", help="repeat until stopped")
     options = parser.parse_args(arguments)
@@ -80,7 +80,7 @@ def reconcile(
 
     Args:
         client: Connection to the server.
-        records: Folder of :func:`flows.runtime.run_records.create_locked_record`.
+        records: Folder of :func:`flows.runtime.run_records.create_record`.
         never_started_after: Age at which a run that nobody started is given up.
 
     Yields:
@@ -95,7 +95,9 @@ def reconcile(
         run = _read(client, record.run_id)
         # Its worker should have stopped the run by now.
         in_vain = datetime.now(UTC) - CANCELLED_WITHIN
-        if run and run.state and run.state.is_cancelling() and run.state.timestamp < in_vain:
+        if run is None or run.state is None or not record.is_of_this_host:
+            continue
+        if run.state.is_cancelling() and run.state.timestamp < in_vain:
             os.kill(record.pid, signal.SIGTERM)
             yield f"flow run {run.name!r} was cancelled but went on: stopped process {record.pid}"
     for run in _never_started(client, datetime.now(UTC) - never_started_after):

@@ -29,7 +29,10 @@ __all__ = [
     "blocking_lock",
     "can_lock",
     "exclusive",
+    "is_held",
+    "lease",
     "locks_work_in",
+    "this_host",
     "try_lock",
     "unlock",
 ]
@@ -65,33 +68,60 @@ def exclusive(lock: Path, purpose: str) -> Iterator[None]:
         BusyError: Another process holds it; the message says which.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(
+    held = lease(lock)
+    _acquire(held, lock, purpose)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def lease(lock: Path) -> SoftFileLease:
+    """A lease on ``lock``, to be acquired for as long as this process lives."""
+    return SoftFileLease(
         lock,
         lease_duration=_LEASE_SECONDS,
         heartbeat_interval=_RENEWAL_SECONDS,
         on_compromise=_stop_this_process,
         poll_interval=0.1,
+        thread_local=False,
     )
-    _acquire(lease, lock, purpose)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process holds the lease ``lock``, without waiting.
+
+    A process on another host lives if it has renewed the lease within 20 s, by the clock of the
+    file system.
+    """
+    probe = lease(lock)
     try:
-        yield
-    finally:
-        lease.release()
+        probe.acquire(blocking=False)
+    except Timeout:
+        holder = _holder(lock)
+    else:
+        probe.release()
+        return False
+    if holder is None or holder.host == this_host():
+        return holder is not None
+    with TemporaryFile(dir=lock.parent) as now:
+        age_ns = os.fstat(now.fileno()).st_mtime_ns - holder.renewed_ns
+    return age_ns < _LEASE_SECONDS * 1e9
 
 
-def _acquire(lease: SoftFileLease, lock: Path, purpose: str) -> None:
+def _acquire(held: SoftFileLease, lock: Path, purpose: str) -> None:
     """Take the lease if its holder is dead; tell living holders by their renewals."""
     seconds, first = 0.0, None
     while True:
         try:
-            lease.acquire(timeout=seconds)
+            held.acquire(timeout=seconds)
         except Timeout:
             holder = _holder(lock)
         else:
             return
         first, seconds = first or holder, 1.0
-        if holder is not None and (holder.host == _this_host() or holder != first):
-            here = holder.host == _this_host()
+        if holder is not None and (holder.host == this_host() or holder != first):
+            here = holder.host == this_host()
             where = "here" if here else f"on host {holder.host.partition('?')[0]}"
             stop = f"stop it {'' if here else 'there '}with `kill {holder.pid}`"
             msg = (
@@ -124,7 +154,7 @@ def _holder(lock: Path) -> _Holder | None:
 
 
 @cache
-def _this_host() -> str:
+def this_host() -> str:
     """This host, and its space of process ids, as leases name it."""
     with TemporaryDirectory() as folder:
         lock = Path(folder) / "lock"

@@ -36,8 +36,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from uuid import UUID
-from flows.runtime.run_records import create_locked_record
-create_locked_record(Path(sys.argv[1]), UUID(sys.argv[2]), UUID(sys.argv[3]))
+from flows.runtime.run_records import create_record
+create_record(Path(sys.argv[1]), UUID(sys.argv[2]), UUID(sys.argv[3]))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -95,6 +95,7 @@ def test_a_killed_run_is_told_from_a_living_one_and_from_one_that_ended_well(
     with held(tmp_path, run_id, state_id) as process:
         (living,) = active_runs(tmp_path)
         assert (living.run_id, living.state_id, living.pid) == (run_id, state_id, process.pid)
+        assert living.is_of_this_host
         assert list(crashed_runs(tmp_path)) == []
         process.kill()
         process.wait()

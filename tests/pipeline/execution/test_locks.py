@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
 from flows.dvc import experiment
 from flows.dvc.runner import DvcError, planned_stages
-from flows.runtime.run_records import active_runs, crashed_runs, create_locked_record
+from flows.runtime import run_records
+from flows.runtime.run_records import active_runs, crashed_runs, create_record, forget_run
 from pipeline.execution import locks
 from pipeline.execution.locks import BusyError, blocking_lock, exclusive, try_lock
 from pipeline.tracking.session import Record, abandoned_sessions, open_session
@@ -160,15 +162,24 @@ def test_without_locks_a_living_session_is_not_taken_for_an_abandoned_one(no_loc
     assert [found.record.token for found in abandoned_sessions(tmp_path)] == [session.record.token]
 
 
-def test_without_locks_a_flow_run_lives_as_long_as_its_process(no_locks, tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    ended = uuid4()
-    (tmp_path / str(ended)).write_text(f"{uuid4()} {dead.pid}\n")
+def test_a_flow_run_lives_as_long_as_its_process_on_whatever_host(no_locks, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_records, "RECORDS", tmp_path)
     living = uuid4()
-    create_locked_record(tmp_path, living, uuid4())
-    assert [run.run_id for run in crashed_runs(tmp_path)] == [ended]
+    create_record(tmp_path, living, uuid4())
     assert [run.run_id for run in active_runs(tmp_path)] == [living]
+    elsewhere, text = uuid4(), (tmp_path / str(living)).read_text()
+    lease = tmp_path / f"{elsewhere}.lease"
+    lease.write_text((tmp_path / f"{living}.lease").read_text())
+    of_another_host(lease, locks._LEASE_SECONDS)
+    (tmp_path / str(elsewhere)).write_text(text.replace(locks.this_host(), "node7"))
+    assert {run.run_id for run in active_runs(tmp_path)} == {living, elsewhere}
+    assert [run.is_of_this_host for run in active_runs(tmp_path)].count(True) == 1
+    os.utime(lease, (0, time.time() - 30))
+    (dead,) = crashed_runs(tmp_path)
+    assert dead.run_id == elsewhere
+    dead.forget()
+    forget_run(None, SimpleNamespace(id=living), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_locks_no_copy_of_a_workspace_is_taken_for_that_of_a_killed_run(
@@ -178,20 +189,6 @@ def test_without_locks_no_copy_of_a_workspace_is_taken_for_that_of_a_killed_run(
     copy.mkdir(parents=True)
     experiment._prune(tmp_path)
     assert copy.exists()
-
-
-def test_a_lock_is_asked_of_a_file_that_can_be_written(tmp_path, monkeypatch):
-    """As NFS has it, which refuses to lock others."""
-    lock = fcntl.flock
-
-    def nfs(file, operation):
-        if not file.writable():
-            raise OSError(errno.EBADF, "Bad file descriptor")
-        lock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", nfs)
-    create_locked_record(tmp_path, uuid4(), uuid4())
-    assert len(active_runs(tmp_path)) == 1
 
 
 def test_flows_name_the_setting_that_dvc_needs_without_locks(no_locks, tmp_path):
