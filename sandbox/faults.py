@@ -31,7 +31,9 @@ class Boundaries:
         self._act, self._at, self._below = act, at, below
 
     def reached(self, name: str, path: object = None) -> None:
-        """Count, and act if it is time."""
+        """Count, and act if it is time; leases are another library's."""
+        if ".lock" in str(path):
+            return
         if self._below is None or path is None or str(path).startswith(str(self._below)):
             self.names.append(name)
             if len(self.names) == self._at:

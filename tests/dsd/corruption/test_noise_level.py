@@ -616,7 +616,7 @@ def test_images_known_to_be_clean_are_no_sample_of_the_noise(tmp_path):
             },
             "leaves gaps in the images: their noise cannot be estimated",
         ),
-        ({"sigma_hat": 80.0}, "less than or equal to 10"),
+        ({"sigma_hat": 80.0}, "more than 10 in data units"),
         (
             {"sigma_hat": "auto", "trust_sigma": True},
             r"trust_sigma is true while corrupt\.sigma_hat is auto",
