@@ -34,7 +34,7 @@ _WARM_UPS = 5
 _GIB = 2**30
 
 _said: list[str] = []
-"""What compiling has told since the row began: its seconds, and what could not be done."""
+"""Messages about compiling since the row began: its seconds, and steps that stayed plain."""
 
 
 class Timing(NamedTuple):

@@ -113,7 +113,7 @@ class Distillation:
             the generator's loss compares is A G(z), without noise and in all coefficients.
         distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the networks twice, for less memory.
-        compilation: What is told that the step is compiled; None takes it as it is.
+        compilation: Compiles the step, and reports on it; None runs it as plain PyTorch.
 
     Deviates:
         The reference code draws separate latents for the fake denoiser and the generator; here the

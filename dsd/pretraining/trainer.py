@@ -255,7 +255,7 @@ class TeacherTraining:
         view: What was observed of each image, on their device; None where all was.
         distributed: The processes that share the work; None for this one alone.
         activation_checkpointing: Whether to compute blocks of the network twice, for less memory.
-        compilation: What is told that the step is compiled; None takes it as it is.
+        compilation: Compiles the step, and reports on it; None runs it as plain PyTorch.
 
     Raises:
         DataError: The images are no floating-point numbers.

@@ -55,7 +55,7 @@ class Compilation:
     """The wish to compile a training.
 
     Args:
-        say: Told in one line that it compiles, how long it took, and what could not be done.
+        say: Prints a line: that it compiles, how many seconds it took, why a step stays plain.
         check: Called now and then while it compiles; may raise a :class:`DsdError` to end it.
     """
 
@@ -162,7 +162,7 @@ class CompiledStep(Generic[InputT, OutputT]):
             inputs: Tensors, in tuples, lists and dataclasses; of the same shapes in each step.
 
         Returns:
-            What the work returns, in memory of its own.
+            Copies of the tensors that the work returns; the next step does not change them.
         """
         if self._compilation is None or not self._captures:
             return self._work(inputs)
