@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias, final
 import numpy as np
 
 from dsd.sources.decoding import ONE_MAP, Encoding, Planes
-from dsd.sources.formats import open_file, stack_in
+from dsd.sources.formats.pictures import open_file, stack_in
+from dsd.sources.formats.stack import OpenStack, axes_of, pages
 from dsd.sources.source import Item, Reading, read_file, require_regular
-from dsd.sources.stack import OpenStack, axes_of, pages
 
 __all__ = ["Bytes", "Image", "Kind", "Refused", "decoded", "kind_of"]
 

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from dsd.sources.config import Data, Patches
 from dsd.sources.decoded import Bytes, Image, Kind, Refused, decoded, kind_of
 from dsd.sources.decoding import Encoding, Planes, area_average
-from dsd.sources.finders import find_images
+from dsd.sources.finders.kinds import find_images
 from dsd.sources.fingerprint import Fingerprint
 from dsd.sources.patches import count_patches, cut_patches, with_contrast
 from dsd.sources.source import PICTURES, Item, Reading, Source

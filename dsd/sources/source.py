@@ -11,7 +11,7 @@ import numpy as np
 
 from dsd.sources.config import Data
 from dsd.sources.decoding import MAX_BYTES
-from dsd.sources.stack import OpenStack
+from dsd.sources.formats.stack import OpenStack
 
 __all__ = [
     "CORRECT",

@@ -29,7 +29,7 @@ from dsd.model.checkpoint import build_denoiser, load_denoiser, save_model
 from dsd.model.generator import OneStepGenerator, make_latents
 from dsd.model.samplers import sample_teacher
 from dsd.operators.operator import Operator
-from dsd.sources.torchvision_sets import TORCHVISION_SETS
+from dsd.sources.finders.torchvision_sets import TORCHVISION_SETS
 from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import Interrupted
 from dsd.utils.images import to_uint8

@@ -40,7 +40,7 @@ from dsd.features.cache import FeatureCache, _key
 from dsd.features.extractor import load_extractor
 from dsd.metrics.statistics_file import load_statistics
 from dsd.model.checkpoint import load_generator
-from dsd.sources.array_formats import ARRAYS
+from dsd.sources.formats.arrays import ARRAYS
 from dsd.sources.reader import find_images
 from dsd.storage.image_store import Block, ImageStore, write_store
 from dsd.training.state import TrainingState

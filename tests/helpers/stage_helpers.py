@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from ruamel.yaml import YAML
 
-from dsd.sources.formats import open_file
+from dsd.sources.formats.pictures import open_file
 from pipeline.params.model import Params
 from sandbox import ROOT
 

@@ -140,7 +140,7 @@ def test_a_stage_depends_on_the_weights_its_features_need(stage):
 
 EDITS = {
     "dsd/__init__.py": [],  # a new public name
-    "dsd/sources/tiff.py": ["prepare"],  # another source
+    "dsd/sources/formats/tiff.py": ["prepare"],  # another source
     "dsd/corruption/noise_level.py": ["corrupt"],
     "dsd/pretraining/denoising_loss.py": ["pretrain", "distill"],
     "dsd/distillation/losses.py": ["distill"],

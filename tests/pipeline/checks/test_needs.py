@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from stage_helpers import png, random_images, write_parquet
 from tiny_stages import run, tiny
 
-from dsd.sources.torchvision_sets import TORCHVISION_SETS
+from dsd.sources.finders.torchvision_sets import TORCHVISION_SETS
 from dsd.utils.errors import DataError, ParamsError
 from pipeline.__main__ import main
 from pipeline.checks import check
@@ -418,7 +418,7 @@ def only(paths, name):
 
 
 def test_a_look_at_torchvisions_sets_downloads_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("dsd.sources.torchvision_sets._load", None)
+    monkeypatch.setattr("dsd.sources.finders.torchvision_sets._load", None)
     for name, size in (("cifar10", (3, 32, 32)), ("fashion-mnist", (1, 28, 28))):
         data = {"source": "torchvision", "path": "downloads", "name": name, "resolution": 16}
         found = look(small(data=data).data, tmp_path)

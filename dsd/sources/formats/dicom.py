@@ -14,7 +14,7 @@ from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from dsd.sources.decoding import MAX_BYTES
-from dsd.sources.stack import MAX_NUMBERS, Stack, UnusableError
+from dsd.sources.formats.stack import MAX_NUMBERS, Stack, UnusableError
 
 __all__ = ["open_dicom"]
 

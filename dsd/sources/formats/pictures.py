@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from dsd.sources.array_formats import readable
 from dsd.sources.decoding import MAX_BYTES, Content, Frames, PictureFile
-from dsd.sources.stack import OpenStack, Stack
+from dsd.sources.formats.arrays import readable
+from dsd.sources.formats.stack import OpenStack, Stack
 
 __all__ = ["FORMATS", "SUFFIXES", "Format", "count_in", "is_tiff", "open_file", "stack_in"]
 
@@ -39,19 +39,19 @@ def is_tiff(content: Content) -> bool:
 
 
 def _open_tiff(content: bytes) -> Frames:
-    from dsd.sources.tiff import TiffPictures  # tifffile, which other formats do not need
+    from dsd.sources.formats.tiff import TiffPictures  # tifffile, which other formats do not need
 
     return TiffPictures(content)
 
 
 def _count_in_tiff(content: Content) -> int:
-    from dsd.sources.tiff import count_images
+    from dsd.sources.formats.tiff import count_images
 
     return count_images(content)
 
 
 def _open_tiff_stack(source: Path | bytes) -> AbstractContextManager[Stack]:
-    from dsd.sources.tiff_stack import open_tiff
+    from dsd.sources.formats.tiff_stack import open_tiff
 
     return open_tiff(source)
 

@@ -17,10 +17,10 @@ from hostile import raw_png
 from PIL import Image
 from stage_helpers import png, random_images
 
-from dsd.sources.finders import find_images
+from dsd.sources.finders.kinds import find_images
+from dsd.sources.formats.stack import Stack, axes_of, pages
 from dsd.sources.reader import Reader
 from dsd.sources.source import Reading
-from dsd.sources.stack import Stack, axes_of, pages
 from dsd.utils.errors import DataError, ParamsError
 
 FRAMES = np.random.default_rng(0).integers(0, 2**14, (5, 24, 18), dtype=np.uint16)
@@ -244,6 +244,6 @@ def test_a_function_of_one_s_own_yields_arrays(tmp_path, monkeypatch):
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.h5").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    monkeypatch.delitem(sys.modules, "dsd.sources.hdf5", raising=False)
+    monkeypatch.delitem(sys.modules, "dsd.sources.formats.hdf5", raising=False)
     with pytest.raises(DataError, match=r"h5py is missing.*pip install 'dsd\[formats\]'"):
         read("hdf5", tmp_path / "a.h5")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsd.sources.folders import PARQUET_SUFFIXES, list_folder, remedy_for, suffix_of
+from dsd.sources.finders.folders import PARQUET_SUFFIXES, list_folder, remedy_for, suffix_of
 from dsd.sources.source import CORRECT, PICTURES, Item, Items, Reading, Source
 from dsd.utils.errors import DataError, one_line
 

@@ -18,7 +18,7 @@ from array_files import FILES
 from astropy.io import fits
 from numcodecs import Pickle
 
-from dsd.sources.finders import find_images
+from dsd.sources.finders.kinds import find_images
 from dsd.sources.reader import Reader
 from dsd.sources.source import Reading
 from dsd.utils.errors import DataError
@@ -181,10 +181,10 @@ def test_headers_that_promise_too_much_are_refused(tmp_path):
 
 
 def test_an_archive_that_unpacks_to_too_much_is_read_to_a_limit(tmp_path, monkeypatch):
-    import dsd.sources.formats
-    import dsd.sources.zip_pictures
+    import dsd.sources.finders.zip_pictures
+    import dsd.sources.formats.pictures
 
-    for module in (dsd.sources.formats, dsd.sources.zip_pictures):
+    for module in (dsd.sources.formats.pictures, dsd.sources.finders.zip_pictures):
         monkeypatch.setattr(module, "MAX_BYTES", 2**16)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../out.png", bytes(2**24))

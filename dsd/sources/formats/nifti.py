@@ -9,7 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from dsd.sources.stack import Stack, UnusableError
+from dsd.sources.formats.stack import Stack, UnusableError
 
 __all__ = ["open_nifti"]
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from dsd.sources.decoding import MAX_BYTES
-from dsd.sources.folders import suffix_of
-from dsd.sources.formats import SUFFIXES
+from dsd.sources.finders.folders import suffix_of
+from dsd.sources.formats.pictures import SUFFIXES
 from dsd.sources.source import CORRECT, Item, Items, Source
 from dsd.utils.errors import DataError, one_line
 

@@ -11,7 +11,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 
-from dsd.sources.stack import Stack, UnusableError
+from dsd.sources.formats.stack import Stack, UnusableError
 
 __all__ = ["open_fits"]
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import final
 
-from dsd.sources.stack import OpenStack, Stack, UnusableError, axes_of, count_pages
+from dsd.sources.formats.stack import OpenStack, Stack, UnusableError, axes_of, count_pages
 from dsd.utils.errors import DataError, DsdError, one_line
 
 __all__ = ["ARRAYS", "ARRAY_SUFFIXES", "ArrayFormat", "count_images", "readable"]
@@ -26,7 +26,7 @@ class ArrayFormat:
     """In small letters, with the dot."""
 
     module: str
-    """Module below ``dsd.sources`` and its function that opens a file."""
+    """Module of this folder and its function that opens a file."""
 
     package: str = ""
     """What has to be installed; empty if it always is."""
@@ -39,7 +39,7 @@ class ArrayFormat:
         """
         module, _, function = self.module.partition(":")
         try:
-            found = getattr(import_module(f"dsd.sources.{module}"), function)
+            found = getattr(import_module(f"dsd.sources.formats.{module}"), function)
         except ModuleNotFoundError as error:
             msg = (
                 f"{self.name} files: the package {self.package} is missing. "

@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 
-from dsd.sources.stack import Stack, UnusableError
+from dsd.sources.formats.stack import Stack, UnusableError
 
 __all__ = ["open_hdf5"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from dsd.sources.stack import RawFrames, Stack, UnusableError
+from dsd.sources.formats.stack import RawFrames, Stack, UnusableError
 
 __all__ = ["open_numpy"]
 

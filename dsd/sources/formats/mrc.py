@@ -9,7 +9,7 @@ import numpy as np
 from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 
-from dsd.sources.stack import RawFrames, Stack, UnusableError
+from dsd.sources.formats.stack import RawFrames, Stack, UnusableError
 
 __all__ = ["open_mrc"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import zarr
 from zarr.storage import LocalStore
 
-from dsd.sources.stack import Stack, UnusableError
+from dsd.sources.formats.stack import Stack, UnusableError
 
 __all__ = ["open_zarr"]
 

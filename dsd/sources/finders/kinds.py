@@ -4,15 +4,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from dsd.sources.array_formats import ARRAYS
-from dsd.sources.arrays import find_arrays
-from dsd.sources.folders import find_pictures, one_picture, remedy_for, suffix_of
-from dsd.sources.formats import SUFFIXES
-from dsd.sources.parquet import find_rows, is_parquet
+from dsd.sources.finders.arrays import find_arrays
+from dsd.sources.finders.folders import find_pictures, one_picture, remedy_for, suffix_of
+from dsd.sources.finders.parquet import find_rows, is_parquet
+from dsd.sources.finders.torchvision_sets import find_set, preview_set
+from dsd.sources.finders.user_function import find_yielded
+from dsd.sources.finders.zip_pictures import find_zipped
+from dsd.sources.formats.arrays import ARRAYS
+from dsd.sources.formats.pictures import SUFFIXES
 from dsd.sources.source import CORRECT, PICTURES, Reading, Source
-from dsd.sources.torchvision_sets import find_set, preview_set
-from dsd.sources.user_function import find_yielded
-from dsd.sources.zip_pictures import find_zipped
 from dsd.utils.errors import DataError
 
 __all__ = ["FINDERS", "find_images"]

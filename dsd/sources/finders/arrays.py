@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from dsd.sources.array_formats import ARRAYS, ArrayFormat, count_images, readable
-from dsd.sources.folders import list_folder, suffix_of
+from dsd.sources.finders.folders import list_folder, suffix_of
+from dsd.sources.formats.arrays import ARRAYS, ArrayFormat, count_images, readable
+from dsd.sources.formats.stack import Stack
 from dsd.sources.source import Item, Reading, Source, require_regular
-from dsd.sources.stack import Stack
 from dsd.utils.errors import DataError, one_line
 
 __all__ = ["find_arrays"]

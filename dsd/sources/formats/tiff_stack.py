@@ -1,6 +1,6 @@
 """TIFF files of any type of numbers: pages, ImageJ's hyperstacks, OME-TIFF, by their axes.
 
-:mod:`dsd.sources.tiff` reads pictures of 8 bits instead.
+:mod:`dsd.sources.formats.tiff` reads pictures of 8 bits instead.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import final
 import numpy as np
 from tifffile import COMPRESSION, TiffFile, TiffPageSeries
 
-from dsd.sources.stack import RawFrames, Sliceable, Stack, UnusableError, count_pages
-from dsd.sources.tiff import promised_frames, walk_pages
+from dsd.sources.formats.stack import RawFrames, Sliceable, Stack, UnusableError, count_pages
+from dsd.sources.formats.tiff import promised_frames, walk_pages
 
 __all__ = ["open_tiff"]
 

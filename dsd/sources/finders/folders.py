@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
-from dsd.sources.array_formats import ARRAY_SUFFIXES, count_images
-from dsd.sources.formats import FORMATS, SUFFIXES, count_in, stack_in
+from dsd.sources.formats.arrays import ARRAY_SUFFIXES, count_images
+from dsd.sources.formats.pictures import FORMATS, SUFFIXES, count_in, stack_in
 from dsd.sources.source import CORRECT, PICTURES, Item, Reading, Source
 from dsd.utils.errors import DataError, one_line
 

@@ -27,7 +27,7 @@ from dsd.sources.decoding import (
     objection_to,
     raw_mode_of,
 )
-from dsd.sources.stack import UnusableError
+from dsd.sources.formats.stack import UnusableError
 
 __all__ = ["Page", "TiffPictures", "count_images", "promised_frames", "read_pages"]
 
@@ -57,7 +57,7 @@ class TiffPictures(PictureFile):
     """All pages of a TIFF file, and the frames behind them.
 
     Args:
-        content: A whole file for which ``dsd.sources.formats.is_tiff`` holds.
+        content: A whole file for which ``dsd.sources.formats.pictures.is_tiff`` holds.
 
     Raises:
         ValueError: It is damaged, or holds what would be lost or changed; says what.
@@ -119,7 +119,7 @@ def read_pages(content: Content) -> list[Page]:
     """List all pages of a file, with the frames behind them.
 
     Args:
-        content: A whole file for which :func:`dsd.sources.formats.is_tiff` holds.
+        content: A whole file for which :func:`dsd.sources.formats.pictures.is_tiff` holds.
 
     Raises:
         ValueError: The file is damaged, or holds what would be lost or changed; says what.

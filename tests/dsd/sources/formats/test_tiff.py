@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from stage_helpers import random_images, tiff
 
-from dsd.sources.formats import open_file
-from dsd.sources.tiff import MAX_FRAMES, read_pages
+from dsd.sources.formats.pictures import open_file
+from dsd.sources.formats.tiff import MAX_FRAMES, read_pages
 
 STACK = random_images(5, 6, 4)
 COLOURS = random_images(5, 6, 4, 3)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dsd.sources.array_formats import count_images
+from dsd.sources.formats.arrays import count_images
+from dsd.sources.formats.stack import Stack
 from dsd.sources.source import Item, Items, Reading, Source
-from dsd.sources.stack import Stack
 from dsd.utils.functions import import_function
 
 __all__ = ["find_yielded"]

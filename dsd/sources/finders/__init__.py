@@ -1,0 +1,1 @@
+"""What finds the images of each ``data.source``."""
