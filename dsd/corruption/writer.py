@@ -33,11 +33,14 @@ from dsd.storage.shards import (
 from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.philox import noise_of
 
-__all__ = ["Noise", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
+__all__ = ["Noise", "PlainKernel", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
 
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
+
+PlainKernel: TypeAlias = list[list[list[float]]]
+"""A kernel as a store keeps it: for each channel rows of numbers."""
 
 _FARTHEST = 10.0
 """Largest number of a clean image that may be meant in data units, which span [-1, 1]."""
@@ -49,6 +52,7 @@ def corrupt(
     *,
     sigma: float | Float32[np.ndarray, " n"],
     seed: int,
+    kernel: PlainKernel | None = None,
 ) -> Float32[np.ndarray, " n *d"]:
     """Noisy observations of clean images, in data units.
 
@@ -57,13 +61,14 @@ def corrupt(
         indices: Their numbers in the whole set.
         sigma: Noise level of each, or one for all, in data units.
         seed: Root of the noise.
+        kernel: For each channel rows of what white noise is convolved with; None for white noise.
 
     Raises:
         DataError: The images are not in data units.
     """
     _require_data_units(x0)
     sigma = np.broadcast_to(np.asarray(sigma, np.float32), len(x0))
-    y = _scaled_noise(sigma, indices, x0.shape[1:], seed)
+    y = _scaled_noise(sigma, indices, x0.shape[1:], seed, kernel)
     y += x0
     return y
 
@@ -85,10 +90,32 @@ def _scaled_noise(
     indices: Int64[np.ndarray, " n"],
     shape: tuple[int, ...],
     seed: int,
+    kernel: PlainKernel | None,
 ) -> Float32[np.ndarray, " n *d"]:
-    noise = noise_of(seed, indices, shape)
+    if kernel is None:
+        noise = noise_of(seed, indices, shape)
+    else:
+        noise = _correlated(kernel, indices, shape, seed)
     noise *= sigma.reshape(-1, *(1,) * len(shape))
     return noise
+
+
+def _correlated(
+    kernel: PlainKernel,
+    indices: Int64[np.ndarray, " n"],
+    shape: tuple[int, ...],
+    seed: int,
+) -> Float32[np.ndarray, " n *d"]:
+    """Correlated noise of variance 1 of the images with these numbers."""
+    # Here, because importing torch takes longer than the noise of many a set of images.
+    import torch
+
+    from dsd.operators.gaussian_noise import GaussianNoise
+
+    law = GaussianNoise(torch.tensor(kernel))
+    white = torch.from_numpy(noise_of(seed, indices, law.field(shape)))
+    # One by one and in double precision, so that no rounding depends on what comes together.
+    return np.stack([law.convolved(one.double()).float().numpy() for one in white])
 
 
 def split_heldout(
@@ -158,6 +185,9 @@ class Noise:
 
     clean_fraction: float = 0.0
     """Share of the images that get no noise, and of which level 0 is assumed."""
+
+    kernel: PlainKernel | None = None
+    """For each channel rows of what white noise is convolved with; None for white noise."""
 
     def noisy(self, indices: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which of the images with these numbers get noise: a function of seed and number."""
@@ -261,7 +291,8 @@ def _observe(
         return _Observed(x0, x0, x0.size)
     if not isinstance(job.operator, IdentityOperator):
         return _observe_through(job.operator, x0, indices, job.noise)
-    y = corrupt(x0, indices, sigma=job.noise.levels(indices), seed=job.noise.seed)
+    noise = job.noise
+    y = corrupt(x0, indices, sigma=noise.levels(indices), seed=noise.seed, kernel=noise.kernel)
     return _Observed(y, x0, y[job.noise.noisy(indices)].size)
 
 
@@ -278,7 +309,7 @@ def _observe_through(
 
     operator = Operator(choice, (x0.shape[1], x0.shape[2], x0.shape[3]))
     shape = operator.observed_shape
-    drawn = _scaled_noise(noise.levels(indices), indices, shape, noise.seed)
+    drawn = _scaled_noise(noise.levels(indices), indices, shape, noise.seed, noise.kernel)
     images, eps = torch.from_numpy(x0), torch.from_numpy(drawn)
     views = None if operator.views is None else operator.views.of_images(noise.seed, indices)
     noiseless = torch.empty_like(eps)
@@ -375,8 +406,11 @@ def write_noisy_store(
         shards.append(shard)
         residual += part
         done(sum(written.count for written in shards))
+    about = asdict(noise)
+    if noise.kernel is None:
+        del about["kernel"]
     info: dict[str, JsonValue] = {
-        **asdict(noise),
+        **about,
         "operator": operator.model_dump(),
         "shape": list(shape),
         "source": clean.fingerprint,

@@ -63,7 +63,7 @@ class _FakeNoise(TensorBatch):
     """Noise levels with which these are observed."""
 
     eps: Observations
-    """Standard normal noise of that observation."""
+    """Noise of that observation, of variance 1."""
 
     denoising: DenoisingNoise
 
@@ -100,7 +100,7 @@ class Distillation:
     are.
 
     Args:
-        teacher: The frozen teacher.
+        teacher: The frozen teacher, which names the distribution of the data's noise.
         sigma_y: Noise level of each training observation, or one for all; a generated image is
             re-corrupted with one of them at random.
         shape: Channels, height and width of a generated image.
@@ -282,7 +282,7 @@ class Distillation:
             for _ in range(config.fake_updates_per_step - 1):
                 fakes.append(self._sample_fake_noise(self._sample_latents(random), random))
         sigma = sample_generator_levels(config.noise, count, random, device)
-        n = torch.randn((count, *self._operator.observed_shape), generator=random, device=device)
+        n = self.teacher.noise.draw((count, *self._operator.observed_shape), random)
         views = self._operator.views
         given = None if views is None else views.draw_further(count, random)
         return _GeneratorNoise(z, sigma, n, given), fakes
@@ -296,7 +296,7 @@ class Distillation:
         shape, views = self._operator.observed_shape, self._operator.views
         chosen = torch.randint(len(self._sigma_y), (count,), generator=random, device=device)
         sigma_y = self._sigma_y[chosen]
-        eps = torch.randn((count, *shape), generator=random, device=device)
+        eps = self.teacher.noise.draw((count, *shape), random)
         denoising = sample_denoising_noise(
             sigma_y,
             shape,
@@ -305,6 +305,7 @@ class Distillation:
             views=views,
             view=None if views is None else views.draw(count, random),
             generator=random,
+            added=self.teacher.noise,
         )
         return _FakeNoise(z, sigma_y, eps, denoising)
 

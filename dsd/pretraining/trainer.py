@@ -12,6 +12,7 @@ from torch import Tensor, optim
 from dsd.model.config import TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, MaskedDenoiser, append_dims, with_view
 from dsd.model.noise_levels import sample_teacher_levels
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import View, Views
 from dsd.pretraining.config import Objective, Pretrain, Weighting
 from dsd.pretraining.consistency_loss import (
@@ -74,7 +75,7 @@ class DenoisingNoise(TensorBatch):
     """Level of the noise to add."""
 
     n: State
-    """Standard normal noise."""
+    """Noise of variance 1, white or with the covariance of the data's."""
 
     view: View | None
     """What was observed; None where the denoiser has no views."""
@@ -92,6 +93,7 @@ def sample_denoising_noise(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
+    added: GaussianNoise = WHITE,
 ) -> DenoisingNoise:
     """Draw the random inputs of :func:`denoising_step_loss` for a batch of observations.
 
@@ -103,11 +105,12 @@ def sample_denoising_noise(
         views: Distribution of the denoiser's views, if it has them.
         view: What was observed, where the denoiser has views.
         generator: Source of randomness, on the device of ``sigma_y``.
+        added: Distribution of the noise to add: that of the noise in the observations.
     """
     if objective == "standard":
         sigma_y = torch.zeros_like(sigma_y)
     sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
-    n = torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+    n = added.draw((len(sigma_y), *shape), generator)
     if views is None:
         return DenoisingNoise(sigma_y, sigma, sigma_add, n, None, None)
     assert view is not None, "what was observed of each image?"
@@ -166,13 +169,13 @@ class ConsistencyNoise(TensorBatch):
     """Lower level of the pair."""
 
     n: State
-    """Standard normal noise that is added."""
+    """Noise of variance 1 that is added."""
 
     walk: Float[Tensor, " b steps *d"]
-    """Standard normal noise of the steps from ``sigma`` to ``sigma_high``."""
+    """The same for the steps from ``sigma`` to ``sigma_high``."""
 
     ends: Float[Tensor, " b two *d"]
-    """Standard normal noise of two independent steps to ``sigma_low``."""
+    """The same for two independent steps to ``sigma_low``."""
 
     given: View | None
     """What the denoiser is given; None where it has no views."""
@@ -187,6 +190,7 @@ def sample_consistency_noise(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
+    added: GaussianNoise = WHITE,
 ) -> ConsistencyNoise:
     """Draw the random inputs of :func:`consistency_step_loss` for a batch of observations.
 
@@ -203,10 +207,7 @@ def sample_consistency_noise(
     low = (noise.P_mean + noise.P_std * normal).exp()
     high = PAIR_RATIO * low
     sigma = torch.maximum(high, sigma_y)
-    noises = [
-        torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
-        for _ in range(1 + num_steps + 2)
-    ]
+    noises = [added.draw((len(sigma_y), *shape), generator) for _ in range(1 + num_steps + 2)]
     n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
     add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
     return ConsistencyNoise(sigma, add, high, low, n.squeeze(1), walk, ends, given)
@@ -246,7 +247,8 @@ class TeacherTraining:
     """State and steps of the teacher's training; a step is a function of its number and the seed.
 
     Args:
-        denoiser: The denoiser to train, in place, on the device of ``images``.
+        denoiser: The denoiser to train, in place, on the device of ``images``; it names the
+            distribution of their noise.
         images: Noisy observations, float32 [n, C, H, W] in data units.
         sigma_y: Noise level of each image, or one for all.
         config: The ``pretrain`` section.
@@ -372,6 +374,7 @@ class TeacherTraining:
             views=self._views,
             view=view,
             generator=generator,
+            added=self.denoiser.noise,
         )
         if config.consistency.weight == 0:
             return y, denoising, None
@@ -384,6 +387,7 @@ class TeacherTraining:
             views=self._views,
             view=None if view is None else view[few],
             generator=generator,
+            added=self.denoiser.noise,
         )
         return y, denoising, consistency
 

@@ -59,6 +59,11 @@ class Params(Section):
                 "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
                 "its level as a number; corrupt.sigma_hat: auto then tries the estimate on it"
             )
+        if corrupt.spectrum == "auto" and data.content == "clean":
+            yield (
+                "corrupt.spectrum is auto while data.content is clean: noise will be added, so "
+                "set it to white, or to a .npy file with a kernel or frames of noise alone"
+            )
 
     def _problems_of_noisy_sources(self) -> Iterator[str]:
         data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind

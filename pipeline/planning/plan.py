@@ -151,7 +151,7 @@ def _few_images(params: Params, paths: Paths, work: Paths, count: int) -> Params
             picture.save(target / f"{number:04}.png")
     # Too few to estimate their noise, whose level changes no rate.
     level = {key: 0.5 for key in ("sigma", "sigma_hat") if getattr(params.corrupt, key) == "auto"}
-    noise = {"num_heldout": count // 4, "trust_sigma": True, **level}
+    noise = {"num_heldout": count // 4, "trust_sigma": True, "spectrum": "white", **level}
     chosen = {"num_samples": min(params.distill.selection.num_samples, count)}
     selection = params.distill.selection.model_copy(update=chosen)
     changes = {"data": source, "corrupt": noise, "distill": {"selection": selection}}

@@ -18,6 +18,7 @@ from dsd.features.fashion_classifier import FashionClassifier
 from dsd.features.teacher import TeacherFeatures
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.metrics.intervals import frechet_estimate
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
@@ -59,6 +60,9 @@ class EvaluationData(NamedTuple):
     heldout_sigma: Level
     operator: Operator
     """Through which the noisy images were observed."""
+
+    noise: GaussianNoise = WHITE
+    """Distribution of their noise."""
 
     def remaining_operator(self, model: str) -> Operator | None:
         """Operator that a model's images still need to be compared with noisy ones.
@@ -172,7 +176,10 @@ class FeatureSpaceEvaluator:
 
     def measures(self, images: Pixels, operator: Operator | None) -> Measures:
         """All measures of saved images, which ``operator`` and noise make like the noisy ones."""
-        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
+        data = self._data
+        observed = observe_like(
+            images, data.sigma, seed=self._seed, operator=operator, noise=data.noise
+        )
         to_noisy = _frechet(self._features(observed), self._moments_noisy)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
         return {**self._measures_to_clean(images), **near}
@@ -187,7 +194,11 @@ class FeatureSpaceEvaluator:
         """Frechet distance of a generator's images, observed like them, to held-out noisy ones."""
         data = self._data
         observed = observe_like(
-            images, data.heldout_sigma, seed=self._seed, operator=data.operator
+            images,
+            data.heldout_sigma,
+            seed=self._seed,
+            operator=data.operator,
+            noise=data.noise,
         )
         features, reference = self._features(observed), self._moments(self._cached(data.heldout))
         found = frechet_estimate(features, reference)

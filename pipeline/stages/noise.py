@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dsd.corruption.config import Corrupt
+from dsd.corruption.noise_kernel import read_kernel
 from dsd.corruption.noise_level import (
     NEGLIGIBLE,
     Check,
@@ -17,7 +18,8 @@ from dsd.corruption.noise_level import (
     estimate_noise,
     take_sample,
 )
-from dsd.corruption.writer import Noise, split_heldout, write_noisy_store
+from dsd.corruption.noise_spectrum import SpectrumEstimate, estimate_spectrum
+from dsd.corruption.writer import Noise, PlainKernel, split_heldout, write_noisy_store
 from dsd.operators.config import PARTIAL_OPERATORS
 from dsd.storage.image_store import ImageStore
 from dsd.storage.shards import clear_store
@@ -58,9 +60,13 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
         assumed=0.0,
         seed=params.seed,
         add=found.meta.info.get("content") != "noisy",
+        kernel=_given_kernel(params, paths, found),
     )
+    spectrum = corrupt.spectrum
     estimate = _estimate_some(params, paths, found, noise)
-    noise = replace(noise, assumed=_assumed(corrupt, estimate))
+    kernel = _estimated_kernel(estimate, log) if spectrum == "auto" else noise.kernel
+    estimate = estimate.level if isinstance(estimate, SpectrumEstimate) else estimate
+    noise = replace(noise, assumed=_assumed(corrupt, estimate), kernel=kernel)
     _report(paths, noise, estimate, len(found), log)
     if "auto" in (corrupt.sigma, corrupt.sigma_hat):
         _refuse_failed_checks(estimate)
@@ -95,7 +101,7 @@ def _in_data_units(corrupt: Corrupt, found: ImageStore) -> Corrupt:
 
 def _estimate_some(
     params: "Params", paths: Paths, found: ImageStore, noise: Noise
-) -> NoiseEstimate | DataError:
+) -> NoiseEstimate | SpectrumEstimate | DataError:
     """Observe as many training images as the estimate needs, and estimate; or the reason."""
     train, _ = split_of(params, found)
     chosen = choose_sample(len(train), found.shape, params.seed).numpy()
@@ -103,12 +109,47 @@ def _estimate_some(
     operator = params.corrupt.operator
     write_noisy_store(found.folder, folder, train[chosen], noise=noise, operator=operator)
     try:
-        return estimate_level(ImageStore.open(folder), operator.kind, params.seed)
+        store = ImageStore.open(folder)
+        if params.corrupt.spectrum != "white":
+            return estimate_spectrum(take_sample(store, params.seed).numpy())
+        return estimate_level(store, operator.kind, params.seed)
     except DataError as error:
         return error
     finally:
         # Nobody shall take these for the whole set, whatever happens next.
         clear_store(folder)
+
+
+def _given_kernel(params: "Params", paths: Paths, found: ImageStore) -> PlainKernel | None:
+    """The kernel in the file that ``corrupt.spectrum`` names; None if it names none.
+
+    Raises:
+        ParamsError: The file does not fit the images.
+    """
+    spectrum = params.corrupt.spectrum
+    if spectrum in ("white", "auto"):
+        return None
+    kernel: PlainKernel = read_kernel(paths.root / spectrum, found.shape[0]).tolist()
+    return kernel
+
+
+def _estimated_kernel(
+    estimate: NoiseEstimate | SpectrumEstimate | DataError, log: StageLog
+) -> PlainKernel:
+    """The kernel of the estimated spectrum.
+
+    Raises:
+        DataError: There is no estimate, or the noise is correlated beyond its reach.
+    """
+    if isinstance(estimate, DataError):
+        raise estimate
+    assert isinstance(estimate, SpectrumEstimate)
+    for check in estimate.level.suspicious:
+        msg = f"corrupt.spectrum is auto, but {check.text}"
+        raise DataError(msg)
+    log.say(f"the noise is correlated: neighbours by {estimate.neighbours}")
+    kernel: PlainKernel = estimate.kernel.tolist()
+    return kernel
 
 
 def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
@@ -123,6 +164,8 @@ def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate
             f"(corrupt.operator.kind is {operator}); it has to be known"
         )
         raise DataError(msg)
+    if store.meta.info.get("kernel") is not None:
+        return estimate_spectrum(take_sample(store, seed).numpy()).level
     return estimate_noise(take_sample(store, seed))
 
 

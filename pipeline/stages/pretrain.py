@@ -8,6 +8,7 @@ from pydantic import Field
 from dsd.model.checkpoint import build_denoiser, save_model
 from dsd.model.denoiser import AnyDenoiser
 from dsd.model.samplers import sample_teacher
+from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.storage.image_store import ImageStore
@@ -64,7 +65,7 @@ class _PretrainJob:
         self._sigma = noisy.sigma.to(device)
         view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy())
         self._training = TeacherTraining(
-            _build(params, self._operator).to(device),
+            _build(params, self._operator, GaussianNoise.of_store(noisy.meta.info)).to(device),
             noisy.all().to(device),
             self._sigma,
             params.pretrain,
@@ -129,11 +130,15 @@ class _PretrainJob:
         copy_files(self._loop.folder / "pictures", report / "samples")
 
 
-def _build(params: "Params", operator: Operator) -> AnyDenoiser:
+def _build(params: "Params", operator: Operator, noise: GaussianNoise) -> AnyDenoiser:
     seed = derive_seed(params.seed, "weights")
     try:
         return build_denoiser(
-            params.network, operator.observed_shape, seed=seed, views=operator.views
+            params.network,
+            operator.observed_shape,
+            seed=seed,
+            views=operator.views,
+            noise=noise,
         )
     except ValueError as error:
         msg = f"{error}: run `python -m pipeline check`, which says what would fit"
