@@ -61,7 +61,8 @@ def _kernel(path: Path, values: np.ndarray) -> Float[np.ndarray, " one m n"]:
     energy = np.square(kernel).sum()
     if not (np.isfinite(energy) and energy > 0):
         raise _refusal(path, "holds a kernel that is all 0, NaN or infinite")
-    return (kernel / np.sqrt(energy)).astype(np.float32)
+    scaled: np.ndarray = (kernel / np.sqrt(energy)).astype(np.float32)
+    return scaled
 
 
 def _frames(path: Path, values: np.ndarray, channels: int) -> Float64[np.ndarray, " n c h w"]:

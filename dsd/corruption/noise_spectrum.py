@@ -137,7 +137,7 @@ def _windows(
     rows, columns = h // side, w // side
     grid = images[:, :, : rows * side, : columns * side].reshape(n, c, rows, side, columns, side)
     bad = clipped_pixels(images)[:, :, : rows * side, : columns * side]
-    bad = bad.reshape(n, c, rows, side, columns, side).any((1, 3, 5))
+    bad = np.any(bad.reshape(n, c, rows, side, columns, side), axis=(1, 3, 5))
     moments = np.stack([grid.mean((3, 5)), np.square(grid).mean((3, 5))])
     total = np.sum(
         [

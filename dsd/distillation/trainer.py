@@ -14,6 +14,7 @@ from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
 from dsd.model.generator import OneStepGenerator
 from dsd.model.noise_levels import sample_generator_levels
 from dsd.operators.config import IdentityOperator
+from dsd.operators.gaussian_noise import noise_under
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
@@ -148,6 +149,7 @@ class Distillation:
         device = next(teacher.parameters()).device
         layout = weight_layout(device, precision)
         self.teacher = frozen_copy(teacher).to(memory_format=layout)
+        self._noise = noise_under(self.teacher)
         self.fake = frozen_copy(self.teacher).requires_grad_(True)
         student = frozen_copy(self.teacher).requires_grad_(True)
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
@@ -282,7 +284,7 @@ class Distillation:
             for _ in range(config.fake_updates_per_step - 1):
                 fakes.append(self._sample_fake_noise(self._sample_latents(random), random))
         sigma = sample_generator_levels(config.noise, count, random, device)
-        n = self.teacher.noise.draw((count, *self._operator.observed_shape), random)
+        n = self._noise.draw((count, *self._operator.observed_shape), random)
         views = self._operator.views
         given = None if views is None else views.draw_further(count, random)
         return _GeneratorNoise(z, sigma, n, given), fakes
@@ -296,7 +298,7 @@ class Distillation:
         shape, views = self._operator.observed_shape, self._operator.views
         chosen = torch.randint(len(self._sigma_y), (count,), generator=random, device=device)
         sigma_y = self._sigma_y[chosen]
-        eps = self.teacher.noise.draw((count, *shape), random)
+        eps = self._noise.draw((count, *shape), random)
         denoising = sample_denoising_noise(
             sigma_y,
             shape,
@@ -305,7 +307,7 @@ class Distillation:
             views=views,
             view=None if views is None else views.draw(count, random),
             generator=random,
-            added=self.teacher.noise,
+            added=self._noise,
         )
         return _FakeNoise(z, sigma_y, eps, denoising)
 

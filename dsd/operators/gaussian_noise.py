@@ -26,16 +26,13 @@ Reference:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TypeAlias, final
 
 import torch
 from jaxtyping import Float, Float64
 from pydantic import JsonValue, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from dsd.operators.operator import Images
 
 __all__ = ["WHITE", "GaussianNoise", "Kernel", "noise_under"]
 
@@ -72,7 +69,9 @@ class GaussianNoise(nn.Module):
             info: What the store's ``meta.json`` remembers.
         """
         stored = info.get("kernel")
-        return cls() if stored is None else cls(_from_json(stored))
+        if stored is None:
+            return cls()
+        return cls(torch.tensor(TypeAdapter(list[list[list[float]]]).validate_python(stored)))
 
     def draw(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Draw noise [*batch, c, h, w], on the device of ``generator``.
@@ -102,7 +101,7 @@ class GaussianNoise(nn.Module):
             noise = functional.conv2d(images, kernel, groups=len(kernel))
         return noise.reshape(*white.shape[:-2], *noise.shape[-2:])
 
-    def colour(self, white: "Images") -> "Images":
+    def colour(self, white: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
         """Give standard normal noise, such as latents, the noise's spectrum, keeping its shape.
 
         Each pixel depends on those around it as in :meth:`draw`; at a border, on those at the
@@ -127,13 +126,6 @@ class GaussianNoise(nn.Module):
         return float(difference.abs().max()) < _SAME
 
     @property
-    def as_json(self) -> JsonValue:
-        """The kernel as plain numbers, for a store."""
-        assert self.kernel is not None, "white noise has no kernel"
-        kernel: JsonValue = self.kernel.tolist()
-        return kernel
-
-    @property
     def _reach(self) -> tuple[int, int]:
         """Rows and columns that a kernel covers on each side of its middle."""
         assert self.kernel is not None
@@ -149,10 +141,6 @@ def noise_under(denoiser: object) -> GaussianNoise:
     noise = getattr(denoiser, "noise", WHITE)
     assert isinstance(noise, GaussianNoise)
     return noise
-
-
-def _from_json(stored: JsonValue) -> Kernel:
-    return torch.tensor(TypeAdapter(list[list[list[float]]]).validate_python(stored))
 
 
 def _covariance(kernel: Kernel) -> Float64[Tensor, " c h w"]:

@@ -12,7 +12,7 @@ from torch import Tensor, optim
 from dsd.model.config import TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, MaskedDenoiser, append_dims, with_view
 from dsd.model.noise_levels import sample_teacher_levels
-from dsd.operators.gaussian_noise import WHITE, GaussianNoise
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise, noise_under
 from dsd.operators.operator import View, Views
 from dsd.pretraining.config import Objective, Pretrain, Weighting
 from dsd.pretraining.consistency_loss import (
@@ -291,6 +291,7 @@ class TeacherTraining:
         self._images = images
         self._order = EpochSampler(seed, len(images), images.device)
         self._sigma_y = as_levels(sigma_y, images)
+        self._noise = noise_under(denoiser)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
         self._distributed = distributed or DistributedContext()
@@ -374,7 +375,7 @@ class TeacherTraining:
             views=self._views,
             view=view,
             generator=generator,
-            added=self.denoiser.noise,
+            added=self._noise,
         )
         if config.consistency.weight == 0:
             return y, denoising, None
@@ -387,7 +388,7 @@ class TeacherTraining:
             views=self._views,
             view=None if view is None else view[few],
             generator=generator,
-            added=self.denoiser.noise,
+            added=self._noise,
         )
         return y, denoising, consistency
 
