@@ -32,7 +32,7 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["estimate_level", "settle_noise", "split_of", "summary_of"]
+__all__ = ["correlation_of", "estimate_level", "settle_noise", "split_of", "summary_of"]
 
 _NOT_WHITE = ("white", "flat spectrum")
 """Checks that fail where the estimate is not the level of all the noise; the second one fails also
@@ -150,6 +150,20 @@ def _estimated_kernel(
     log.say(f"the noise is correlated: neighbours by {estimate.neighbours}")
     kernel: PlainKernel = estimate.kernel.tolist()
     return kernel
+
+
+def correlation_of(store: ImageStore, estimate: NoiseEstimate, seed: int) -> str | None:
+    """How noise that is not white is correlated, and what to set; None where it is white."""
+    if not any(check.name == "white" for check in estimate.suspicious):
+        return None
+    try:
+        found = estimate_spectrum(take_sample(store, seed).numpy())
+    except DataError as error:
+        return f"correlated noise: {error}"
+    level = f"{summary_of(found.level)} by it"
+    for check in found.level.suspicious:
+        return f"correlated noise: {check.text}"
+    return f"correlated noise: neighbours by {found.neighbours}; {level}; corrupt.spectrum: auto"
 
 
 def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
