@@ -11,7 +11,7 @@ from bench.common import RESULTS, write_rows
 from dsd.corruption.noise_spectrum import estimate_spectrum
 from sandbox.scenes import KERNELS, correlated, scenes, true_spectrum
 
-TRIALS = 100
+TRIALS = 40
 SIGMA = 0.2
 SETS = {"32 x 32, 1000 images": (32, 1000, 1), "64 x 64, 300 images": (64, 300, 4)}
 """Side, number of images and most blobs in one."""
