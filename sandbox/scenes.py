@@ -1,7 +1,7 @@
 """Synthetic scenes with known truth: blobs on a dark ground, under correlated noise."""
 
 import numpy as np
-from scipy.signal import correlate2d, fftconvolve
+from scipy.signal import fftconvolve
 
 _GAUSSIAN = np.exp(-(np.arange(-2, 3) ** 2) / 2)
 
@@ -36,9 +36,9 @@ def correlated(rng, kernel, shape):
 
 
 def true_spectrum(kernel, reach):
-    """Its power at the frequencies of 2 ``reach`` + 1 lags, for variance 1."""
-    own = correlate2d(kernel, kernel) / np.square(kernel).sum()
-    covariance = np.zeros((2 * reach + 1, 2 * reach + 1))
-    rows, columns = own.shape[0] // 2, own.shape[1] // 2
-    covariance[reach - rows : reach + rows + 1, reach - columns : reach + columns + 1] = own
-    return np.fft.fft2(np.fft.ifftshift(covariance)).real
+    """Its power at the frequencies of a transform of 2 ``reach`` + 1 pixels, for variance 1."""
+    side = 2 * reach + 1
+    folded = np.zeros((side, side))
+    rows, columns = (np.arange(length) % side for length in kernel.shape)
+    np.add.at(folded, (rows[:, None], columns[None, :]), kernel)
+    return np.abs(np.fft.fft2(folded)) ** 2 / np.square(kernel).sum()

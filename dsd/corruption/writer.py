@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from dsd.operators.config import IdentityOperator, OperatorChoice
 from dsd.storage.shards import (
+    LEVELS,
     Block,
     MappedStore,
     Shard,
@@ -267,6 +268,7 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
     """Write one file of noisy images; runs in a worker process."""
     # The parent has checked the hashes.
     clean = MappedStore.open(job.source, verify=False)
+    maps = MappedStore.open(job.source / LEVELS) if LEVELS in clean.meta.info else None
     residuals: list[Residual] = []
 
     def blocks() -> Iterator[Block]:
@@ -278,7 +280,10 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
             difference = observed.y.astype(np.float64) - observed.noiseless
             squares = float(np.square(difference).sum())
             residuals.append(Residual(observed.seen, float(difference.sum()), squares))
-            yield Block(observed.y, job.noise.assumed_levels(indices), indices)
+            levels = job.noise.assumed_levels(indices)
+            if maps is not None:
+                levels = maps.take_units(indices).max((1, 2, 3))
+            yield Block(observed.y, levels, indices)
 
     shard = job.writer.write(job.number, blocks())
     return shard, sum(residuals, Residual())
@@ -418,4 +423,19 @@ def write_noisy_store(
     # For all that comes after: the way back to raw numbers.
     if "intensity" in clean.info:
         info["intensity"] = clean.info["intensity"]
+    if LEVELS in clean.info:
+        info[LEVELS] = _copy_maps(source / LEVELS, folder / LEVELS, indices).fingerprint
     return writer.finish(shards, info), residual
+
+
+def _copy_maps(source: Path, folder: Path, indices: Int64[np.ndarray, " n"]) -> StoreMeta:
+    """Write the noise levels of the pixels of some images of a store as a store."""
+    maps = MappedStore.open(source)
+    writer = StoreWriter(folder, maps.meta.layout, maps.meta.shard_size)
+    clear_store(folder)
+    shards, size, rows = [], writer.shard_size, writer.batch_rows
+    for number, start in enumerate(range(0, len(indices), size)):
+        chosen = indices[start : start + size]
+        parts = (chosen[first : first + rows] for first in range(0, len(chosen), rows))
+        shards.append(writer.write(number, (Block(maps.take(part)) for part in parts)))
+    return writer.finish(shards, {})

@@ -27,7 +27,7 @@ from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
 from dsd.utils.precision import weight_layout
-from dsd.utils.shapes import Level, PerSample
+from dsd.utils.shapes import Level, NoiseLevels, PerSample
 
 __all__ = ["DistillStep", "Distillation"]
 
@@ -60,8 +60,8 @@ class _FakeNoise(TensorBatch):
     z: Images
     """Latents of the images that it learns from."""
 
-    sigma_y: Level
-    """Noise levels with which these are observed."""
+    sigma_y: NoiseLevels
+    """Noise levels with which these, or their pixels, are observed."""
 
     eps: Observations
     """Noise of that observation, of variance 1."""
@@ -102,8 +102,8 @@ class Distillation:
 
     Args:
         teacher: The frozen teacher, which names the distribution of the data's noise.
-        sigma_y: Noise level of each training observation, or one for all; a generated image is
-            re-corrupted with one of them at random.
+        sigma_y: Noise level of each training observation or of its pixels, or one for all; a
+            generated image is re-corrupted with one of them at random.
         shape: Channels, height and width of a generated image.
         config: The ``distill`` section.
         objective: The ``pretrain`` section, whose objective and weighting the fake shares.
@@ -166,7 +166,8 @@ class Distillation:
         self._fake_weights: list[Tensor] = [*self.fake.parameters()]
         self._weights: list[Tensor] = [*student.parameters()]
         self._averages: list[Tensor] = [*self.average.parameters()]
-        self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
+        levels = torch.as_tensor(sigma_y, dtype=torch.float32, device=device)
+        self._sigma_y: NoiseLevels = levels if levels.ndim > 1 else levels.reshape(-1)
         operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._operator = operator.to(device)
         self._distributed = distributed or DistributedContext()
@@ -343,7 +344,7 @@ class Distillation:
             The loss of each sample of the batch, zero for those of other processes.
         """
         batch = self._config.batch_size
-        losses = torch.zeros_like(noise.sigma_y)
+        losses = torch.zeros_like(noise.denoising.sigma)
         self._let_fake_learn(True)
         for rows, images in zip(self._parts, x_g, strict=True):
             loss = self._fake_loss(images.detach(), noise[rows])

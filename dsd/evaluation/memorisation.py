@@ -216,7 +216,7 @@ def memorisation(
         clean = from_uint8(block)
         level = pool.sigma[torch.randint(len(pool), (len(block),), generator=generator)]
         vectors.append(_vectors(clean, operator))
-        made.append(_observed(clean, level, operator, noise, generator))
+        made.append(_observed(clean, level, operator, generator, noise))
     require_same_space(vectors[0].values.shape[1], pool.values.shape[1])
     scorer = _Scorer(pool, Observations.joined(pool, *made))
     matches, scores, nearest = [], [], []
@@ -245,8 +245,8 @@ def _observed(
     clean: Images,
     level: Level,
     operator: Operator,
-    law: GaussianNoise,
     generator: torch.Generator,
+    law: GaussianNoise = WHITE,
 ) -> Observations:
     """Images with the noise that leaves ``level`` in vectors, seen through the operator."""
     mapped = operator.mapped(clean)

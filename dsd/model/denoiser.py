@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Images, View, Views
 from dsd.utils.images import require_data_units
-from dsd.utils.shapes import AnyLevel, Level, State, as_levels
+from dsd.utils.shapes import AnyLevel, Level, NoiseLevels, State, as_levels
 
 __all__ = [
     "AnyDenoiser",
@@ -51,8 +51,10 @@ def coefficients(sigma: Level, sigma_data: float) -> Coefficients:
     )
 
 
-def append_dims(values: Level, like: State) -> Tensor:
-    """Shape one value for each sample so that it multiplies ``like``."""
+def append_dims(values: NoiseLevels, like: State) -> Tensor:
+    """Shape one value for each sample so that it multiplies ``like``; maps have that shape."""
+    if values.ndim > 1:
+        return values
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, optim
 
 from dsd.model.config import TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, MaskedDenoiser, append_dims, with_view
-from dsd.model.noise_levels import sample_teacher_levels
+from dsd.model.noise_levels import level_to_add, sample_teacher_levels
 from dsd.operators.gaussian_noise import WHITE, GaussianNoise, noise_under
 from dsd.operators.operator import View, Views
 from dsd.pretraining.config import Objective, Pretrain, Weighting
@@ -21,7 +21,11 @@ from dsd.pretraining.consistency_loss import (
     posterior_draw,
     reverse_steps,
 )
-from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
+from dsd.pretraining.denoising_loss import (
+    ambient_denoising_loss,
+    mapped_denoising_loss,
+    projected_denoising_loss,
+)
 from dsd.training.compiled import Compilation, CompiledStep, capture_obstacle
 from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
@@ -33,7 +37,15 @@ from dsd.utils.config import Precision
 from dsd.utils.images import require_data_units
 from dsd.utils.precision import weight_layout
 from dsd.utils.random import EpochSampler
-from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
+from dsd.utils.shapes import (
+    AnyLevel,
+    Level,
+    NoiseLevels,
+    PerSample,
+    State,
+    as_levels,
+    highest,
+)
 
 __all__ = [
     "ConsistencyNoise",
@@ -65,13 +77,13 @@ class TeacherStep:
 class DenoisingNoise(TensorBatch):
     """Random inputs of a denoiser's loss on observations."""
 
-    sigma_y: Level
-    """Noise level that the objective takes the observations to have."""
+    sigma_y: NoiseLevels
+    """Noise level that the objective takes the observations, or their pixels, to have."""
 
     sigma: Level
     """Total level of each diffused state."""
 
-    sigma_add: Level
+    sigma_add: NoiseLevels
     """Level of the noise to add."""
 
     n: State
@@ -85,7 +97,7 @@ class DenoisingNoise(TensorBatch):
 
 
 def sample_denoising_noise(
-    sigma_y: Level,
+    sigma_y: NoiseLevels,
     shape: tuple[int, ...],
     *,
     objective: Objective,
@@ -98,7 +110,7 @@ def sample_denoising_noise(
     """Draw the random inputs of :func:`denoising_step_loss` for a batch of observations.
 
     Args:
-        sigma_y: Noise level of each observation.
+        sigma_y: Noise level of each observation, or of its pixels.
         shape: Of one observation.
         objective: ``standard`` takes observations to have no noise.
         noise: Distribution of the levels.
@@ -109,12 +121,20 @@ def sample_denoising_noise(
     """
     if objective == "standard":
         sigma_y = torch.zeros_like(sigma_y)
-    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
+    sigma, sigma_add = _levels(noise, sigma_y, generator)
     n = added.draw((len(sigma_y), *shape), generator)
     if views is None:
         return DenoisingNoise(sigma_y, sigma, sigma_add, n, None, None)
     assert view is not None, "what was observed of each image?"
     return DenoisingNoise(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
+
+
+def _levels(
+    noise: TeacherNoise, sigma_y: NoiseLevels, generator: torch.Generator
+) -> tuple[Level, NoiseLevels]:
+    """Total levels, and those of the noise to add to each observation or pixel."""
+    sigma, add = sample_teacher_levels(noise, highest(sigma_y), generator)
+    return sigma, add if sigma_y.ndim == 1 else level_to_add(sigma, sigma_y)
 
 
 def denoising_step_loss(
@@ -138,6 +158,8 @@ def denoising_step_loss(
             observed=noise.view,
             given=noise.given,
         )
+    elif noise.sigma_y.ndim > 1:
+        loss_of = mapped_denoising_loss
     return loss_of(
         denoiser,
         y,
@@ -159,7 +181,7 @@ class ConsistencyNoise(TensorBatch):
     """Level from which the walk starts: the upper one of the pair, or the observation's own if
     that is higher."""
 
-    sigma_add: Level
+    sigma_add: NoiseLevels
     """Level of the noise that brings the observation there."""
 
     sigma_high: Level
@@ -182,7 +204,7 @@ class ConsistencyNoise(TensorBatch):
 
 
 def sample_consistency_noise(
-    sigma_y: Level,
+    sigma_y: NoiseLevels,
     shape: tuple[int, ...],
     *,
     noise: TeacherNoise,
@@ -203,13 +225,14 @@ def sample_consistency_noise(
     if views is not None:
         assert view is not None, "what was observed of each image?"
         given = views.further(view, generator)
-    normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
+    top = highest(sigma_y)
+    normal = torch.randn(top.shape, generator=generator, device=top.device)
     low = (noise.P_mean + noise.P_std * normal).exp()
     high = PAIR_RATIO * low
-    sigma = torch.maximum(high, sigma_y)
+    sigma = torch.maximum(high, top)
     noises = [added.draw((len(sigma_y), *shape), generator) for _ in range(1 + num_steps + 2)]
     n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
-    add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
+    add = level_to_add(sigma, sigma_y)
     return ConsistencyNoise(sigma, add, high, low, n.squeeze(1), walk, ends, given)
 
 
@@ -242,6 +265,13 @@ def consistency_step_loss(
     return consistency_loss(denoised, first, second)
 
 
+def _for_each(sigma_y: AnyLevel | NoiseLevels, images: Tensor) -> NoiseLevels:
+    """A level for each image, or the map of each."""
+    if isinstance(sigma_y, Tensor) and sigma_y.shape == images.shape:
+        return sigma_y
+    return as_levels(sigma_y, images)
+
+
 @final
 class TeacherTraining:
     """State and steps of the teacher's training; a step is a function of its number and the seed.
@@ -250,7 +280,7 @@ class TeacherTraining:
         denoiser: The denoiser to train, in place, on the device of ``images``; it names the
             distribution of their noise.
         images: Noisy observations, float32 [n, C, H, W] in data units.
-        sigma_y: Noise level of each image, or one for all.
+        sigma_y: Noise level of each image or of each of its pixels, or one for all.
         config: The ``pretrain`` section.
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
@@ -267,7 +297,7 @@ class TeacherTraining:
         self,
         denoiser: AnyDenoiser,
         images: Tensor,
-        sigma_y: AnyLevel,
+        sigma_y: AnyLevel | NoiseLevels,
         config: Pretrain,
         *,
         seed: int,
@@ -290,7 +320,7 @@ class TeacherTraining:
         self._averages: list[Tensor] = [*self.average.parameters()]
         self._images = images
         self._order = EpochSampler(seed, len(images), images.device)
-        self._sigma_y = as_levels(sigma_y, images)
+        self._sigma_y = _for_each(sigma_y, images)
         self._noise = noise_under(denoiser)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view

@@ -28,14 +28,14 @@ from dsd.operators.operator import Operator
 from dsd.utils.errors import DataError
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import AnyLevel, Level, Pixels, as_levels
+from dsd.utils.shapes import AnyLevel, NoiseLevels, Pixels, as_levels
 
 __all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
 
 def renoise(
     images: Pixels,
-    sigma: AnyLevel,
+    sigma: AnyLevel | NoiseLevels,
     *,
     seed: int,
     operator: Operator | None = None,
@@ -49,7 +49,7 @@ def renoise(
 
     Args:
         images: Images.
-        sigma: Level for each image, or one for all.
+        sigma: Level for each image or each of its pixels, or one for all.
         seed: Of the noise.
         operator: Operator of the observations; None for none.
         noise: Distribution of their noise.
@@ -62,7 +62,9 @@ def renoise(
     seeds = [derive_seed(seed, "renoise", i) for i in range(len(v))]
     generators = [torch.Generator().manual_seed(each) for each in seeds]
     eps = torch.stack([noise.draw(v.shape[1:], g) for g in generators]).to(v.device)
-    y = v + as_levels(sigma, v).to(v)[:, None, None, None] * eps
+    if not (isinstance(sigma, Tensor) and sigma.shape == v.shape):
+        sigma = as_levels(sigma, v)[:, None, None, None]
+    y = v + sigma.to(v) * eps
     if operator is not None and operator.views is not None:
         views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
         y = operator.project(y, views.to(y.device))
@@ -71,7 +73,7 @@ def renoise(
 
 def observe_like(
     images: Pixels,
-    levels: Float[Tensor, " n"],
+    levels: Float[Tensor, " n"] | Float[Tensor, " n c v u"],
     *,
     seed: int,
     operator: Operator | None = None,
@@ -81,7 +83,8 @@ def observe_like(
 
     Args:
         images: Generated images.
-        levels: Noise level of each observation; there may be more or fewer than images.
+        levels: Noise level of each observation or of its pixels; there may be more or fewer than
+            images.
         seed: Of the noise.
         operator: Through which the data were observed; None if that is done to ``images`` already.
         noise: Distribution of the data's noise.
@@ -169,7 +172,7 @@ class ProximalReference:
 
     Args:
         observations: The noisy images, clamped and quantised by ``dsd.utils.images.to_uint8``.
-        sigma: Their noise levels, in data units.
+        sigma: Their noise levels or those of their pixels, in data units.
         extractor: Makes the features of both sides.
         batch_size: Images in one pass through the extractor.
         seed: Of the noise put on generated images, the same for each set.
@@ -183,7 +186,7 @@ class ProximalReference:
     def __init__(
         self,
         observations: Pixels,
-        sigma: Level,
+        sigma: NoiseLevels,
         extractor: Extractor,
         *,
         batch_size: int,

@@ -138,7 +138,7 @@ def _proximal(params: "Params", given: _Inputs, device: torch.device) -> Proxima
     extractor = open_features(name, params, given.paths, given.train.sigma, device)
     return ProximalReference(
         to_uint8(heldout.all()),
-        heldout.sigma,
+        heldout.noise_levels,
         extractor,
         batch_size=params.run.eval_batch_size,
         seed=derive_seed(params.seed, "selection noise"),
@@ -159,7 +159,7 @@ class _DistillJob:
         self._network = read_spec(given.teacher).network
         self._training = distillation = Distillation(
             load_denoiser(given.teacher, device),
-            given.train.sigma.to(device),
+            given.train.noise_levels.to(device),
             self._operator.shape,
             params.distill,
             params.pretrain,

@@ -149,6 +149,8 @@ def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
         heldout.sigma,
         Operator.of_store(noisy.meta.info),
         GaussianNoise.of_store(noisy.meta.info),
+        noisy.noise_levels,
+        heldout.noise_levels,
     )
 
 

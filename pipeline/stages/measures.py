@@ -22,7 +22,7 @@ from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import Features, Level, Pixels
+from dsd.utils.shapes import Features, Level, NoiseLevels, Pixels
 from pipeline.stage_io.log import StageLog
 from pipeline.stages.features import naming_key
 
@@ -63,6 +63,12 @@ class EvaluationData(NamedTuple):
 
     noise: GaussianNoise = WHITE
     """Distribution of their noise."""
+
+    levels: NoiseLevels | None = None
+    """Noise levels of the pixels of ``noisy``; None for one level for each image."""
+
+    heldout_levels: NoiseLevels | None = None
+    """The same for ``heldout``."""
 
     def remaining_operator(self, model: str) -> Operator | None:
         """Operator that a model's images still need to be compared with noisy ones.
@@ -178,7 +184,11 @@ class FeatureSpaceEvaluator:
         """All measures of saved images, which ``operator`` and noise make like the noisy ones."""
         data = self._data
         observed = observe_like(
-            images, data.sigma, seed=self._seed, operator=operator, noise=data.noise
+            images,
+            data.sigma if data.levels is None else data.levels,
+            seed=self._seed,
+            operator=operator,
+            noise=data.noise,
         )
         to_noisy = _frechet(self._features(observed), self._moments_noisy)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
@@ -195,7 +205,7 @@ class FeatureSpaceEvaluator:
         data = self._data
         observed = observe_like(
             images,
-            data.heldout_sigma,
+            data.heldout_sigma if data.heldout_levels is None else data.heldout_levels,
             seed=self._seed,
             operator=data.operator,
             noise=data.noise,

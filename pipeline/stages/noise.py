@@ -22,7 +22,7 @@ from dsd.corruption.noise_spectrum import SpectrumEstimate, estimate_spectrum
 from dsd.corruption.writer import Noise, PlainKernel, split_heldout, write_noisy_store
 from dsd.operators.config import PARTIAL_OPERATORS
 from dsd.storage.image_store import ImageStore
-from dsd.storage.shards import clear_store
+from dsd.storage.shards import LEVELS, clear_store
 from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
 from dsd.utils.intensity import PIXELS
@@ -62,6 +62,8 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
         add=found.meta.info.get("content") != "noisy",
         kernel=_given_kernel(params, paths, found),
     )
+    if LEVELS in found.meta.info:
+        return _known(paths, found, noise, log)
     spectrum = corrupt.spectrum
     estimate = _estimate_some(params, paths, found, noise)
     kernel = _estimated_kernel(estimate, log) if spectrum == "auto" else noise.kernel
@@ -73,6 +75,18 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
     if not (noise.add or corrupt.trust_sigma):
         _refuse_contradiction(corrupt, found, estimate)
     return noise
+
+
+def _known(paths: Paths, found: ImageStore, noise: Noise, log: StageLog) -> Noise:
+    """Noise whose level is known of each pixel; the highest stands for it where one is needed."""
+    maps = found.level_maps
+    assert maps is not None
+    lowest = float(min(part.min() for part in maps.raw()))
+    highest = float(max(part.max() for part in maps.raw()))
+    report = {"sigma": None, "sigma_hat": highest, "lowest": lowest, "highest": highest}
+    write_json(paths.report("corrupt") / "noise.json", report)
+    log.say(f"noise levels of pixels, as data.variance says: {lowest:.4g} to {highest:.4g}")
+    return replace(noise, assumed=highest)
 
 
 def split_of(params: "Params", found: ImageStore) -> tuple[np.ndarray, np.ndarray]:

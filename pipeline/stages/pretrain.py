@@ -67,7 +67,7 @@ class _PretrainJob:
         self._training = TeacherTraining(
             _build(params, self._operator, GaussianNoise.of_store(noisy.meta.info)).to(device),
             noisy.all().to(device),
-            self._sigma,
+            noisy.noise_levels.to(device),
             params.pretrain,
             seed=params.seed,
             precision=attempt.precision,

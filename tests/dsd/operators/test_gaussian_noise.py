@@ -146,7 +146,7 @@ def proximal_noise():
 def memorisation_noise():
     clean = torch.zeros(COUNT, *SHAPE)
     operator = Operator(IDENTITY, SHAPE)
-    made = _observed(clean, torch.ones(COUNT), operator, NOISE, torch.Generator())
+    made = _observed(clean, torch.ones(COUNT), operator, torch.Generator(), NOISE)
     return made.values.reshape(COUNT, *SHAPE)
 
 
