@@ -117,9 +117,8 @@ def mapped_denoising_loss(
     """
     level = append_dims(sigma, y)
     x_t = y + sigma_add * n
-    denoised = denoiser(x_t, sigma)
     a = (sigma_add / level) ** 2
-    residual = a.sqrt() * (denoised - x_t) + level * n
+    residual = a.sqrt() * (denoiser(x_t, sigma) - x_t) + level * n
     c_out = append_dims(coefficients(sigma, sigma_data).c_out, y)
     weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
     return (weight * residual.square()).flatten(1).mean(1)

@@ -183,9 +183,10 @@ class FeatureSpaceEvaluator:
     def measures(self, images: Pixels, operator: Operator | None) -> Measures:
         """All measures of saved images, which ``operator`` and noise make like the noisy ones."""
         data = self._data
+        levels = data.sigma if data.levels is None else data.levels
         observed = observe_like(
             images,
-            data.sigma if data.levels is None else data.levels,
+            levels,
             seed=self._seed,
             operator=operator,
             noise=data.noise,
@@ -203,9 +204,12 @@ class FeatureSpaceEvaluator:
     def to_heldout(self, images: Pixels) -> Measures:
         """Frechet distance of a generator's images, observed like them, to held-out noisy ones."""
         data = self._data
+        heldout_levels = data.heldout_sigma
+        if data.heldout_levels is not None:
+            heldout_levels = data.heldout_levels
         observed = observe_like(
             images,
-            data.heldout_sigma if data.heldout_levels is None else data.heldout_levels,
+            heldout_levels,
             seed=self._seed,
             operator=data.operator,
             noise=data.noise,
