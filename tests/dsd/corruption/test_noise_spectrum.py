@@ -11,6 +11,7 @@ from test_noise_level import run_corrupt
 from dsd.corruption.noise_spectrum import estimate_spectrum
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.utils.errors import DataError, ParamsError
+from pipeline.checks.check import check_before
 from pipeline.checks.needs import Prepared, require
 from pipeline.execution.run import run_stage
 from pipeline.reports.noise import show_noise
@@ -149,6 +150,10 @@ def test_a_missing_file_is_named(tmp_path):
     run_corrupt(tmp_path, np.zeros((300, 1, 16, 16)), content="clean", sigma=0.3)
     before = json.loads((tmp_path / "data/corrupt/train/meta.json").read_text())
     params = params_with(corrupt={"spectrum": "gone.npy", "num_heldout": 30}, data={"pad": 0})
-    with pytest.raises(ParamsError, match=r"gone\.npy cannot be read \(FileNotFoundError\)"):
-        run_stage(corrupt, params, Paths(tmp_path), Recorder())
+    for work in (
+        lambda: run_stage(corrupt, params, Paths(tmp_path), Recorder()),
+        lambda: check_before("corrupt", params, Paths(tmp_path)),
+    ):
+        with pytest.raises(ParamsError, match=r"gone\.npy cannot be read \(FileNotFoundError\)"):
+            work()
     assert json.loads((tmp_path / "data/corrupt/train/meta.json").read_text()) == before
