@@ -6,7 +6,7 @@ SLURM sends SIGTERM to all processes of a job and kills what is left once the fi
 which DVC does within a moment. As the first process of a container it also waits for orphans, as
 one must.
 
-In a job of SLURM, SIGUSR1 says that the time limit is near (``--signal=B:USR1@60``): the job is
+In a job of SLURM, SIGUSR1 says that the time limit is near (``--signal=B:USR1@120``): the job is
 put into the queue again, where the same command continues.
 
 With ``--alone`` before the command it starts nothing, and ends with code 6, while a stage or
@@ -35,8 +35,11 @@ __all__ = ["main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
-_STAGES_END_WITHIN_S = 25.0
+_END_WITHIN_S = 25.0
 """A stage ends 20 s after a signal, whatever it does (pipeline/runtime/signals.py)."""
+
+_END_BEFORE_LIMIT_S = 90.0
+"""After SIGUSR1, which the batch scripts ask for 120 s before the time limit."""
 
 _USAGE = "error: name a command: python -m pipeline.execution.supervise [--alone] dvc repro"
 
@@ -92,8 +95,8 @@ def _supervise(command: Sequence[str]) -> int:
     print(f"{signal.Signals(heard[0]).name}: waiting until stages have saved", file=sys.stderr)
     # DVC ends, and Linux then sends SIGTERM to its stage; a flow stops its stage itself.
     process.terminate()
-    _end(process)
-    if heard[0] == signal.SIGUSR1 and process.returncode != 0:
+    _end(process, _END_BEFORE_LIMIT_S if heard[0] == signal.SIGUSR1 else _END_WITHIN_S)
+    if heard[0] == signal.SIGUSR1:
         _requeue()
     return 128 + heard[0]
 
@@ -114,9 +117,9 @@ def _reap(process: "subprocess.Popen[bytes]") -> int | None:
     return code
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
     """Wait until the command and all stages have ended; kill what has not in time."""
-    deadline = time.monotonic() + _STAGES_END_WITHIN_S
+    deadline = time.monotonic() + seconds
     while (_reap(process) is None or any(_stages())) and time.monotonic() < deadline:
         time.sleep(0.1)
     left = psutil.Process().children(recursive=True)
