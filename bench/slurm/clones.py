@@ -53,7 +53,7 @@ class Stop:
         """What is not as promised: work lost, more than a step after the signal, not resumed."""
         found = []
         if not self.stopped >= self.before > 0:
-            found.append(f"lost work: {self.before} images were done, {self.stopped} saved")
+            found.append(f"{self.before} images were done, but {self.stopped} saved")
         if self.stopped % batch:
             found.append(f"{self.stopped} is not a whole number of steps")
         # A second for the state and for this process, which looks ten times a second.
@@ -102,11 +102,13 @@ class Clone(Workspace):
 
     def watch_stop(self, job: str, stage: str, after: int, seconds: float = 120) -> Stop:
         """Watch a training hear a signal that has been sent, and save its state."""
-        self.wait_for(job, "stopping: saving", seconds, after=after)
+        signalled = self.wait_for(job, "stopping: saving", seconds, after=after)
         heard = time.monotonic()
         stopped = self.wait_for(job, _STOPPED.pattern, 60, after=after)
         saved = time.monotonic()
-        before = [m for m in _PROGRESS.finditer(self.log(job)[: stopped.start()]) if m[1] == stage]
+        before = [
+            m for m in _PROGRESS.finditer(self.log(job)[: signalled.start()]) if m[1] == stage
+        ]
         done, rate = _number(before[-1][2]), float(before[-1][3].replace(",", ""))
         batch = PARAMS[f"{stage}.batch_size"]
         return Stop(done, _number(stopped[1]), saved - heard, batch / rate)

@@ -99,7 +99,7 @@ def interrupted(
             seen.append(f"{stage}: resumed after {resumed:,} images on {_host(lab, job)}")
             continue
         seen.append(
-            f"{stage}: {stop.before:,} images a moment before; stopped after {stop.stopped:,}, "
+            f"{stage}: {stop.before:,} images in the last line before; stopped after {stop.stopped:,}, "
             f"{stop.seconds:.1f} s after the signal (a step takes {stop.step_seconds:.1f} s); "
             f"resumed after {resumed:,} on {_host(lab, job)}"
         )

@@ -27,7 +27,9 @@ from types import FrameType
 
 import psutil
 
-from pipeline.execution.locks import BusyError, exclusive
+from dsd.utils.errors import DsdError
+from pipeline.execution.locks import exclusive
+from pipeline.runtime.hosts import refuse_tasks, requeue
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import STAGES
 
@@ -48,7 +50,8 @@ def main(command: Sequence[str]) -> int:
     """Run ``command``; stop it after a signal when its stages have saved.
 
     Returns:
-        The command's exit code, or 128 plus the number of the signal; 6 if another run is here.
+        The command's exit code, or 128 plus the number of the signal; 6 if another run is here, 2
+        as one of several tasks of ``srun``.
     """
     alone = command[:1] == ["--alone"]
     command = command[1:] if alone else command
@@ -56,11 +59,12 @@ def main(command: Sequence[str]) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     try:
+        refuse_tasks()
         with ExitStack() as held:
             if alone:
                 _require_no_other_run(held)
             return _supervise(command)
-    except BusyError as error:
+    except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -97,7 +101,7 @@ def _supervise(command: Sequence[str]) -> int:
     process.terminate()
     _end(process, _END_BEFORE_LIMIT_S if heard[0] == signal.SIGUSR1 else _END_WITHIN_S)
     if heard[0] == signal.SIGUSR1:
-        _requeue()
+        requeue()
     return 128 + heard[0]
 
 
@@ -136,14 +140,6 @@ def _stages() -> Iterator[psutil.Process]:
         with suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE and "DVC_STAGE" in child.environ():
                 yield child
-
-
-def _requeue() -> None:
-    """Put this job of SLURM into the queue again."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is not None:
-        print(f"the time limit is near: job {job} goes back to the queue", file=sys.stderr)
-        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 if __name__ == "__main__":
