@@ -13,7 +13,7 @@ from typing import Any, final
 from sandbox.tiny_params import TINY
 from sandbox.workspace import Workspace, clone, until
 
-__all__ = ["PARAMS", "Clone", "Stop", "copy", "prepared"]
+__all__ = ["PARAMS", "Clone", "Stop", "copy", "fresh", "prepared"]
 
 PARAMS: Mapping[str, Any] = {
     **TINY,
@@ -142,11 +142,17 @@ class Clone(Workspace):
                         yield path
 
 
-def prepared(root: Path, **changes: object) -> Clone:
-    """A clone with the first two stages done."""
+def fresh(root: Path, **changes: object) -> Clone:
+    """A clone in which nothing is computed."""
     clone(root, **{**PARAMS, **changes})
     made = Clone(root)
     made.link_environment()
+    return made
+
+
+def prepared(root: Path) -> Clone:
+    """A clone with the first two stages done."""
+    made = fresh(root)
     made.run("dvc", "repro", "corrupt")
     return made
 

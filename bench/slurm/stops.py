@@ -99,9 +99,9 @@ def interrupted(
             seen.append(f"{stage}: resumed after {resumed:,} images on {_host(lab, job)}")
             continue
         seen.append(
-            f"{stage}: {stop.before:,} images in the last line before; stopped after {stop.stopped:,}, "
-            f"{stop.seconds:.1f} s after the signal (a step takes {stop.step_seconds:.1f} s); "
-            f"resumed after {resumed:,} on {_host(lab, job)}"
+            f"{stage}: {stop.before:,} images in the last line before the signal; stopped after "
+            f"{stop.stopped:,}, {stop.seconds:.1f} s after the signal (a step takes "
+            f"{stop.step_seconds:.1f} s); resumed after {resumed:,} on {_host(lab, job)}"
         )
         batch = PARAMS[f"{stage}.batch_size"]
         findings += [f"{stage}: {finding}" for finding in stop.findings(resumed, batch)]

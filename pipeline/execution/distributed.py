@@ -81,6 +81,7 @@ def _watching_other_hosts() -> Iterator[None]:
     group that has a shorter patience.
     """
     group = dist.new_group(backend="gloo", timeout=_SILENCE)
+    assert isinstance(group, dist.ProcessGroup)
     over = threading.Event()
 
     def watch() -> None:
