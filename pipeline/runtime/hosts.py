@@ -13,13 +13,13 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
 
 from dsd.utils.errors import ParamsError
 
-__all__ = ["Meeting", "available_cpus", "joined_by", "num_hosts", "refuse_tasks", "requeue"]
+__all__ = ["Meeting", "joined_by", "num_hosts", "refuse_tasks", "requeue"]
 
 _OWN_END_SECONDS = 5.0
 """For the processes of this host to notice the end of others, or of a host to obey SLURM."""
@@ -61,13 +61,6 @@ def refuse_tasks() -> None:
         "(slurm/run.sbatch); trainings then use all hosts of the job by themselves"
     )
     raise ParamsError(msg)
-
-
-def available_cpus() -> int:
-    """Processors that this process may use, which a scheduler may have restricted."""
-    with suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def requeue() -> None:

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from dsd.utils.errors import DsdError, ParamsError
-from pipeline.runtime.hosts import Meeting, available_cpus, joined_by
+from pipeline.runtime.hosts import Meeting, joined_by
+from pipeline.runtime.limits import available_cpus
 from pipeline.runtime.parent_death import end_with_parent
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
