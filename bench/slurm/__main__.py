@@ -20,7 +20,7 @@ from bench.common import RESULTS, markdown, origin
 from bench.slurm.clones import Clone, copy, fresh, prepared
 from bench.slurm.lab import Lab, missing
 from bench.slurm.sharing import Row, array, locks, one_clone, shells
-from bench.slurm.stops import STOPS, interrupted
+from bench.slurm.stops import STAGES, STOPS, interrupted
 from bench.slurm.teams import two_nodes, worker
 from dsd.utils.files import write_json
 
@@ -70,7 +70,9 @@ class Bench:
             longer = {"pretrain.kimg": 76.8, "distill.kimg": 20.48}
             clone.set(longer)
             whole = self._whole(clone, "longer")
-        row.seen, row.findings = interrupted(self.lab, clone, whole.files(), STOPS[name])
+        row.seen, row.findings = interrupted(self.lab, clone, STOPS[name])
+        changed = clone.differences(whole.files(), STAGES)
+        row.expect(not changed, f"differs: {', '.join(changed)}" if changed else "same bytes")
         yield row
 
     def _whole(self, clone: Clone, name: str) -> Clone:

@@ -129,7 +129,7 @@ class Clone(Workspace):
         mine = self.files(stages)
         wanted = {name: hash_ for name, hash_ in whole.items() if name.split("/")[1] in stages}
         return [
-            f"not the same bytes: {name}"
+            name
             for name in sorted(mine.keys() | wanted.keys())
             if mine.get(name) != wanted.get(name)
         ]

@@ -97,8 +97,9 @@ def _supervise(command: Sequence[str]) -> int:
     if code is not None and not heard:
         return code if code >= 0 else 128 - code
     print(f"{signal.Signals(heard[0]).name}: waiting until stages have saved", file=sys.stderr)
-    # DVC ends, and Linux then sends SIGTERM to its stage; a flow stops its stage itself.
-    process.terminate()
+    # The whole group: a shell would end and leave DVC at work. A flow stops its stage itself.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     _end(process, _END_BEFORE_LIMIT_S if heard[0] == signal.SIGUSR1 else _END_WITHIN_S)
     if heard[0] == signal.SIGUSR1:
         requeue()
