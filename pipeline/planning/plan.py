@@ -39,6 +39,7 @@ from pipeline.execution.device import resolve_device
 from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
 from pipeline.runtime.launch import NullLog
+from pipeline.runtime.limits import available_memory
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
 from pipeline.stages.features import open_features
@@ -81,6 +82,15 @@ def show_plan(params: Params, paths: Paths) -> None:
         hours, amounts = timedelta(seconds=round(cost.seconds)), (cost.memory, cost.disk)
         table.add_row(cost.stage, str(hours), *(f"{amount / 1e6:,.1f}" for amount in amounts))
     show(table)
+    may = available_memory()
+    for cost in found:
+        # On a GPU the measured memory is that of the GPU.
+        if cost.memory > may and resolve_device(params.compute).type == "cpu":
+            print(
+                f"warning: {cost.stage} needs {cost.memory / 1e6:,.0f} MB, but only "
+                f"{may / 1e6:,.0f} MB are free for this job; ask for more (sbatch --mem), end "
+                "other programs, or see docs/running.md#memory"
+            )
 
 
 def costs(params: Params, rates: Rates) -> list[StageCost]:
