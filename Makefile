@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast lint types up
+.PHONY: help setup demo run test fast lint types up
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -49,8 +49,12 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	    else $(BIN)/dvc config --local core.site_cache_dir "$$PWD/.dvc/tmp/site"; fi
 	@touch $@
 
+demo: setup ## Show in a minute what it does, with shipped models: no download, no training
+	@$(BIN)/python -m pipeline demo
+
 run: setup ## Run the whole pipeline on the embedded images and show the result
 	@$(BIN)/python -m pipeline check
+	@$(BIN)/python -m pipeline forecast
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline show
 

@@ -2,7 +2,10 @@
 
 import base64
 import io
+import os
 import re
+import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from dsd.utils.files import published
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["as_number", "embed", "inline", "write_page"]
+__all__ = ["as_number", "embed", "inline", "open_page", "write_page"]
 
 _LARGE_PICTURE = 300_000
 """Bytes above which a picture is embedded with loss; the file itself is kept as it is."""
@@ -42,6 +45,14 @@ def write_page(path: Path, template: str, **content: object) -> None:
     text = pages.get_template(template).render(**content)
     with published(path) as file:
         file.write(text.encode())
+
+
+def open_page(path: Path, root: Path) -> None:
+    """Show a page in the browser where there is a display, and print where it is."""
+    print(f"Page: {path.relative_to(root)}", flush=True)
+    has_display = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & {*os.environ}
+    if not (has_display and webbrowser.open(path.resolve().as_uri())):
+        print(f"There is no browser here; open {path.resolve().as_uri()}", flush=True)
 
 
 def as_number(value: float | None) -> str:

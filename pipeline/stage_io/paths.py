@@ -79,6 +79,26 @@ class Paths:
         """Folder of compiled networks, by content; may be deleted at any time."""
         return home_of(self.root) / ".dsd" / "compiled"
 
+    @property
+    def times(self) -> Path:
+        """What stages took here, for estimates; may be deleted at any time."""
+        return home_of(self.root) / ".dsd" / "times.json"
+
+    @property
+    def live(self) -> Path:
+        """Folder of notes on stages at work, for ``watch``; each process removes its own."""
+        return home_of(self.root) / ".dsd" / "live"
+
+    @property
+    def demo_page(self) -> Path:
+        """What the shipped models look like."""
+        return self.root / "reports" / "demo.html"
+
+    @property
+    def watch_page(self) -> Path:
+        """The page that ``watch`` keeps up to date."""
+        return self.root / "reports" / "watch.html"
+
     def lock(self, stage: str) -> Path:
         """File held while a stage writes this workspace's folders."""
         return self.root / ".dsd" / "locks" / stage

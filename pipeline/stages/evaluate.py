@@ -72,7 +72,9 @@ def _evaluate(
     params: "Params", paths: Paths, log: StageLog, device: torch.device
 ) -> dict[str, Any]:
     """Draw all pictures and tables; return the summary."""
+    log.doing("reading the images")
     data = _data(params, paths, log)
+    log.doing("drawing samples")
     samples = _sample(params, paths, data, device, log)
     images = samples.images["generator"]
     with Measuring(log, _images_to_measure(params, data)) as measuring:
@@ -97,6 +99,7 @@ def _evaluate(
         chosen_in = spaces[params.distill.selection.features]
         summary["selection"] = _selection(params, paths, chosen_in, named[0], images)
     summary["memorisation"] = copies.summary()
+    log.doing("drawing the pictures")
     draw_models(paths, samples.images, data)
     draw_progress(paths)
     draw_neighbours(paths, images, copies, data)

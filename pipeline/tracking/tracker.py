@@ -22,7 +22,7 @@ from dsd.utils.files import read_json, write_json
 from pipeline.params.model import Params
 from pipeline.params.reader import flatten, leaves
 from pipeline.runtime.addresses import tracking_address
-from pipeline.runtime.progress import make_progress, say
+from pipeline.runtime.progress import doing, make_progress, say
 from pipeline.runtime.proxies import through_proxy
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
@@ -130,6 +130,10 @@ class RunTracker:
     def say(self, text: str) -> None:
         """See :meth:`pipeline.stage_io.log.StageLog.say`."""
         say(text)
+
+    def doing(self, text: str) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.doing`."""
+        doing(text)
 
     def stop_signal(self) -> int | None:
         """See :meth:`pipeline.stage_io.log.StageLog.stop_signal`."""

@@ -20,6 +20,7 @@ from rich.console import Console
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from pipeline.__main__ import main
 from pipeline.reports.show import show_summary
+from pipeline.runtime.launch import NullLog
 from pipeline.stage_io.paths import Paths
 from sandbox import ROOT
 
@@ -52,7 +53,7 @@ def stage(workspace, monkeypatch):
 
 @contextmanager
 def no_tracking(stage, params, paths, *, stop):
-    yield types.SimpleNamespace(stop_signal=lambda: stop.number)
+    yield NullLog(stop)
 
 
 def raising(error):
@@ -177,7 +178,7 @@ from dsd.utils.errors import Interrupted
 
 @contextmanager
 def run_tracking(stage, params, paths, *, stop):
-    yield types.SimpleNamespace(stop_signal=lambda: stop.number)
+    yield NullLog(stop)
 
 def run(context):
     print("running", flush=True)
