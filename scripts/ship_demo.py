@@ -1,7 +1,8 @@
 """Copy the models of a finished run into ``demo/``, for ``make demo``.
 
 It was run once, after ``dvc repro`` with the committed params.yaml, as
-``python -m scripts.ship_demo``. Weights are stored as float16, which halves the files and changes no picture visibly.
+``python -m scripts.ship_demo``. Weights are stored as float16, which halves the files and changes
+no picture visibly.
 """
 
 from pathlib import Path
