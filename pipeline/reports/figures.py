@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.reports.comparison import Line, Run, lines_of
+from pipeline.reports.comparison import Line, Point, Run, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,8 +140,13 @@ def draw_agreement(
     return figure
 
 
-def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) -> "Figure | None":
+def draw_lines(
+    runs: Sequence[Run], features: str, measure: str, *, title: str
+) -> "tuple[Figure, dict[str, str]] | None":
     """Mean and standard deviation over seeds, for each model and method; None without numbers.
+
+    Parts of line N have ids that begin with ``line-N``, its name in the legend is ``key-N``.
+    Beside the figure returns what its points show, by their ids.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Figure 1.
@@ -150,8 +155,9 @@ def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) 
     if not lines:
         return None
     figure, axes = _new_axes(_PLOT_HEIGHT + _LABEL_HEIGHT * len(lines))
-    for line, style in zip(lines, _styles(lines), strict=True):
-        axes.errorbar(
+    tips = {}
+    for number, (line, style) in enumerate(zip(lines, _styles(lines), strict=True)):
+        drawn, caps, bars = axes.errorbar(
             [point.sigma for point in line.points],
             [point.mean for point in line.points],
             yerr=[math.nan if point.spread is None else point.spread for point in line.points],
@@ -160,13 +166,27 @@ def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) 
             capsize=3,
             **style,
         )
+        for part, artist in enumerate((drawn, *caps, *bars)):
+            artist.set_gid(f"line-{number}-{part}")
+        for at, point in enumerate(line.points):
+            # What is not seen, but felt: larger than the point.
+            gid = f"line-{number}-tip-{at}"
+            axes.plot(point.sigma, point.mean, "o", ms=12, alpha=0, gid=gid)
+            tips[gid] = _tip(line, point)
     axes.set(xlabel="sigma, noise of the data", ylabel=title)
     sigmas = sorted({point.sigma for line in lines for point in line.points})
     if len(sigmas) <= _MAX_TICKS:
         axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
     _scale(axes, "y", [point.mean for line in lines for point in line.points])
-    figure.legend(loc="outside lower left", fontsize="small", frameon=False)
-    return figure
+    legend = figure.legend(loc="outside lower left", fontsize="small", frameon=False)
+    for number, text in enumerate(legend.get_texts()):
+        text.set_gid(f"key-{number}")
+    return figure, tips
+
+
+def _tip(line: Line, point: Point) -> str:
+    spread = "" if point.spread is None else f" ± {point.spread:.2g} over {point.runs} seeds"
+    return f"{line.label}, sigma {point.sigma:g}: {point.mean:.3g}{spread}"
 
 
 def _styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
