@@ -113,7 +113,7 @@ def _other(shown: Group, group: Group) -> str:
 def _find(selection: Selection, paths: Paths, scratch: Path) -> tuple[list[Run], list[str]]:
     """The runs that are chosen, the oldest first, and what to say of those left out."""
     runs = [folder_run(folder) for folder in selection.folders]
-    remarks = []
+    remarks = list[str]()
     if selection.names or not selection.folders:
         stored, remarks = _stored(selection, paths, scratch)
         runs += stored
@@ -228,12 +228,13 @@ def _best_line(runs: Sequence[Run]) -> str:
     """Which generator is nearest, at each noise level of the data."""
     keys, features = differing(runs), shared_spaces(runs)[0]
     clean = runs[0].summary["generator"].get("frechet") is not None
-    words = []
+    measure, words = MEASURES[0 if clean else 1], []
     for sigma in sorted({run.sigma for run in runs}):
         best = min((run for run in runs if run.sigma == sigma), key=_rank)
-        words.append(f"{title_of_run(best, keys)} ({as_number(_rank(best))})")
-    measure = title_of(MEASURES[0 if clean else 1], features)
-    return f"Best by {measure} in {features} features: {'; '.join(words)}"
+        error = distances(best.summary, "generator", features).get(f"{measure}_standard_error")
+        words.append(f"{title_of_run(best, keys)} ({as_number(_rank(best), error)})")
+    title = title_of(measure, features)
+    return f"Best by {title} in {features} features: {'; '.join(words)}"
 
 
 def _table(runs: Sequence[Run], keys: Sequence[str], columns: list[Column]) -> dict[str, object]:
