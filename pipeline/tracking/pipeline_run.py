@@ -26,9 +26,9 @@ from pipeline.tracking.session import Record
 __all__ = [
     "ID_TAG",
     "ROLE_TAG",
+    "child_tags",
     "close_pipeline",
     "conclude",
-    "describe_stage",
     "join_pipeline",
     "link",
     "log_params",
@@ -41,6 +41,8 @@ ROLE_TAG = "pipeline.role"
 
 _OF_A_STAGE = ("dvc.stage", "mlflow.source.name")
 _ORDER = [*STAGES]
+_BATCH = 100
+"""The most parameters that MLflow takes in one call."""
 
 
 def pipeline_id(experiment: str, params: Mapping[str, str], root: Path) -> str:
@@ -67,6 +69,8 @@ def join_pipeline(client: MlflowClient, experiment_id: str, record: Record) -> s
     if newest and not _is_over(client, newest[0], record):
         run_id: str = newest[0].info.run_id
         client.update_run(run_id, status="RUNNING")
+        if len(newest[0].data.params) < len(record.params):  # the process that made it was killed
+            log_params(client, run_id, record.params)
         return run_id
     tags = {name: value for name, value in record.tags.items() if name not in _OF_A_STAGE}
     made = client.create_run(
@@ -75,22 +79,31 @@ def join_pipeline(client: MlflowClient, experiment_id: str, record: Record) -> s
         run_name=record.title,
         tags={**tags, ROLE_TAG: "pipeline", MLFLOW_RUN_NOTE: _differences(record.params)},
     )
+    log_params(client, made.info.run_id, record.params)
     return str(made.info.run_id)
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    """Log all parameters, as many in one call as MLflow takes."""
+def log_params(
+    client: MlflowClient,
+    run_id: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log all parameters and tags, in as few calls as MLflow takes."""
     items = [Param(name, value) for name, value in params.items()]
-    for first in range(0, len(items), 100):
-        client.log_batch(run_id, params=items[first : first + 100])
+    given = [RunTag(name, value) for name, value in (tags or {}).items()]
+    client.log_batch(run_id, params=items[:_BATCH], tags=given)
+    for first in range(_BATCH, len(items), _BATCH):
+        client.log_batch(run_id, params=items[first : first + _BATCH])
 
 
-def describe_stage(client: MlflowClient, run: str, parent: str, record: Record) -> None:
-    """Make a stage's run a child, with a description that leads to the parent."""
-    experiment = client.get_run(run).info.experiment_id
-    note = f"Stage `{record.stage}` of {link(record.title, experiment, parent)}."
-    tags = {MLFLOW_PARENT_RUN_ID: parent, MLFLOW_RUN_NOTE: note}
-    client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
+def child_tags(experiment_id: str, record: Record) -> dict[str, str]:
+    """Tags that make a stage's run a child, with a description that leads to the parent."""
+    if record.parent_id is None:
+        return {}
+    parent = link(record.title, experiment_id, record.parent_id)
+    note = f"Stage `{record.stage}` of {parent}."
+    return {MLFLOW_PARENT_RUN_ID: record.parent_id, MLFLOW_RUN_NOTE: note}
 
 
 def close_pipeline(client: MlflowClient, run_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, final
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
 from dsd.utils.errors import DataError
@@ -24,9 +24,9 @@ from pipeline.stages import STAGES
 from pipeline.tracking.champion import update_champion
 from pipeline.tracking.pictures import log_pictures, pictures_of
 from pipeline.tracking.pipeline_run import (
+    child_tags,
     close_pipeline,
     conclude,
-    describe_stage,
     join_pipeline,
     log_params,
 )
@@ -143,7 +143,10 @@ class Store:
         experiment = _experiment_id(client, record.experiment, self._artifact_location())
         if record.run_id is None:
             record.run_id = _created_before(client, experiment, record.token)
-        parent = record.parent_id or join_pipeline(client, experiment, record)
+        if record.parent_id is None:
+            record.parent_id = join_pipeline(client, experiment, record)
+        else:
+            client.update_run(record.parent_id, status="RUNNING")
         if record.run_id is None:
             created = client.create_run(
                 experiment,
@@ -154,15 +157,10 @@ class Store:
             record.run_id = created.info.run_id
         else:
             client.update_run(record.run_id, status="RUNNING")
-        record.parent_id = parent
         session.save()
-        tags = [RunTag(name, value) for name, value in record.tags.items()]
-        client.log_batch(record.run_id, tags=tags)
-        log_params(client, record.run_id, record.params)
-        if parent is not None:
-            client.update_run(parent, status="RUNNING")
-            log_params(client, parent, record.params)
-            describe_stage(client, record.run_id, parent, record)
+        log_params(
+            client, record.run_id, record.params, {**record.tags, **child_tags(experiment, record)}
+        )
 
     def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
         if step not in session.record.completed_steps:
