@@ -158,9 +158,8 @@ class Store:
         else:
             client.update_run(record.run_id, status="RUNNING")
         session.save()
-        log_params(
-            client, record.run_id, record.params, {**record.tags, **child_tags(experiment, record)}
-        )
+        tags = {**record.tags, **child_tags(experiment, record)}
+        log_params(client, record.run_id, record.params, tags)
 
     def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
         if step not in session.record.completed_steps:

@@ -487,6 +487,7 @@ def test_model_data_report_and_earlier_stages_are_a_click_away(paths):
         paths.summary.write_text(json.dumps({"generator": generator, "protocol": protocol}))
     parent, _ = runs_of(paths, "pipeline")
     evaluation, distillation, _ = runs_of(paths)
+    evaluation = client_of(paths).get_run(evaluation.info.run_id)  # with the models that it read
     experiment, run_id = evaluation.info.experiment_id, evaluation.info.run_id
     for target in (
         f"[Report](#/experiments/{experiment}/runs/{run_id}/artifacts/report.html)",

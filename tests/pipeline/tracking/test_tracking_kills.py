@@ -249,9 +249,11 @@ def test_a_kill_wherever_the_store_changes_makes_no_second_model_or_picture(tmp_
         assert version.source == f"models:/{model.model_id}", paths.root
         assert {(each.key, each.value) for each in model.metrics} == {("proximal/generator", 0.25)}
         (run,) = client.search_runs(experiments, "tags.`dvc.stage` = 'evaluate'")
-        assert [each.model_id for each in run.inputs.model_inputs] == [model.model_id]
+        inputs = client.get_run(run.info.run_id).inputs.model_inputs
+        assert [each.model_id for each in inputs] == [model.model_id]
         (whole,) = client.search_runs(experiments, "tags.`pipeline.role` = 'pipeline'")
-        assert [each.model_id for each in whole.outputs.model_outputs] == [model.model_id]
+        outputs = client.get_run(whole.info.run_id).outputs.model_outputs
+        assert [each.model_id for each in outputs] == [model.model_id]
         shown = [file.path for file in client.list_artifacts(whole.info.run_id, "images")]
         keys = [Path(path).name.split("+")[0] for path in shown if "compressed" in path]
         assert sorted(keys) == sorted(PICTURES), paths.root
