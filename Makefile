@@ -27,6 +27,7 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv and install the locked packages (once, and after either file changed)
 	@# DVC refuses to work in a downloaded archive unless it is told that there is no git.
 	@$(BIN)/python -m flows.dvc.repository
+	@test -f .dvc/tmp/vega.js || $(BIN)/python -m flows.dvc.plots
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -66,7 +66,9 @@ def show_demo(paths: Paths) -> None:
         generator_seconds=(between - started) / NUM_SHOWN,
         observed=_picture(observed, "Rows of clean, noisy and denoised clothes"),
         sampled=_picture(sampled, "Rows of samples of the teacher and of the generator"),
-        more=_picture(_more(generator.sample(4 * NUM_SHOWN, seed=_SEED)[NUM_SHOWN:]), "More one-step samples"),
+        more=_picture(
+            _more(generator.sample(4 * NUM_SHOWN, seed=_SEED)[NUM_SHOWN:]), "More one-step samples"
+        ),
     )
     open_page(paths.demo_page, paths.root)
 

@@ -38,8 +38,13 @@ class Paths:
 
     @property
     def summary(self) -> Path:
-        """The metrics of the whole pipeline."""
+        """All numbers of the whole pipeline."""
         return self.root / "reports" / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The few numbers that DVC shows of each run."""
+        return self.root / "reports" / "metrics.json"
 
     @property
     def report_page(self) -> Path:

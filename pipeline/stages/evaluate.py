@@ -33,6 +33,7 @@ from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages.evaluation_pictures import (
     LABELS,
     MODELS,
+    denoised_images,
     draw_models,
     draw_neighbours,
     draw_progress,
@@ -159,6 +160,7 @@ def _sample(
     generator = load_generator(paths.artifact("distill") / "generator", device)
     teacher = load_denoiser(paths.artifact("pretrain"), device)
     count, seed = params.evaluate.num_samples, derive_seed(params.seed, "evaluation latents")
+    denoised = denoised_images(paths, teacher, device)
     latents, latents_teacher = (
         make_latents(count, shape, seed=seed)
         for shape in (generator.shape, data.operator.observed_shape)
@@ -202,6 +204,7 @@ def _sample(
         f"{count:,} images: one step {seconds['generator']:.1f} s, "
         f"teacher ({evaluations['teacher_full']} evaluations for Full) {seconds['teacher']:.1f} s"
     )
+    parts["denoised"] = [denoised]
     return Samples({name: torch.cat(images) for name, images in parts.items()}, evaluations)
 
 
