@@ -112,14 +112,10 @@ def _section(schema: _Schema, definitions: Mapping[str, _Schema], *, whole: bool
 SHOWN = (
     "data.source",
     "data.path",
-    "data.content",
-    "data.resolution",
     "corrupt.sigma",
-    "network.model_channels",
     "pretrain.kimg",
     "distill.divergence",
     "distill.kimg",
-    "evaluate.num_samples",
     "seed",
 )
 """Keys that the form shows: they fit on two screens."""
@@ -149,6 +145,7 @@ def _shown_form() -> _Schema:
         place["properties"][name] = {
             **whole["properties"][name],
             "title": key,
+            "description": re.split(r"[.;:](?: |$)", whole["properties"][name]["description"])[0],
             "position": SHOWN.index(key),
             **({"default": _with_null_words(values[name])} if name in values else {}),
         }
