@@ -145,7 +145,7 @@ def _shown_form() -> _Schema:
         place["properties"][name] = {
             **whole["properties"][name],
             "title": key,
-            "description": re.split(r"[.;:](?: |$)", whole["properties"][name]["description"])[0],
+            "description": re.split(r"\.(?: |$)", whole["properties"][name]["description"])[0],
             "position": SHOWN.index(key),
             **({"default": _with_null_words(values[name])} if name in values else {}),
         }
