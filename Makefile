@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test fast lint types up
+.PHONY: help setup demo run test fast lint types up
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,7 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv and install the locked packages (once, and after either file changed)
 	@# DVC refuses to work in a downloaded archive unless it is told that there is no git.
 	@$(BIN)/python -m flows.dvc.repository
+	@test -f .dvc/tmp/vega.js || $(BIN)/python -m flows.dvc.plots
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -49,8 +50,12 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	    else $(BIN)/dvc config --local core.site_cache_dir "$$PWD/.dvc/tmp/site"; fi
 	@touch $@
 
+demo: setup ## Show in a minute what it does, with shipped models: no download, no training
+	@$(BIN)/python -m pipeline demo
+
 run: setup ## Run the whole pipeline on the embedded images and show the result
 	@$(BIN)/python -m pipeline check
+	@$(BIN)/python -m pipeline forecast
 	@$(BIN)/dvc repro
 	@$(BIN)/python -m pipeline show
 

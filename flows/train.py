@@ -29,18 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> bool:
     # Late, because --help must not wait for Prefect, nor must a mistake.
-    from flows.definitions.overrides import parse_settings, to_overrides
+    from flows.definitions.overrides import parse_settings
     from flows.runtime.environment import ROOT
     from pipeline.params.reader import preview_params
 
     values = parse_settings(options.set)
-    overrides = to_overrides(values, preview_params(ROOT, values))
+    preview_params(ROOT, values)
     from flows.definitions.train_flow import check_run, train
     from flows.services.prefect_server import prepare_own_server
 
     check_run(values, options.name, push=options.push)
     prepare_own_server()
-    train(overrides, name=options.name, force=options.force, push=options.push)
+    train(settings=options.set, name=options.name, force=options.force, push=options.push)
     return True
 
 

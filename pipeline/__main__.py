@@ -30,7 +30,10 @@ _OTHERS = {
     "preset": "write published settings into params.yaml: preset NAME",
     "check": "check params.yaml, open a few images, run nothing",
     "plan": "measure briefly what time, memory and disk each stage will take",
+    "forecast": "say what `dvc repro` will do and how long it takes here",
     "noise": "estimate the noise level of the observations, with checks",
+    "demo": "show what shipped models do, without a training: reports/demo.html",
+    "watch": "open a page that shows a training while it runs: reports/watch.html",
     "show": "print the final table",
     "compare": "write a page about several runs: compare [FOLDER | RUN_ID ...]",
     "sync": "send to MLflow what it has missed while it was away",
@@ -38,9 +41,13 @@ _OTHERS = {
 _SHOWN = {
     "check": ("pipeline.checks.check", "show_check"),
     "plan": ("pipeline.planning.plan", "show_plan"),
+    "forecast": ("pipeline.planning.forecast", "show_forecast"),
     "noise": ("pipeline.reports.noise", "show_noise"),
 }
 """Functions of the parameters and the workspace."""
+
+_MEASURABLE_SHARE = 0.2
+"""Of a training, from which on its time says how long a whole one takes."""
 
 _DISK_EXIT_CODE = 5
 _MEMORY_EXIT_CODE = 7
@@ -77,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_cpu()
     paths, stop = Paths(Path.cwd()), StopSignal()
     set_up_compiler(paths.compiled)
+    from pipeline.runtime.progress import speaker
+
+    if launch.is_main_process():
+        speaker.start(command)
     try:
         _run(command, parsed.names, paths, stop)
     except DsdError as error:
@@ -94,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _is_of_memory(error):
             raise
         return launch.report_error(_memory_message(error, command), _MEMORY_EXIT_CODE)
+    finally:
+        speaker.stop()
     return 0
 
 
@@ -131,6 +144,14 @@ def _run(command: str, names: list[str], paths: Paths, stop: StopSignal) -> None
         from pipeline.reports.show import show_summary
 
         show_summary(paths)
+    elif command == "demo":
+        from pipeline.reports.demo import show_demo
+
+        show_demo(paths)
+    elif command == "watch":
+        from pipeline.reports.watch import watch
+
+        watch(paths)
     else:
         _sync(paths)
 
@@ -149,6 +170,9 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
             hosts = num_hosts() if stage in TRAININGS else 1
             count = launch.num_processes(stage, params, hosts)
         if count * hosts > 1:
+            from pipeline.runtime.progress import speaker
+
+            speaker.stop()  # the first of the others speaks
             stop.close()  # this process outlives the others, each of which ends in time
             launch.start(stage, count, hosts)
         elif launch.is_main_process():
@@ -167,7 +191,14 @@ def _run_other(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> 
 
 
 def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> None:
+    from pipeline.planning.times import announcement, remember
+    from pipeline.runtime.live import LiveLog
+    from pipeline.runtime.progress import readable, say, speaker
+
     with exclusive(paths.lock(stage), purpose=f"stage {stage}"):
+        started = time.monotonic()
+        line, speaker.later_seconds = announcement(stage, params, paths)
+        say(line)
         # Before the tracker, so that a stage whose code does not even import logs no run.
         module = import_module(f"pipeline.stages.{stage}")
         from pipeline.checks.check import check_before
@@ -176,19 +207,29 @@ def _run_main(stage: str, params: "Params", paths: Paths, stop: StopSignal) -> N
         remarks = check_before(stage, params, paths)
         _remove_finished_before(stage, paths)
         paths.report(stage).mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
-        with _tracked(stage, params, paths, stop) as log:
+        with (
+            _tracked(stage, params, paths, stop) as tracked,
+            LiveLog(stage, paths, tracked, speaker) as log,
+        ):
+            speaker.each = log.write
             for remark in remarks:
                 log.say(remark)
             stop.graceful = STAGES[stage].trains
             run_stage(module, params, paths, log)
             # The work is done; a signal during the last seconds of tracking must not undo it.
             stop.graceful = True
+            # What an earlier process did of a training is not in this one's time.
+            share = speaker.share_of_this_process() if STAGES[stage].trains else 1.0
+            if share > _MEASURABLE_SHARE:
+                remember(stage, params, paths, (time.monotonic() - started) / share, ran=True)
             if stage == "evaluate":
+                speaker.begin("writing the report")
                 # Not in the stage: other words on a page must not repeat an evaluation.
                 from pipeline.reports.report import write_report
 
                 write_report(params, paths, seconds=time.monotonic() - started)
+            speaker.begin("sending the numbers to MLflow")
+        say(f"{stage}: done in {readable(time.monotonic() - started)}")
 
 
 def _tracked(

@@ -1,8 +1,10 @@
 """Values that replace those of params.yaml for one run: from the command line or Prefect's form.
 
-The form's JSON schema is that of :class:`pipeline.params.model.Params` with every key optional.
-The server checks a form against it; what needs all values at once (a level above another one) is
-checked by :func:`pipeline.params.reader.preview_params`, as everything else is again.
+The form shows the few keys that people change, each with its value in params.yaml; all others are
+settings like ``pretrain.batch_size=64``. The server checks a form against the JSON schema of
+:class:`pipeline.params.model.Params` with every key optional; what needs all values at once (a
+level above another one) is checked by :func:`pipeline.params.reader.preview_params`, as everything
+else is again.
 """
 
 import re
@@ -10,16 +12,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, TypeAlias
 
+from prefect.utilities.schema_tools.validation import preprocess_schema
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from dsd.utils.errors import ParamsError
+from flows.runtime.environment import ROOT
+from pipeline.params.differences import as_text, value_name
 from pipeline.params.model import Params
-from pipeline.params.reader import parse_value
+from pipeline.params.presets import load_preset, preset_names
+from pipeline.params.reader import load_params, parse_value
 from pipeline.params.schema import all_keys
 
 __all__ = [
+    "AS_IT_IS",
+    "CHECKED",
+    "SHOWN",
     "Overrides",
+    "Preset",
+    "Settings",
     "SweepParam",
+    "chosen_values",
+    "differences",
     "expand_grid",
     "flatten_overrides",
     "parse_settings",
@@ -29,6 +42,9 @@ __all__ = [
 
 _NULL = "null"
 """The word for an empty value, because leaving a key out means the value of params.yaml."""
+
+_NAMED = 3
+"""Values that the name of a run has."""
 
 _Schema: TypeAlias = dict[str, Any]
 
@@ -93,12 +109,86 @@ def _section(schema: _Schema, definitions: Mapping[str, _Schema], *, whole: bool
     }
 
 
-_PARAMS = Params.model_json_schema()
+SHOWN = (
+    "data.source",
+    "data.path",
+    "corrupt.sigma",
+    "pretrain.kimg",
+    "distill.divergence",
+    "distill.kimg",
+    "seed",
+)
+"""Keys that the form shows: they fit on two screens."""
 
-Overrides: TypeAlias = Annotated[
-    dict[str, Any], WithJsonSchema(_section(_PARAMS, _PARAMS["$defs"], whole=False))
-]
+_PARAMS = Params.model_json_schema()
+CHECKED = _section(_PARAMS, _PARAMS["$defs"], whole=False)
+"""Schema of all keys, each of which may be left out."""
+
+
+def _shown_form() -> _Schema:
+    """The form of the keys that people change, by section, with their present values.
+
+    The form knows nothing of ``if`` and ``then``, by which the server checks all keys.
+    """
+    try:
+        present = load_params(ROOT).model_dump(mode="json")
+    except ParamsError:  # whoever starts a run hears it; a form without values is still one
+        present = {}
+    form: _Schema = {"type": "object", "title": "Values", "properties": {}}
+    for key in SHOWN:
+        place, whole, values = form, CHECKED, present
+        *sections, name = key.split(".")
+        for section in sections:
+            whole, values = whole["properties"][section], values.get(section, {})
+            empty = {"type": "object", "title": section, "properties": {}}
+            place = place["properties"].setdefault(section, empty)
+        place["properties"][name] = {
+            **whole["properties"][name],
+            "title": key,
+            "description": re.split(r"\.(?: |$)", whole["properties"][name]["description"])[0],
+            "position": SHOWN.index(key),
+            **({"default": _with_null_words(values[name])} if name in values else {}),
+        }
+    return {**form, "if": {}, "then": preprocess_schema(CHECKED)}
+
+
+def _with_null_words(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _with_null_words(inner) for name, inner in value.items()}
+    return _NULL if value is None else value
+
+
+Overrides: TypeAlias = Annotated[dict[str, Any], WithJsonSchema(_shown_form())]
 """Nested values instead of those of params.yaml; what is left out stays as it is there."""
+
+AS_IT_IS = "as in params.yaml"
+
+Preset: TypeAlias = Annotated[
+    str, WithJsonSchema({"type": "string", "enum": [AS_IT_IS, *preset_names()]})
+]
+"""Name of a preset, or ``AS_IT_IS``."""
+
+Settings: TypeAlias = list[Annotated[str, Field(pattern=r"^[A-Za-z_.]+ *=.+$")]]
+"""Values of any keys, such as ``pretrain.batch_size=64``."""
+
+
+def chosen_values(
+    preset: str, overrides: Mapping[str, Any], settings: Sequence[str], params: Params
+) -> dict[str, Any]:
+    """What a form changes, by dotted key: settings before fields before the preset.
+
+    A field that has the value of ``params``, as those have that nobody touched, changes nothing.
+
+    Raises:
+        ParamsError: There is no such preset, or a setting is none.
+    """
+    touched = {
+        key: value
+        for key, value in flatten_overrides(overrides).items()
+        if _present(key, params) != value
+    }
+    given = parse_settings(settings)
+    return (load_preset(preset) if preset != AS_IT_IS else {}) | touched | given
 
 
 class SweepParam(BaseModel):
@@ -132,6 +222,13 @@ def flatten_overrides(overrides: Mapping[str, Any], prefix: str = "") -> dict[st
     return found
 
 
+def differences(values: Mapping[str, Any]) -> str:
+    """What a run changes, in words for its name: ``sigma 0.3, dmd``."""
+    words = [value_name(key, text) for key, text in as_text(values).items()]
+    more = [f"{len(words) - _NAMED} more"] if len(words) > _NAMED + 1 else []
+    return ", ".join([*(words[:_NAMED] if more else words), *more])
+
+
 def to_overrides(keys: Iterable[str], params: Params) -> dict[str, Any]:
     """Overrides of dotted ``keys`` by their values in ``params``."""
     found: dict[str, Any] = {}
@@ -146,10 +243,14 @@ def to_overrides(keys: Iterable[str], params: Params) -> dict[str, Any]:
     return found
 
 
-def _with_null_words(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _with_null_words(inner) for name, inner in value.items()}
-    return _NULL if value is None else value
+def _present(key: str, params: Params) -> object:
+    """The value, or section, of ``params`` at a dotted key; the key itself where there is none."""
+    found: object = params.model_dump(mode="json")
+    for name in key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return key
+        found = found[name]
+    return found
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:

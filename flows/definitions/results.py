@@ -1,14 +1,20 @@
 """What a run found, as the rows and pages that Prefect shows."""
 
-from collections.abc import Mapping
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpx
+from PIL import Image
+
 from dsd.utils.files import read_json
-from pipeline.reports.summary import LABELS
+from pipeline.reports.page import as_number
+from pipeline.reports.summary import LABELS, title_of
 from pipeline.stage_io.paths import Paths
 
-__all__ = ["DISTANCES", "Row", "distance_rows", "result_page", "stage_row"]
+__all__ = ["DISTANCES", "Row", "distance_rows", "figure_lines", "result_page", "stage_row"]
 
 Row: TypeAlias = dict[str, Any]
 
@@ -43,7 +49,7 @@ def distance_rows(root: Path) -> list[Row]:
 
 
 def result_page(root: Path, rows: list[Row], report: Path | None, experiment: str | None) -> str:
-    """Markdown: the distances, and where the rest is.
+    """Markdown: the picture, the distances, and where the rest is.
 
     Args:
         root: The workspace of the run.
@@ -53,16 +59,76 @@ def result_page(root: Path, rows: list[Row], report: Path | None, experiment: st
     """
     features = rows[0]["features"] if rows else ""
     titles = [f"{title} ({features})" for title in DISTANCES.values()]
-    lines = [f"| images of | {' | '.join(titles)} |", "|---|---|---|"]
+    lines = _picture(Paths(root).report("evaluate") / "comparison.png")
+    lines += [f"| images of | {' | '.join(titles)} |", "|---|---|---|"]
     for row in rows:
-        numbers = [row[title] for title in DISTANCES.values()]
-        cells = ["-" if number is None else f"{number:.2f}" for number in numbers]
+        cells = [as_number(row[title]) for title in DISTANCES.values()]
         lines.append(f"| {' | '.join([row['images of'], *cells])} |")
-    lines += ["", f"Report: `{report}`" if report else "No report was written.", ""]
-    lines += [f"MLflow: {_mlflow_link(root)}"]
+    lines += ["", "Smaller is better.", ""]
+    lines += [f"Report: {_report_links(root, report)}", "", f"MLflow: {_mlflow_link(root)}"]
     if experiment is not None:
         lines += ["", f"DVC experiment: `dvc exp show`, `dvc exp apply {experiment}`"]
     return "\n".join(lines)
+
+
+def _picture(file: Path) -> list[str]:
+    """A picture inside the page, smaller than the file; nothing where there is none."""
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            image.convert("RGB").save(small := io.BytesIO(), "WEBP", quality=80)
+    except OSError:
+        return []
+    coded = base64.b64encode(small.getvalue()).decode()
+    return [f"![noisy data, teacher and generator](data:image/webp;base64,{coded})", ""]
+
+
+def figure_lines(folders: Sequence[Path]) -> list[str]:
+    """Markdown of the paper's Figure 1 from the reports of some runs; empty without any.
+
+    Raises:
+        DataError: A report cannot be read.
+    """
+    if not folders:
+        return []
+    # Late, because drawing takes a second to import.
+    from pipeline.reports.compare import folder_run
+    from pipeline.reports.comparison import MEASURES, groups_of, shared_spaces
+    from pipeline.reports.figures import draw_lines
+
+    runs = groups_of([folder_run(folder) for folder in folders])[0].runs
+    features = shared_spaces(runs)[0]
+    lines = []
+    for measure in MEASURES:
+        title = title_of(measure, features)
+        if (drawn := draw_lines(runs, features, measure, title=title)) is not None:
+            drawn[0].savefig(png := io.BytesIO(), format="png", dpi=90)
+            coded = base64.b64encode(png.getvalue()).decode()
+            lines += [f"![{title} against sigma](data:image/png;base64,{coded})", ""]
+    return lines
+
+
+def _report_links(root: Path, report: Path | None) -> str:
+    """The report in MLflow, where that is a server: browsers open no files from other pages."""
+    shown = f"`{report}`" if report else "none was written"
+    record = _mlflow_record(root, "evaluate")
+    run_id, uri = record.get("run_id"), str(record.get("tracking_uri")).rstrip("/")
+    if report is None or run_id is None or not uri.startswith("http"):
+        return shown
+    download = f"[download]({uri}/get-artifact?path=report.html&run_uuid={run_id})"
+    experiment = _experiment_id(uri, run_id)
+    if experiment is None:
+        return f"{download}, {shown}"
+    page = f"{uri}/#/experiments/{experiment}/runs/{run_id}/artifacts/report.html"
+    return f"[open]({page}), {download}, {shown}"
+
+
+def _experiment_id(uri: str, run_id: str) -> str | None:
+    """MLflow's experiment of a run; None if the server does not say."""
+    try:
+        answer = httpx.get(f"{uri}/api/2.0/mlflow/runs/get", params={"run_id": run_id}, timeout=5)
+        return str(answer.raise_for_status().json()["run"]["info"]["experiment_id"])
+    except (httpx.HTTPError, ValueError, LookupError):
+        return None
 
 
 def _mlflow_record(root: Path, stage: str) -> dict[str, Any]:

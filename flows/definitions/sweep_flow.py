@@ -26,8 +26,8 @@ from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
 
 from dsd.utils.errors import DsdError, ParamsError
-from flows.definitions.overrides import SweepParam, expand_grid, to_overrides
-from flows.definitions.results import DISTANCES, Row
+from flows.definitions.overrides import SweepParam, differences, expand_grid, to_overrides
+from flows.definitions.results import DISTANCES, Row, figure_lines
 from flows.definitions.train_flow import refuse_push_to_nowhere, train
 from flows.dvc.experiment import REPORTS, check_name, check_named_files, default_name
 from flows.dvc.repository import check_home
@@ -94,6 +94,7 @@ def sweep(
         for run in runs:
             run.state = train(run.overrides, name=run.name, push=push, return_state=True)
             run.flow_run = run.state.state_details.flow_run_id
+            _show_so_far(runs, name)
     return _conclude(runs, [param.key for param in grid], name)
 
 
@@ -170,13 +171,13 @@ def _run_by_workers(runs: Sequence[_Run], name: str, *, push: bool) -> None:
             )
             assert isinstance(submitted, FlowRun)  # in a flow that is not async
             run.flow_run = submitted.id
-        _wait(runs)
+        _wait(runs, name)
     except BaseException:
         _cancel(runs)
         raise
 
 
-def _wait(runs: Sequence[_Run]) -> None:
+def _wait(runs: Sequence[_Run], name: str) -> None:
     """Until all runs have ended; a server that is away for a while is waited for."""
     say = get_run_logger().info
     while waiting := [run for run in runs if run.state is None]:
@@ -188,6 +189,25 @@ def _wait(runs: Sequence[_Run]) -> None:
                 if state is not None and state.is_final():
                     run.state = state
                     say("%s: %s", run.name, state.name)
+                    _show_so_far(runs, name)
+
+
+def _show_so_far(runs: Sequence[_Run], name: str) -> None:
+    """Show how many runs are done, and Figure 1 of those whose results are in this folder.
+
+    A server that does not answer, or a run that cannot be drawn, costs this picture alone.
+    """
+    done = [run for run in runs if run.state is not None]
+    lines = [f"{len(done)} of {len(runs)} runs of sweep {name} are done.", ""]
+    lines += [f"- {differences(run.values)}: {run.state.name}" for run in done if run.state]
+    try:
+        folders = [REPORTS / run.name for run in done if run.completed]
+        lines += ["", *figure_lines([folder for folder in folders if folder.is_dir()])]
+        create_markdown_artifact(
+            "\n".join(lines), key="so-far", description=f"Sweep {name} so far"
+        )
+    except Exception as error:  # whatever the client raises
+        get_run_logger().warning("the sweep so far cannot be shown now: %s", error)
 
 
 def _cancel(runs: Sequence[_Run]) -> None:

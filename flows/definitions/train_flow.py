@@ -17,7 +17,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from dsd.utils.errors import DsdError
-from flows.definitions.overrides import Overrides, flatten_overrides
+from flows.definitions.overrides import (
+    AS_IT_IS,
+    Overrides,
+    Preset,
+    Settings,
+    chosen_values,
+    differences,
+)
 from flows.definitions.results import Row, distance_rows, result_page, stage_row
 from flows.definitions.stage_progress import StageProgress
 from flows.dvc.experiment import (
@@ -54,6 +61,7 @@ _MESSAGES = {
     "restored": "restored from DVC's run-cache",
 }
 _NONE: Overrides = {}
+_NO_SETTINGS: Settings = []
 
 
 def _drop_traceback(record: logging.LogRecord) -> bool:
@@ -104,22 +112,43 @@ def send_to_remote(root: Path) -> None:
     push(root, get_run_logger().info)
 
 
+def _run_name() -> str:
+    """What the run changes; mistakes are left to the flow, which explains them."""
+    given = flow_run.parameters
+    if given["name"]:
+        return str(given["name"])
+    try:
+        values = chosen_values(AS_IT_IS, given["overrides"], given["settings"], load_params(ROOT))
+    except DsdError:
+        return "not valid"
+    preset = [] if given["preset"] == AS_IT_IS else [given["preset"]]
+    return ", ".join([*preset, *([differences(values)] if values else [])]) or AS_IT_IS
+
+
 @flow(
     name="train",
+    flow_run_name=_run_name,
     on_running=[register_run, end_soon_when_stopped],
     on_completion=[forget_run],
     on_failure=[forget_run],
 )
 def train(
-    overrides: Overrides = _NONE, name: str = "", force: bool = False, push: bool = False
+    preset: Preset = AS_IT_IS,
+    overrides: Overrides = _NONE,
+    settings: Settings = _NO_SETTINGS,
+    name: str = "",
+    force: bool = False,
+    push: bool = False,
 ) -> None:
     """Bring every stage of dvc.yaml up to date, in DVC's order.
 
     Args:
-        overrides: Values instead of those of params.yaml. With any, the run is made in a copy of
-            the workspace and kept as a DVC experiment; the workspace stays as it is.
-        name: Of that experiment. A name without values runs params.yaml as it is as an experiment;
-            values without a name get one that is made of them.
+        preset: Values to begin with. With any other value than those of params.yaml the run is
+            made in a copy of the workspace and kept as a DVC experiment; the workspace stays as
+            it is.
+        overrides: Shown as they are in params.yaml; what you change replaces the preset's.
+        settings: Any other keys, one a line, such as `pretrain.batch_size=64` (docs/params.md).
+        name: Of the experiment; made of the changed values if there is none.
         force: Run all stages, even unchanged ones.
         push: Send the results to the default DVC remote at the end.
 
@@ -129,7 +158,7 @@ def train(
         DvcError: No remote is configured to push to, or DVC failed.
         StageFailedError: A stage failed; those after it have not run.
     """
-    values = flatten_overrides(overrides)
+    values = chosen_values(preset, overrides, settings, load_params(ROOT))
     params, name = check_run(values, name, push=push)
     if name:
         _run_experiment(name, values, force=force, push=push)

@@ -5,11 +5,14 @@ A run that the server shows as Running while its process on this machine is gone
 its queue. A run that a worker took but never started is marked Crashed after some minutes. A run
 that was cancelled and goes on is stopped: a worker gives up looking for cancellations when the
 server has been away for half a minute. Runs of machines with another folder are left to these.
+
+With ``--every`` it also lets the form of new runs show the values of params.yaml when they change.
 """
 
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from flows.runtime.environment import ROOT, stage_environment
 from flows.runtime.run_records import RECORDS, Record, active_runs, crashed_runs
 from flows.services.prefect_server import ServerError, named_server
 from flows.services.rescheduling import reschedule
 from pipeline.runtime.proxies import through_proxy
+from pipeline.stage_io.paths import Paths
 
 # Prefect is imported where it is used: it takes a second, too long for --help.
 if TYPE_CHECKING:
@@ -57,15 +62,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         address = named_server()
     except ServerError as error:
         return _fail(str(error))
+    shown = _params_version()  # `make up` has just made the form
     with get_client(sync_client=True) as client:
         while True:
             trouble = _attempt(client)
+            if options.every is not None and shown != (shown := _params_version()):
+                _refresh_form()
             silent = f"{address} does not answer{through_proxy(address)}"
             if options.every is None:
                 return _fail(f"{silent}: {trouble}") if trouble else 0
             if trouble:
                 print(f"{silent}, trying again: {trouble}", flush=True)
             time.sleep(options.every)
+
+
+def _params_version() -> tuple[int, int] | None:
+    """Changes whenever params.yaml does; None while there is no such file."""
+    try:
+        found = Paths(ROOT).params.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _refresh_form() -> None:
+    # Another process, as the form is made of params.yaml when its module is imported.
+    command = [sys.executable, "-m", "flows.definitions.refresh_form"]
+    done = subprocess.run(command, cwd=ROOT, env=stage_environment(), check=False)
+    result = "shows" if done.returncode == 0 else "could not be given"
+    print(f"the form of new runs {result} the values of params.yaml", flush=True)
 
 
 def _pause(text: str) -> float:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -38,8 +37,10 @@ from pipeline.checks.needs import Prepared, require
 from pipeline.execution.device import resolve_device
 from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
+from pipeline.planning.times import remember
 from pipeline.runtime.launch import NullLog
 from pipeline.runtime.limits import available_memory
+from pipeline.runtime.progress import doing, readable
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
 from pipeline.stages.features import open_features
@@ -76,11 +77,15 @@ class StageCost(NamedTuple):
 def show_plan(params: Params, paths: Paths) -> None:
     """Measure, and print what each stage takes; raises as :func:`measure`."""
     found = costs(params, measure(params, paths))
+    for cost in found:
+        remember(cost.stage, params, paths, cost.seconds, ran=False)
     _, times, peaks, sizes = zip(*found, strict=True)
-    table = Table("stage", "hours", "memory, MB", "disk, MB", caption=_CAVEAT)
+    table = Table("stage", "time", "memory, MB", "disk, MB", caption=_CAVEAT)
     for cost in (*found, StageCost("total", sum(times), max(peaks), sum(sizes))):
-        hours, amounts = timedelta(seconds=round(cost.seconds)), (cost.memory, cost.disk)
-        table.add_row(cost.stage, str(hours), *(f"{amount / 1e6:,.1f}" for amount in amounts))
+        amounts = (cost.memory, cost.disk)
+        table.add_row(
+            cost.stage, readable(cost.seconds), *(f"{amount / 1e6:,.1f}" for amount in amounts)
+        )
     show(table)
     may = available_memory()
     for cost in found:
@@ -136,14 +141,18 @@ def measure(params: Params, paths: Paths) -> Rates:
     with TemporaryDirectory(prefix="dsd-plan-") as folder:
         work = Paths(Path(folder))
         few = _few_images(params, paths, work, count)
+        doing("timing prepare and corrupt")
         for name in ("prepare", "corrupt"):
             rates.seconds[name] = _seconds(partial(_run, name, few, work)) / count
             rates.bytes[name] = _size(work.artifact(name)) / count
             rates.memory[name] = _peak(torch.device("cpu"))
+        doing("timing pretrain")
         _train("pretrain", few, work, device, rates)
         _save_teacher(few, work)
         rates.bytes["network"] = _size(work.artifact("pretrain"))
+        doing("timing distill")
         _train("distill", few, work, device, rates)
+        doing("timing evaluate")
         _evaluate(few, work, device, rates)
         rates.memory["evaluate"] = _peak(device)
     return rates

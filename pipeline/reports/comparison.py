@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd.utils.errors import DataError
+from pipeline.params.differences import IMMATERIAL, level_of, value_name
 from pipeline.params.reader import leaves
 from pipeline.reports.summary import LABELS, distances, feature_spaces
 from pipeline.tracking.provenance import NOT_PROTOCOL, protocol_id
 
 __all__ = [
     "MEASURES",
+    "Group",
     "Line",
     "Point",
     "Run",
     "differing",
+    "groups_of",
     "lines_of",
-    "one_protocol",
     "shared_spaces",
+    "title_of_run",
     "variant_of",
 ]
 
@@ -33,27 +35,12 @@ MEASURES = ("frechet", "proximal_frechet")
 _FREE = {*NOT_PROTOCOL, "sigma", "sigma_hat", "noisy_sha256", "features"}
 """What may differ in the protocols of compared runs; extractors are looked at one by one."""
 
-_IMMATERIAL = (
-    "compute.",
-    "run.",
-    "corrupt.workers",
-    "data.shard_size",
-    "evaluate.features",
-    "evaluate.inception_statistics",
-    "evaluate.inception_weights",
-    "pretrain.sample_every_kimg",
-)
-"""Parameters that change no image."""
-
 _UPSTREAM = {
     "noisy_data": ("data.", "corrupt."),
     "teacher": ("data.", "corrupt.", "network.", "pretrain.", "evaluate."),
     "generator": ("data.", "corrupt.", "network.", "pretrain.", "distill."),
 }
 """Sections of parameters that a model depends on, by the beginning of its name."""
-
-_NAMED = 3
-"""Runs that a message names of each group."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +59,12 @@ class Run:
     def seed(self) -> str:
         """The seed of everything."""
         return self.params["seed"]
+
+    @property
+    def extractors(self) -> dict[str, str]:
+        """How each feature space was computed in which the models were measured."""
+        known = self.summary["protocol"]["extractors"]
+        return {name: known.get(name, "") for name in feature_spaces(self.summary)}
 
     @property
     def sigma(self) -> float:
@@ -106,25 +99,32 @@ class Line:
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """Parameters that are not the same in all runs and matter, in the order of the file."""
-    keys = dict.fromkeys(key for run in runs for key in run.params)
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.params.items():  # those that a run of an older version has
+            values.setdefault(key, set()).add(value)
     return [
-        key
-        for key in keys
-        if not key.startswith(_IMMATERIAL) and len({run.params.get(key) for run in runs}) > 1
+        key for key, found in values.items() if len(found) > 1 and not key.startswith(IMMATERIAL)
     ]
+
+
+def title_of_run(run: Run, keys: Sequence[str]) -> str:
+    """Name a run by what differs among those that are compared.
+
+    Args:
+        run: One of them.
+        keys: What :func:`differing` found.
+    """
+    others = [key for key in keys if key not in ("corrupt.sigma", "corrupt.sigma_hat")]
+    words = [value_name(key, run.params.get(key, "-")) for key in others]
+    return ", ".join([level_of(run.params), *words])
 
 
 def variant_of(run: Run, model: str, keys: Sequence[str]) -> str:
     """What distinguishes this run's model from others besides seed and noise level."""
     sections = next(value for name, value in _UPSTREAM.items() if model.startswith(name))
     wanted = [key for key in keys if key.startswith(sections) and key != "corrupt.sigma"]
-    return ", ".join(_named(key, run.params.get(key, "-")) for key in wanted)
-
-
-def _named(key: str, value: str) -> str:
-    """A word as it is, a number with its key."""
-    is_word = value.isalpha() and value not in ("null", "auto", "none")
-    return value if is_word else f"{key.rpartition('.')[2]} {value}"
+    return ", ".join(value_name(key, run.params.get(key, "-")) for key in wanted)
 
 
 def lines_of(runs: Sequence[Run], features: str, measure: str) -> list[Line]:
@@ -153,60 +153,58 @@ def _point(sigma: float, by_seed: Mapping[str, float]) -> Point:
 
 
 def shared_spaces(runs: Sequence[Run]) -> list[str]:
-    """Feature spaces in which all runs were measured, in the first run's order."""
-    spaces = [feature_spaces(run.summary) for run in runs]
-    return [name for name in spaces[0] if all(name in others for others in spaces)]
+    """Feature spaces in which all runs were measured alike, in the first run's order."""
+    measured = [run.extractors for run in runs]
+    return [
+        name
+        for name, protocol in measured[0].items()
+        if all(others.get(name) == protocol for others in measured)
+    ]
 
 
-def one_protocol(runs: Sequence[Run], wanted: str | None) -> list[Run]:
-    """The runs whose numbers compare.
+@dataclass(frozen=True)
+class Group:
+    """Runs that were measured alike, so that their numbers compare."""
 
-    Args:
-        runs: At least one.
-        wanted: The id of the protocol to keep; None if there is only one.
+    runs: list[Run]
 
-    Raises:
-        DataError: Runs were measured in different ways, or none in the way ``wanted``.
-    """
-    spaces = shared_spaces(runs)
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(protocol_id(_protocol(run, spaces))[:6], []).append(run)
-    if wanted is not None and wanted in groups:
-        return groups[wanted]
-    choices = "; ".join(f"protocol={name} ({_names(group)})" for name, group in groups.items())
-    if wanted is not None:
-        msg = f"no run was measured as protocol={wanted}; there are {choices}"
-        raise DataError(msg)
-    if len(groups) > 1:
-        first, other, *_ = groups.values()
-        msg = (
-            f"these runs were not measured alike, so their numbers do not compare: "
-            f"{_difference(first[0], other[0], spaces)}. Name runs that go together, or add one "
-            f"of {choices}"
+    @property
+    def protocol(self) -> str:
+        """The id by which a person chooses the group."""
+        fixed = _fixed(self.runs[0])
+        spaces = {name: self.runs[0].extractors[name] for name in shared_spaces(self.runs)}
+        return protocol_id({**fixed, **spaces})[:6]
+
+    def difference(self, other: "Group") -> str:
+        """The first field in which another group's protocol differs, with both values."""
+        here, there = (
+            {**_fixed(group.runs[0]), **group.runs[0].extractors} for group in (self, other)
         )
-        raise DataError(msg)
-    if not spaces:
-        msg = f"{_names(runs)} have no feature space in common; name runs that have"
-        raise DataError(msg)
-    return [*runs]
+        field = next((key for key in {**here, **there} if here.get(key) != there.get(key)), None)
+        if field is None:
+            return "no feature space in common"
+        return f"{field} {there.get(field)} and not {here.get(field)}"
 
 
-def _protocol(run: Run, spaces: Sequence[str]) -> dict[str, object]:
-    """All that must be equal."""
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """Runs by protocol, the largest group first, of equal ones that with the newest run.
+
+    Runs are alike if all fields are but those that may differ, and they have a feature space in
+    common. ``runs`` are at least one, the oldest first.
+    """
+    groups: list[Group] = []
+    for run in runs:
+        for group in groups:
+            if _fixed(group.runs[0]) == _fixed(run) and shared_spaces([*group.runs, run]):
+                group.runs.append(run)
+                break
+        else:
+            groups.append(Group([run]))
+    newest = {id(run): at for at, run in enumerate(runs)}
+    return sorted(groups, key=lambda one: (-len(one.runs), -newest[id(one.runs[-1])]))
+
+
+def _fixed(run: Run) -> dict[str, object]:
+    """All that must be equal besides the extractors of the features."""
     protocol = run.summary["protocol"]
-    fixed = {name: value for name, value in protocol.items() if name not in _FREE}
-    return {**leaves(fixed), **{name: protocol["extractors"].get(name) for name in spaces}}
-
-
-def _difference(one: Run, other: Run, spaces: Sequence[str]) -> str:
-    """The first field in which two runs' protocols differ."""
-    here, there = (_protocol(run, spaces) for run in (one, other))
-    field = next(key for key in {**here, **there} if here.get(key) != there.get(key))
-    return f"{field} is {here.get(field)} in {one.name} and {there.get(field)} in {other.name}"
-
-
-def _names(runs: Sequence[Run]) -> str:
-    names = ", ".join(run.name for run in runs[:_NAMED])
-    rest = len(runs) - _NAMED
-    return f"{names} and {rest} more" if rest > 0 else names
+    return leaves({name: value for name, value in protocol.items() if name not in _FREE})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.reports.comparison import Line, Run, lines_of
+from pipeline.reports.comparison import Line, Point, Run, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,11 @@ _WIDE = 5
 """Ratio of largest to smallest number from which on an axis is logarithmic."""
 
 _WIDTH = 4.6
-_LINE, _CHOSEN, _BEST = "#0072b2", "#d55e00", "#009e73"
+_LINE, _CHOSEN, _BEST, _LAST = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+_HEALTHY = "0.6"
+_MARKS = {"chosen": (_CHOSEN, 13), "last": (_LAST, 10), "oracle": (_BEST, 7)}
+"""Colour and size of the rings around the checkpoints that the study of the choice names."""
+
 _TEACHER_STYLES = {
     "noisy_data": ("0.55", "s"),
     "teacher_full": ("#56b4e9", "v"),
@@ -68,17 +72,40 @@ def draw_curve(
     *,
     ylabel: str,
     marks: Mapping[str, int] | None = None,
+    errors: Sequence[float] | None = None,
+    healthy: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> "Figure":
-    """A number over thousands of images seen; ``marks``: label -> position of a moment."""
+    """A number over thousands of images seen.
+
+    Args:
+        seen: Thousands of images.
+        values: The number.
+        ylabel: What it is.
+        marks: Positions of the checkpoints ``chosen``, ``last`` and ``oracle``, as far as known.
+        errors: Standard errors, drawn as a band.
+        healthy: The same of a training that went well, for its shape.
+    """
     figure, axes = _new_axes()
+    if healthy is not None:
+        axes.plot(*healthy, color=_HEALTHY, lw=4, alpha=0.5, label="shape of a healthy one")
     axes.plot(seen, values, color=_LINE, marker="." if len(seen) <= 40 else None)
-    for (label, at), colour in zip((marks or {}).items(), (_CHOSEN, _BEST), strict=False):
-        axes.plot(seen[at], values[at], "o", color=colour, mfc="none", mew=2, ms=10, label=label)
-    if marks:
-        axes.legend()
+    if errors is not None:
+        middle, width = np.asarray(values), np.asarray(errors)
+        low = np.maximum(middle - width, middle / 2)  # above 0, for logarithmic axes
+        axes.fill_between(seen, low, middle + width, alpha=0.2, color=_LINE)
+    _ring(axes, seen, values, marks or {})
+    if marks or healthy:
+        axes.legend(fontsize="small")
     axes.set(xlabel="thousands of images", ylabel=ylabel)
-    _scale(axes, "y", values)
+    _scale(axes, "y", [*values, *(healthy[1] if healthy else ())])
     return figure
+
+
+def _ring(axes: "Axes", x: Sequence[float], y: Sequence[float], marks: Mapping[str, int]) -> None:
+    """A ring around each checkpoint that is named; equal ones lie inside each other."""
+    for label, at in marks.items():
+        colour, size = _MARKS[label]
+        axes.plot(x[at], y[at], "o", color=colour, mfc="none", mew=2, ms=size, label=label)
 
 
 def draw_levels(rows: Sequence[tuple[float, str, float]], *, ylabel: str) -> "Figure":
@@ -113,11 +140,16 @@ def _by_level(row: tuple[float, str, float]) -> tuple[bool, float]:
 
 
 def draw_agreement(
-    proximal: Sequence[float], clean: Sequence[float], *, chosen: int, xlabel: str, ylabel: str
+    proximal: Sequence[float],
+    clean: Sequence[float],
+    *,
+    marks: Mapping[str, int],
+    xlabel: str,
+    ylabel: str,
 ) -> "Figure":
     """The distance to noisy images against that to clean ones, for all checkpoints in order.
 
-    ``chosen`` is the position of the checkpoint that became the generator.
+    ``marks`` as in :func:`draw_curve`.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Figure 5.
@@ -127,12 +159,7 @@ def draw_agreement(
     points = axes.scatter(proximal, clean, c=order, cmap="viridis_r", s=30, zorder=3)
     bar = figure.colorbar(points, ax=axes, ticks=[0, len(proximal) - 1])
     bar.ax.set_yticklabels(["first", "last"])
-    for label, at, colour, size in (
-        ("chosen", chosen, _CHOSEN, 13),
-        ("lowest distance to clean", int(np.argmin(clean)), _BEST, 9),
-    ):
-        point = (proximal[at], clean[at])
-        axes.plot(*point, "o", color=colour, mfc="none", mew=2, ms=size, label=label)
+    _ring(axes, proximal, clean, marks)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     _scale(axes, "x", proximal)
     _scale(axes, "y", clean)
@@ -140,8 +167,13 @@ def draw_agreement(
     return figure
 
 
-def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) -> "Figure | None":
+def draw_lines(
+    runs: Sequence[Run], features: str, measure: str, *, title: str
+) -> "tuple[Figure, dict[str, str]] | None":
     """Mean and standard deviation over seeds, for each model and method; None without numbers.
+
+    Parts of line N have ids that begin with ``line-N``, its name in the legend is ``key-N``.
+    Beside the figure returns what its points show, by their ids.
 
     Reference:
         Chen et al. 2025, DSD (arXiv:2503.07578), Figure 1.
@@ -150,8 +182,9 @@ def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) 
     if not lines:
         return None
     figure, axes = _new_axes(_PLOT_HEIGHT + _LABEL_HEIGHT * len(lines))
-    for line, style in zip(lines, _styles(lines), strict=True):
-        axes.errorbar(
+    tips = {}
+    for number, (line, style) in enumerate(zip(lines, _styles(lines), strict=True)):
+        drawn, caps, bars = axes.errorbar(
             [point.sigma for point in line.points],
             [point.mean for point in line.points],
             yerr=[math.nan if point.spread is None else point.spread for point in line.points],
@@ -160,13 +193,27 @@ def draw_lines(runs: Sequence[Run], features: str, measure: str, *, title: str) 
             capsize=3,
             **style,
         )
+        for part, artist in enumerate((drawn, *caps, *bars)):
+            artist.set_gid(f"line-{number}-{part}")
+        for at, point in enumerate(line.points):
+            # What is not seen, but felt: larger than the point.
+            gid = f"line-{number}-tip-{at}"
+            axes.plot(point.sigma, point.mean, "o", ms=12, alpha=0, gid=gid)
+            tips[gid] = _tip(line, point)
     axes.set(xlabel="sigma, noise of the data", ylabel=title)
     sigmas = sorted({point.sigma for line in lines for point in line.points})
     if len(sigmas) <= _MAX_TICKS:
         axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas])
     _scale(axes, "y", [point.mean for line in lines for point in line.points])
-    figure.legend(loc="outside lower left", fontsize="small", frameon=False)
-    return figure
+    legend = figure.legend(loc="outside lower left", fontsize="small", frameon=False)
+    for number, text in enumerate(legend.get_texts()):
+        text.set_gid(f"key-{number}")
+    return figure, tips
+
+
+def _tip(line: Line, point: Point) -> str:
+    spread = "" if point.spread is None else f" ± {point.spread:.2g} over {point.runs} seeds"
+    return f"{line.label}, sigma {point.sigma:g}: {point.mean:.3g}{spread}"
 
 
 def _styles(lines: Sequence[Line]) -> Iterator[dict[str, Any]]:

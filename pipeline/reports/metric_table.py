@@ -1,5 +1,6 @@
 """The table of all numbers of one run in one feature space."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,13 +10,16 @@ from pipeline.reports.summary import LABELS, distances, title_of
 __all__ = ["Cell", "MetricTable", "Row", "make_table"]
 
 _LOW, _HIGH, _ERROR = "_low", "_high", "_standard_error"
+_TWO_SIDED_95 = 1.96
+_SHARES = ("precision", "recall", "coverage")
 
 
 class Cell(NamedTuple):
-    """A number, and how sure it is."""
+    """A number, and how sure it is; ``error`` is its standard error, where that is known."""
 
     value: float | None
     spread: str = ""
+    error: float | None = None
 
 
 class Row(NamedTuple):
@@ -46,10 +50,11 @@ def make_table(summary: Mapping[str, Any], features: str) -> MetricTable:
     belonging = {measure + suffix for measure in known for suffix in (_LOW, _HIGH, _ERROR)}
     measures = [measure for measure in known if measure not in belonging]
     calls = {name: summary[name].get("evaluations") for name in models}
+    images = summary["protocol"].get("num_samples")
     rows = [
         Row(
             LABELS[name],
-            [_cell(found[name], measure) for measure in measures] + [Cell(calls[name])],
+            [_cell(found[name], measure, images) for measure in measures] + [Cell(calls[name])],
             main=name == "generator",
         )
         for name in models
@@ -66,9 +71,19 @@ def _numbers(values: Mapping[str, object]) -> dict[str, float | None]:
     }
 
 
-def _cell(values: Mapping[str, float | None], measure: str) -> Cell:
+def _cell(values: Mapping[str, float | None], measure: str, images: int | None) -> Cell:
     low, high, error = (values.get(measure + suffix) for suffix in (_LOW, _HIGH, _ERROR))
-    spread = f"± {error:.2g}" if error is not None else ""
+    value = values.get(measure)
     if low is not None and high is not None:
-        spread = f"{as_number(low)} to {as_number(high)}"
-    return Cell(values.get(measure), spread)
+        error = (high - low) / (2 * _TWO_SIDED_95)
+        return Cell(value, f"{as_number(low, error)} to {as_number(high, error)}", error)
+    if error is not None:
+        return Cell(value, f"± {as_number(error, error)}", error)
+    return Cell(value, "", None if value is None else _of_share(measure, value, images))
+
+
+def _of_share(measure: str, value: float, images: int | None) -> float | None:
+    """Standard error of a share of so many images, by the binomial distribution."""
+    if measure not in _SHARES or not images:
+        return None
+    return max(math.sqrt(max(value * (1 - value), 0.0) / images), 1 / images)

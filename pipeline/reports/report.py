@@ -5,47 +5,41 @@ a better sentence must not repeat an evaluation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from markupsafe import Markup
 
-from dsd.selection.proximal import choose
-from dsd.utils.files import read_json
+from dsd.utils.files import read_json, write_json
 from pipeline.execution.device import resolve_device
+from pipeline.params.differences import changed, run_name
 from pipeline.params.model import Params
 from pipeline.params.reader import flatten, leaves, read_mapping
-from pipeline.reports.figures import draw_agreement, draw_curve, draw_levels
+from pipeline.reports.choice import Drawn, column, draw_choice, rows_of, study_of, thousands
+from pipeline.reports.figures import draw_curve, draw_levels
 from pipeline.reports.metric_table import make_table
-from pipeline.reports.page import embed, inline, write_page
-from pipeline.reports.summary import LABELS, feature_spaces, read_summary, title_of
+from pipeline.reports.page import as_number, embed, inline, write_page
+from pipeline.reports.summary import LABELS, distances, feature_spaces, read_summary, title_of
+from pipeline.reports.verdict import problems
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv
 from pipeline.stages import STAGES
+from pipeline.tracking.headline import best_teacher, short_headlines
 from pipeline.tracking.provenance import commit_of, is_dirty, versions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["write_report"]
 
-_CRITERION = "heldout_proximal_frechet"
-"""The measure by which distillation chose the generator, as the study of the choice calls it."""
-
-_TEACHERS = ("teacher_full", "teacher_truncated", "teacher_truncated_exact")
-
-
-class _Drawn(NamedTuple):
-    """A figure, its name on the page, and what it shows."""
-
-    name: str
-    figure: "Figure"
-    text: str
+_HEALTHY = {
+    "loss": "A healthy one falls steeply in the first tenth, then slowly, and does not rise.",
+    "gap": "A healthy one falls over most of the training; what rises for long, or jumps, is not.",
+}
+"""What a reader compares a curve with."""
 
 
 def write_report(params: Params, paths: Paths, *, seconds: float) -> None:
-    """Write ``reports/report.html``.
+    """Write ``reports/report.html``, and ``reports/metrics.json``, the numbers that DVC shows.
 
     Args:
         params: All parameters of the run.
@@ -56,28 +50,46 @@ def write_report(params: Params, paths: Paths, *, seconds: float) -> None:
         DataError: There is no summary, or it cannot be read.
     """
     summary = read_summary(paths.summary, paths.summary.name)
-    features = feature_spaces(summary)
-    distances = [title_of(name, features[0]) for name in ("proximal_frechet", "frechet")]
+    write_json(paths.metrics, short_headlines(summary))
+    features, flat = feature_spaces(summary), flatten(params)
+    losses = rows_of(paths.report("pretrain") / "loss.csv")
+    trajectory = rows_of(paths.report("distill") / "trajectory.csv")
     write_page(
         paths.report_page,
         "report.html.j2",
         title=f"One-step generator from images with noise {_level(summary)}",
+        name=run_name(flat),
+        date=_date(paths.summary),
+        code=_code(paths.root),
+        differences=changed(flat),
+        problems=problems(summary, column(losses, "loss"), trajectory),
         params=params,
         tiles=_tiles(summary),
         tables=[make_table(summary, name) for name in features],
         protocol=leaves(summary["protocol"]),
-        selection=summary.get("selection", {}),
         memorisation=summary.get("memorisation", {}),
-        moments=_moments(summary, features[0], params.distill.selection.features),
-        distances=distances,
         training=_inlined(_training(paths)),
-        choice=_inlined(_choice(params, paths, features[0])),
+        choice=_inlined(draw_choice(params, paths, features[0])),
+        study=study_of(summary, title_of("frechet", features[0])),
         pictures=_pictures(paths),
         noise=_read_json(paths.report("corrupt") / "noise.json"),
         sections=_by_section(params),
         stages=_stages(paths, seconds),
         provenance=_provenance(params, paths),
     )
+
+
+def _date(file: Path) -> str:
+    """When the evaluation wrote its summary."""
+    return f"{datetime.fromtimestamp(file.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _code(root: Path) -> str:
+    """The commit, and whether the code is that of it."""
+    commit = commit_of(root)
+    if commit is None:
+        return "no commit that git knows here"
+    return f"commit {commit[:10]}" + (" with uncommitted changes" if is_dirty(root) else "")
 
 
 def _level(summary: Mapping[str, Any]) -> str:
@@ -94,97 +106,66 @@ def _tiles(summary: Mapping[str, Any]) -> list[dict[str, object]]:
     clean = summary["generator"]["frechet"] is not None
     measure = "frechet" if clean else "proximal_frechet"
     features = feature_spaces(summary)[0]
-    title = f"{title_of(measure, features)}, {features}"
-    best = min(_TEACHERS, key=lambda name: _value(summary, name, measure))
-    shown = ["generator", best] + ["noisy_data"] * clean
+    best = best_teacher(summary, measure)
+    names = ["generator", *([best[0]] if best else []), *(["noisy_data"] if clean else [])]
     tiles: list[dict[str, object]] = [
-        {"value": summary[name][measure], "label": LABELS[name], "what": title} for name in shown
+        {
+            "value": _value(summary, name, measure, features),
+            "label": LABELS[name],
+            "what": f"{title_of(measure, features)}, {features}",
+        }
+        for name in names
     ]
-    tiles[1]["label"] = f"best teacher sampler: {LABELS[best].removeprefix('teacher, ')}"
-    evaluations = summary[best]["evaluations"]
-    return [
-        *tiles,
-        {"value": 1, "label": "step for an image", "what": f"teacher: {evaluations} evaluations"},
-    ]
+    calls = ""
+    if best is not None:
+        tiles[1]["label"] = f"best teacher sampler: {LABELS[best[0]].removeprefix('teacher, ')}"
+        calls = f"teacher: {summary[best[0]]['evaluations']} evaluations"
+    return [*tiles, {"value": "1", "label": "step for an image", "what": calls}]
 
 
-def _value(summary: Mapping[str, Any], model: str, measure: str) -> float:
-    value = summary.get(model, {}).get(measure)
-    return float("inf") if value is None else value
+def _value(summary: Mapping[str, Any], model: str, measure: str, features: str) -> str:
+    error = distances(summary, model, features).get(f"{measure}_standard_error")
+    return as_number(summary[model][measure], error)
 
 
-def _moments(summary: Mapping[str, Any], features: str, selection: str) -> dict[str, Any]:
-    """The checkpoints that the study of the choice names, as a table.
-
-    Evaluation measured in the space ``features``, distillation chose in ``selection``.
-    """
-    named = {k: v for k, v in summary.get("selection", {}).items() if isinstance(v, Mapping)}
-    measures = list(dict.fromkeys(measure for moment in named.values() for measure in moment))
-    return {
-        "titles": [
-            title_of(measure, selection if measure == _CRITERION else features)
-            for measure in measures
-        ],
-        "rows": {k: [moment.get(measure) for measure in measures] for k, moment in named.items()},
-    }
-
-
-def _training(paths: Paths) -> Iterator[_Drawn]:
+def _training(paths: Paths) -> Iterator[Drawn]:
     """Curves of both training stages."""
     yield from _curves(paths.report("pretrain"), "loss", "loss", "loss of the teacher")
     gap = "gap between teacher and fake denoiser"
     yield from _curves(paths.report("distill"), "trajectory", "gap", gap)
 
 
-def _curves(report: Path, file: str, value: str, name: str) -> Iterator[_Drawn]:
+def _curves(report: Path, file: str, value: str, name: str) -> Iterator[Drawn]:
     """A number over time, and by noise level at a few moments."""
-    curve = [row for row in _rows(report / f"{file}.csv") if row[value]]
+    curve = [row for row in rows_of(report / f"{file}.csv") if row[value]]
     if curve:
-        figure = draw_curve(_thousands(curve), _column(curve, value), ylabel=value)
-        yield _Drawn(value, figure, f"The {name}.")
-    levels = _rows(report / f"{value}_by_level.csv")
+        seen, values = thousands(curve), column(curve, value)
+        figure = draw_curve(seen, values, ylabel=value, healthy=_healthy(value, seen, values))
+        yield Drawn(value, figure, f"The {name}. {_HEALTHY[value]}")
+    levels = rows_of(report / f"{value}_by_level.csv")
     if levels:
         names = [row["sigma"] for row in levels]
-        rows = list(zip(_thousands(levels), names, _column(levels, value), strict=True))
+        rows = list(zip(thousands(levels), names, column(levels, value), strict=True))
         text = f"The {name} by noise level, at a few moments."
-        yield _Drawn(f"{value}-levels", draw_levels(rows, ylabel=value), text)
+        yield Drawn(f"{value}-levels", draw_levels(rows, ylabel=value), text)
 
 
-def _choice(params: Params, paths: Paths, measured: str) -> Iterator[_Drawn]:
-    """How the checkpoint was chosen, and how well by the distances in the space ``measured``."""
-    features = params.distill.selection.features
-    seen = _rows(paths.report("distill") / "trajectory.csv")
-    if seen:
-        values = _column(seen, "proximal_frechet")
-        at = choose(values, _column(seen, "proximal_frechet_standard_error"))
-        title = title_of(_CRITERION, features)
-        figure = draw_curve(_thousands(seen), values, ylabel=title, marks={"chosen": at})
-        images = f"{int(seen[at]['images']):,}"
-        text = (
-            f"{title_of('proximal_frechet', features)} distance to held-out noisy images, in "
-            f"{features} features. The last checkpoint within one standard error of the least "
-            f"is the generator: that after {images} images."
-        )
-        yield _Drawn("choice", figure, text)
-    study = [row for row in _rows(paths.report("evaluate") / "selection.csv") if row["frechet"]]
-    if study:
-        near, clean = _column(study, _CRITERION), _column(study, "frechet")
-        figure = draw_agreement(
-            near,
-            clean,
-            chosen=choose(near, _column(study, f"{_CRITERION}_standard_error")),
-            xlabel=f"{title_of(_CRITERION, features)} ({features})",
-            ylabel=f"{title_of('frechet', measured)} ({measured})",
-        )
-        text = (
-            "One point for each checkpoint: its distance to held-out noisy images in "
-            f"{features} features, which chose, against that to clean images in {measured} "
-            "features, which the choice did not see."
-        )
-        yield _Drawn("agreement", figure, text)
+def _healthy(
+    curve: str, seen: Sequence[float], values: Sequence[float]
+) -> tuple[list[float], list[float]] | None:
+    """The curve of a good training, as long as this one and with the same first number."""
+    known = read_csv(Path(__file__).with_name("healthy.csv"))
+    rows = [row for row in known if row["curve"] == curve]
+    if len(seen) < 2 or values[0] <= 0:
+        return None
+    start, length = seen[0], seen[-1] - seen[0]
+    return (
+        [start + length * float(row["part"]) for row in rows],
+        [values[0] * float(row["ratio"]) for row in rows],
+    )
 
 
-def _inlined(drawn: Iterable[_Drawn]) -> list[tuple[Markup, str]]:
+def _inlined(drawn: Iterable[Drawn]) -> list[tuple[Markup, str]]:
     """Figures as a page shows them, with their captions."""
     return [(inline(figure, name, text), text) for name, figure, text in drawn]
 
@@ -236,28 +217,15 @@ def _locked(root: Path) -> dict[str, str]:
 
 def _provenance(params: Params, paths: Paths) -> dict[str, str]:
     commit = commit_of(paths.root)
-    changed = " with changes" if is_dirty(paths.root) else ""
     device = resolve_device(params.compute)
     name = f"{device.type}, {torch.get_num_threads()} threads"
     return {
-        "commit": "none that git knows here" if commit is None else commit + changed,
+        "commit": "none that git knows here" if commit is None else commit,
         "device of the evaluation": (
             torch.cuda.get_device_name(device) if device.type == "cuda" else name
         ),
         **versions(),
     }
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    return read_csv(file) if file.is_file() else []
-
-
-def _thousands(rows: Sequence[Mapping[str, str]]) -> list[float]:
-    return [count / 1000 for count in _column(rows, "images")]
-
-
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows]
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class NullLog(AbstractContextManager[Any]):
     def say(self, text: str) -> None:
         """Do nothing; see :meth:`pipeline.stage_io.log.StageLog.say`."""
 
+    def doing(self, text: str) -> None:
+        """Do nothing; see :meth:`pipeline.stage_io.log.StageLog.doing`."""
+
     def update(self, images: int, **shown: float) -> None:
         """Do nothing; see :meth:`pipeline.stage_io.log.Progress.update`."""
 

@@ -75,6 +75,10 @@ class StageLog(Protocol):
         """Print one line for the user."""
         ...
 
+    def doing(self, text: str) -> None:
+        """Note what is done from now on; printed if nothing else is for some seconds."""
+        ...
+
     def stop_signal(self) -> int | None:
         """Number of the signal that asked the stage to stop, or None.
 

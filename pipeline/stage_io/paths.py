@@ -38,8 +38,13 @@ class Paths:
 
     @property
     def summary(self) -> Path:
-        """The metrics of the whole pipeline."""
+        """All numbers of the whole pipeline."""
         return self.root / "reports" / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The few numbers that DVC shows of each run."""
+        return self.root / "reports" / "metrics.json"
 
     @property
     def report_page(self) -> Path:
@@ -78,6 +83,26 @@ class Paths:
     def compiled(self) -> Path:
         """Folder of compiled networks, by content; may be deleted at any time."""
         return home_of(self.root) / ".dsd" / "compiled"
+
+    @property
+    def times(self) -> Path:
+        """What stages took here, for estimates; may be deleted at any time."""
+        return home_of(self.root) / ".dsd" / "times.json"
+
+    @property
+    def live(self) -> Path:
+        """Folder of notes on stages at work, for ``watch``; each process removes its own."""
+        return home_of(self.root) / ".dsd" / "live"
+
+    @property
+    def demo_page(self) -> Path:
+        """What the shipped models look like."""
+        return self.root / "reports" / "demo.html"
+
+    @property
+    def watch_page(self) -> Path:
+        """The page that ``watch`` keeps up to date."""
+        return self.root / "reports" / "watch.html"
 
     def lock(self, stage: str) -> Path:
         """File held while a stage writes this workspace's folders."""

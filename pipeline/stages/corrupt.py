@@ -37,7 +37,9 @@ def run(context: StageContext) -> None:
 
 def _corrupt(params: "Params", paths: Paths, log: StageLog) -> None:
     clean = open_images(paths, "prepare", log)
+    log.doing("estimating the noise level")
     noise = settle_noise(params, paths, clean, log)
+    log.doing("observing the images through noise")
     with log.progress(len(clean)) as progress:
         residual, heldout = _write(params, paths, clean, noise, progress)
     _draw(paths, clean, noise)

@@ -208,6 +208,7 @@ class _DistillJob:
     def _measure(self) -> None:
         """Measure the averaged generator, and save it."""
         seen = self.history.images_seen
+        self._log.doing(f"measuring the generator after {seen:,} images")
         gap = self._loop.read(self.history.gap_by_level) if seen else None
         judged = self._loop.on_main_process(self._judge)
         proximal, error = self._distributed.all_reduce_max(*(judged or (-math.inf, -math.inf)))
@@ -221,6 +222,7 @@ class _DistillJob:
         if self._distributed.is_main_process:
             self._keep_generator()
         self._report(measurement)
+        self._log.doing("training")
 
     def _report(self, measurement: Measurement) -> None:
         values = measurement.model_dump(exclude={"images_seen"}, exclude_none=True)

@@ -34,6 +34,7 @@ from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages.evaluation_pictures import (
     LABELS,
     MODELS,
+    denoised_images,
     draw_models,
     draw_neighbours,
     draw_progress,
@@ -73,7 +74,9 @@ def _evaluate(
     params: "Params", paths: Paths, log: StageLog, device: torch.device
 ) -> dict[str, Any]:
     """Draw all pictures and tables; return the summary."""
+    log.doing("reading the images")
     data = _data(params, paths, log)
+    log.doing("drawing samples")
     samples = _sample(params, paths, data, device, log)
     images = samples.images["generator"]
     with Measuring(log, _images_to_measure(params, data)) as measuring:
@@ -99,6 +102,7 @@ def _evaluate(
         chosen_in = spaces[params.distill.selection.features]
         summary["selection"] = _selection(params, paths, chosen_in, named[0], images)
     summary["memorisation"] = copies.summary()
+    log.doing("drawing the pictures")
     draw_models(paths, samples.images, data)
     draw_progress(paths)
     draw_neighbours(paths, images, copies, data)
@@ -161,6 +165,7 @@ def _sample(
     generator = load_generator(paths.artifact("distill") / "generator", device)
     teacher = load_denoiser(paths.artifact("pretrain"), device)
     count, seed = params.evaluate.num_samples, derive_seed(params.seed, "evaluation latents")
+    denoised = denoised_images(paths, teacher, device)
     latents, latents_teacher = (
         make_latents(count, shape, seed=seed)
         for shape in (generator.shape, data.operator.observed_shape)
@@ -204,6 +209,7 @@ def _sample(
         f"{count:,} images: one step {seconds['generator']:.1f} s, "
         f"teacher ({evaluations['teacher_full']} evaluations for Full) {seconds['teacher']:.1f} s"
     )
+    parts["denoised"] = [denoised]
     return Samples({name: torch.cat(images) for name, images in parts.items()}, evaluations)
 
 

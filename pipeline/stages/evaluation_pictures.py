@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import safe_open
 
 from dsd.evaluation.memorisation import Memorisation
-from dsd.utils.images import save_grid, save_rows
+from dsd.model.denoiser import AnyDenoiser, append_dims
+from dsd.storage.image_store import ImageStore
+from dsd.utils.images import save_grid, save_rows, to_uint8
 from dsd.utils.shapes import Pixels
 from pipeline.stage_io.paths import Paths
 from pipeline.stages.measures import EvaluationData
@@ -16,6 +19,7 @@ __all__ = [
     "LABELS",
     "MODELS",
     "NUM_SHOWN",
+    "denoised_images",
     "draw_models",
     "draw_neighbours",
     "draw_progress",
@@ -39,6 +43,7 @@ MODELS = ("generator", "teacher_full", "teacher_truncated", "teacher_truncated_e
 LABELS = {
     "clean_data": "clean data",
     "noisy_data": "noisy data",
+    "denoised": "denoised",
     "teacher_full": "teacher, Full",
     "teacher_truncated": "teacher, Truncated",
     "teacher_truncated_exact": "Truncated at sigma",
@@ -46,22 +51,39 @@ LABELS = {
 }
 
 
-def draw_models(paths: Paths, images: Mapping[str, Pixels], data: EvaluationData) -> None:
-    """Save data above each model's images of the same latents; and more of each model's.
+def denoised_images(paths: Paths, teacher: AnyDenoiser, device: torch.device) -> Pixels:
+    """Estimates of the first images behind noisy ones, by the teacher at the data's own level.
 
-    Each noisy image stands below the clean one that it shows.
+    Args:
+        paths: The workspace.
+        teacher: On ``device``.
+        device: Where to compute.
     """
-    rows = {"noisy_data": data.noisy[:NUM_SHOWN]}
-    rows |= {name: images[name][:NUM_SHOWN] for name in reversed(MODELS)}
+    noisy = ImageStore.open(paths.artifact("corrupt/train"))
+    first = torch.arange(min(NUM_SAMPLED, len(noisy)))
+    y, sigma = noisy.take(first).to(device), noisy.sigma[first].to(device)
+    with torch.inference_mode():
+        # Images without noise need no estimate, and networks have no level 0.
+        x = teacher(y, sigma.clamp(min=torch.finfo(sigma.dtype).tiny))
+    return to_uint8(torch.where(append_dims(sigma, y) > 0, x, y)).cpu()
+
+
+def draw_models(paths: Paths, images: Mapping[str, Pixels], data: EvaluationData) -> None:
+    """Save data above each model's images of the same latents; and more of data and models.
+
+    Each noisy image stands below the clean one that it shows, and above its denoised one.
+    """
+    shown = {name: images[name][:NUM_SAMPLED] for name in ("denoised", *reversed(MODELS))}
+    shown["noisy_data"] = data.noisy[:NUM_SAMPLED]
     if data.clean is not None:
-        rows["clean_data"] = data.clean[data.numbers[:NUM_SHOWN]]
+        shown["clean_data"] = data.clean[data.numbers[:NUM_SAMPLED]]
+    rows = {name: pixels[:NUM_SHOWN] for name, pixels in shown.items()}
     labelled = {label: rows[name] for name, label in LABELS.items() if name in rows}
     folder = paths.report("evaluate")
     save_rows(labelled, folder / "comparison.png")
-    for name in MODELS:
-        shown = images[name][:NUM_SAMPLED]
-        zoom = max(1, SHOWN_PIXELS // shown.shape[-1])
-        save_grid(shown, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
+    for name, pixels in shown.items():
+        zoom = max(1, SHOWN_PIXELS // pixels.shape[-1])
+        save_grid(pixels, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
 
 
 def draw_progress(paths: Paths) -> None:

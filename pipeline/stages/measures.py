@@ -105,6 +105,7 @@ class Measuring(AbstractContextManager["Measuring"]):
     def now(self, what: str) -> None:
         """Print what is measured from now on."""
         self._log.say(f"measuring {what}")
+        self._log.doing(f"measuring {what}")
         self._progress.update(self._done)
 
     def add(self, images: int) -> None:

@@ -37,12 +37,14 @@ def run(context: StageContext) -> None:
 
 def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     data = params.data
+    log.doing("finding the images")
     source = find_images(data.source, paths.root / data.path, data.name, reading=Reading.of(data))
     # Said before anything is read, so that it is there whatever comes.
     for note in source.notes:
         log.say(note)
     low, high = limits_of(data, source)
     reader = reader_for(data, source, scale=2 / (high - low))
+    log.doing("reading the images")
     blocks = _blocks(reader, log)
     first = next(blocks)
     watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype))

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from dsd.model.checkpoint import build_denoiser, save_model
-from dsd.model.denoiser import AnyDenoiser
+from dsd.model.denoiser import AnyDenoiser, with_view
 from dsd.model.samplers import sample_teacher
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
@@ -31,6 +31,12 @@ __all__ = ["run"]
 
 NUM_READINGS = 100
 """Points of the loss curve."""
+
+NUM_DENOISED = 20
+"""Pictures of denoised observations."""
+
+_LEAST_LEVEL = 1e-3
+"""At which an observation without noise is denoised: there is no level 0."""
 
 
 class History(training.History):
@@ -64,14 +70,18 @@ class _PretrainJob:
         self._shape = noisy.shape
         self._sigma = noisy.sigma.to(device)
         view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy())
+        view = None if view is None else view.to(device)
+        y, few = noisy.all().to(device), slice(training.GRID_IMAGES // 2)
+        levels = self._sigma[few].clamp_min(_LEAST_LEVEL)
+        self._observed = y[few], levels, None if view is None else view[few]
         self._training = TeacherTraining(
             _build(params, self._operator, GaussianNoise.of_store(noisy.meta.info)).to(device),
-            noisy.all().to(device),
+            y,
             noisy.noise_levels.to(device),
             params.pretrain,
             seed=params.seed,
             precision=attempt.precision,
-            view=None if view is None else view.to(device),
+            view=view,
             distributed=attempt.distributed,
             activation_checkpointing=params.compute.activation_checkpointing,
             compilation=attempt.compilation(),
@@ -91,7 +101,10 @@ class _PretrainJob:
         """Run all steps; save, measure and draw on the way."""
         config, loop = self._params.pretrain, self._loop
         reading = max(1, self._training.num_steps // NUM_READINGS)
+        denoising = max(1, self._training.num_steps // NUM_DENOISED)
         drawing = max(1, round(config.sample_every_kimg * 1000 / config.batch_size))
+        shown: dict[str, float] = {}
+        self._log.doing("training")
         with self._log.progress(loop.total_images) as progress:
             for record in loop.records():
                 loop.meter.add(record.loss, record.sigma)
@@ -99,9 +112,12 @@ class _PretrainJob:
                     loss = loop.read(self._history.loss_by_level)
                     self._history.loss.append((record.images_seen, loss))
                     self._log.metrics(record.images_seen, {"loss": loss})
-                    progress.update(record.images_seen, loss=loss)
+                    shown = {"loss": loss}
+                progress.update(record.images_seen, **shown)
                 if loop.is_due(drawing):
                     loop.on_main_process(self._draw)
+                if loop.is_due(denoising):
+                    loop.on_main_process(self._draw_denoised)
 
     def _draw(self) -> None:
         """Save images of the averaged teacher as it is now."""
@@ -112,6 +128,13 @@ class _PretrainJob:
             sigma_y = float(self._sigma.max())
             samples = sample_teacher(self._training.average, latents, sigma_y=sigma_y)
         self._loop.save_pictures(to_uint8(samples.truncated))
+
+    def _draw_denoised(self) -> None:
+        """Save the first observations, two rows above what the averaged teacher makes of them."""
+        y, sigma, view = self._observed
+        with torch.inference_mode():
+            denoised = with_view(self._training.average, view)(y, sigma)
+        self._loop.save_pictures(to_uint8(torch.cat([y, denoised])), "denoised")
 
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs, which are empty folders."""
@@ -128,6 +151,7 @@ class _PretrainJob:
         write_csv(report / "loss.csv", ["images", "loss"], history.loss)
         write_csv(report / "loss_by_level.csv", ["images", "sigma", "loss"], history.loss_by_level)
         copy_files(self._loop.folder / "pictures", report / "samples")
+        copy_files(self._loop.folder / "denoised", report / "denoised")
 
 
 def _build(params: "Params", operator: Operator, noise: GaussianNoise) -> AnyDenoiser:

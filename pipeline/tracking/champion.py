@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run
+from mlflow.entities import LoggedModelInput, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry import SEARCH_MODEL_VERSION_MAX_RESULTS_THRESHOLD
 
+from pipeline.tracking.headline import not_improved
 from pipeline.tracking.provenance import NOT_PROTOCOL, protocol_id
 
 __all__ = ["CHAMPION", "WEIGHTS_TAG", "update_champion"]
@@ -25,23 +26,30 @@ WEIGHTS_TAG = "weights_sha256"
 """Tag of a version by which an evaluation finds the generator that it measured."""
 
 _DISTANCE_TAG, _PROTOCOL_TAG = "proximal_frechet", "proximal_protocol"
-_PREFIX = "generator."
+_IMPROVED_TAG = "improved_on_teacher"
 
 
 def update_champion(
     client: MlflowClient, model: str, evaluation: Run, summary: Mapping[str, Any]
-) -> None:
+) -> ModelVersion | None:
     """Note a finished evaluation with the version that it measured, and move the alias if better.
 
-    ``client`` is of the store, which is also the registry; ``summary`` is that of the evaluation.
+    A generator whose Proximal distance is not below that of its teacher's best sampler does not
+    compete. ``client`` is of the store, which is also the registry; ``summary`` is that of the
+    evaluation.
+
+    Returns:
+        The version; None if the generator is not registered here.
     """
     weights = summary["generator"].get("weights_sha256")
     known = [] if weights is None else _versions(client, model, WEIGHTS_TAG, weights)
     if not known:  # registered in another store, or deleted
-        return
+        return None
     version = max(known, key=lambda each: int(each.version))
     protocol = _protocol_id(summary)
+    improved = "proximal_frechet" not in not_improved(summary)
     tags = {
+        _IMPROVED_TAG: str(improved).lower(),
         _DISTANCE_TAG: repr(float(summary["generator"]["proximal_frechet"])),
         _PROTOCOL_TAG: protocol,
         "sigma": str(summary["protocol"]["sigma"]),
@@ -51,8 +59,9 @@ def update_champion(
         client.set_model_version_tag(model, version.version, name, value)
     _show_with_model(client, evaluation, version)
     champion = _champion(client, model)
-    if champion is None or champion.tags.get(_PROTOCOL_TAG) == protocol:
+    if improved and (champion is None or champion.tags.get(_PROTOCOL_TAG) == protocol):
         _set_alias(client, model, protocol)
+    return version
 
 
 def _set_alias(client: MlflowClient, model: str, protocol: str) -> None:
@@ -62,7 +71,8 @@ def _set_alias(client: MlflowClient, model: str, protocol: str) -> None:
     whoever comes last.
     """
     alike = _versions(client, model, _PROTOCOL_TAG, protocol)
-    best = min(alike, key=lambda version: float(version.tags[_DISTANCE_TAG]))
+    improved = [each for each in alike if each.tags.get(_IMPROVED_TAG) != "false"]
+    best = min(improved, key=lambda version: float(version.tags[_DISTANCE_TAG]))
     try:
         client.set_registered_model_alias(model, CHAMPION, best.version)
     except MlflowException:  # another one gave it for the first time in between
@@ -98,14 +108,18 @@ def _protocol_id(summary: Mapping[str, Any]) -> str:
 
 
 def _show_with_model(client: MlflowClient, evaluation: Run, version: ModelVersion) -> None:
-    """Repeat the generator's numbers with the model, where MLflow's model pages show them."""
+    """Link the evaluation with the model, and repeat its numbers on MLflow's page of the model."""
     scheme, _, model_id = (version.source or "").rpartition("/")
     if scheme != "models:":  # registered by a person, from files
         return
+    run_id = evaluation.info.run_id
     now = evaluation.info.end_time or evaluation.info.start_time
     numbers = [
-        Metric(name.removeprefix(_PREFIX), value, now, 0, model_id=model_id)
+        Metric(name, value, now, 0, model_id=model_id)
         for name, value in evaluation.data.metrics.items()
-        if name.startswith(_PREFIX)
+        if "generator" in name.split("/")
     ]
-    client.log_batch(evaluation.info.run_id, metrics=numbers)
+    client.log_batch(run_id, metrics=numbers)
+    inputs = evaluation.inputs.model_inputs if evaluation.inputs else []
+    if not any(each.model_id == model_id for each in inputs):
+        client.log_inputs(run_id, models=[LoggedModelInput(model_id)])

@@ -53,6 +53,8 @@ class Record:
         handed_off: Whether the stage's process lived until all was sent, or gave up sending. If
             not, DVC does not know that the stage is done, and will run it again.
         training: Name of its state, for a stage that trains.
+        title: What differs from the defaults, the name of the run of the whole pipeline.
+        parent_id: Id of that run in MLflow.
     """
 
     stage: str
@@ -71,6 +73,8 @@ class Record:
     datasets: list[dict[str, Any]] = field(default_factory=list)
     handed_off: bool = False
     training: str | None = None
+    title: str = ""
+    parent_id: str | None = None
 
     def was_interrupted(self) -> bool:
         """Whether the process was killed, be it while it sent the last of a finished stage."""
@@ -163,7 +167,9 @@ def open_session(parent: Path, record: Record) -> Session:
             old,
             uri=record.uri,
             tags=record.tags,
+            title=record.title,
             run_id=old.run_id if same_store else None,
+            parent_id=old.parent_id if same_store else None,
             sent=old.sent if same_store else 0,
             status="RUNNING",
             ended_ms=None,

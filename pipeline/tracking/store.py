@@ -2,14 +2,17 @@
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+from mlflow.exceptions import MlflowException
 
 from dsd.utils.errors import DataError
 from dsd.utils.files import read_json
@@ -17,32 +20,25 @@ from pipeline.execution.locks import blocking_lock
 from pipeline.runtime.addresses import database_of, remove_stray_folder, sqlite_address
 from pipeline.runtime.proxies import ask_local_servers_directly
 from pipeline.stage_io.paths import Paths
+from pipeline.stages import STAGES
 from pipeline.tracking.champion import update_champion
+from pipeline.tracking.pictures import log_pictures, pictures_of
+from pipeline.tracking.pipeline_run import (
+    child_tags,
+    close_pipeline,
+    conclude,
+    join_pipeline,
+    log_params,
+)
 from pipeline.tracking.session import Record, Session
-
-# MLflow reads some of these when it is imported: no telemetry, and no minutes of retries that
-# would hold up the end of a stage when a server is gone.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.store.tracking import SEARCH_MAX_RESULTS_THRESHOLD
-from PIL import Image
 
 __all__ = [
     "MODEL_NAME",
     "RUN_FILE",
-    "Evaluation",
     "Store",
-    "fetch_evaluations",
     "make_database",
     "now_ms",
+    "quiet_client",
     "shown_uri",
 ]
 
@@ -54,7 +50,6 @@ RUN_FILE = "run.json"
 
 # The most that MLflow takes in one call.
 _BATCH = 1000
-_PARAM_BATCH = 100
 _DIGEST_LENGTH = 32
 _TOKEN_TAG = "token"
 # Otherwise MLflow opens the experiment on pages about language models.
@@ -106,14 +101,12 @@ class Store:
         # Of a run that did not finish there are none: the folder is still that of an earlier one.
         if report is not None and record.status == "FINISHED":
             self._once(session, "files", lambda: self._attach(session, report))
-            match record.stage:
-                case "distill":
-                    self._once(session, "model", lambda: self._register(session))
-                case "evaluate":
-                    self._once(session, "pictures", lambda: self._show_samples(session, report))
-                    self._once(session, "champion", lambda: self._update_champion(session))
-        status, ended = record.status, record.ended_ms
-        self._once(session, "end", lambda: client.set_terminated(run_id, status, ended))
+            if record.stage == "distill":
+                self._once(session, "model", lambda: self._register(session))
+            self._once(session, "pictures", lambda: self._show_pictures(session, report))
+            if record.stage == "evaluate":
+                self._once(session, "champion", lambda: self._conclude(session))
+        self._once(session, "end", lambda: self._end(session))
         remove_stray_folder(self.uri)
         if session.is_over():
             session.remove()
@@ -135,7 +128,7 @@ class Store:
         """A client, and the id of the session's run, which exists now."""
         if self._client is None or session.record.token not in self._opened:
             make_database(self.uri)
-            self._client = self._client or _quiet_client(self.uri)
+            self._client = self._client or quiet_client(self.uri)
             self._open(self._client, session)
             self._opened.add(session.record.token)
         assert session.record.run_id is not None
@@ -145,9 +138,15 @@ class Store:
         record = session.record
         if record.run_id is not None and not _is_there(client, record.run_id):
             record.run_id, record.sent = None, 0
+        if record.parent_id is not None and not _is_there(client, record.parent_id):
+            record.parent_id = None
+        experiment = _experiment_id(client, record.experiment, self._artifact_location())
         if record.run_id is None:
-            experiment = _experiment_id(client, record.experiment, self._artifact_location())
             record.run_id = _created_before(client, experiment, record.token)
+        if record.parent_id is None:
+            record.parent_id = join_pipeline(client, experiment, record)
+        else:
+            client.update_run(record.parent_id, status="RUNNING")
         if record.run_id is None:
             created = client.create_run(
                 experiment,
@@ -159,11 +158,8 @@ class Store:
         else:
             client.update_run(record.run_id, status="RUNNING")
         session.save()
-        tags = [RunTag(name, value) for name, value in record.tags.items()]
-        params = [Param(name, value) for name, value in record.params.items()]
-        client.log_batch(record.run_id, tags=tags)
-        for first in range(0, len(params), _PARAM_BATCH):
-            client.log_batch(record.run_id, params=params[first : first + _PARAM_BATCH])
+        tags = {**record.tags, **child_tags(experiment, record)}
+        log_params(client, record.run_id, record.params, tags)
 
     def _once(self, session: Session, step: str, act: Callable[[], None]) -> None:
         if step not in session.record.completed_steps:
@@ -181,22 +177,38 @@ class Store:
             for file in filter(Path.is_file, (self._paths.summary, self._paths.report_page)):
                 client.log_artifact(run_id, str(file))
 
-    def _show_samples(self, session: Session, report: Path) -> None:
-        """Log the models' images so that MLflow shows those of several runs side by side."""
+    def _end(self, session: Session) -> None:
+        """End the run, and with the last of its stages the run of the pipeline."""
         client, run_id = self._connect(session)
-        ended = session.record.ended_ms
-        # Logged by a process that was killed later.
-        there = {_picture_key(file.path) for file in client.list_artifacts(run_id, "images")}
-        for file in sorted((report / "samples").glob("*.png")):
-            if file.stem in there:
-                continue
-            with Image.open(file, formats=("PNG",)) as image:
-                picture = image.convert("RGB")
-            client.log_image(run_id, picture, key=file.stem, timestamp=ended, synchronous=True)
+        record = session.record
+        client.set_terminated(run_id, record.status, record.ended_ms)
+        if record.parent_id is not None:
+            close_pipeline(client, record.parent_id)
 
-    def _update_champion(self, session: Session) -> None:
+    def _show_pictures(self, session: Session, report: Path) -> None:
+        """Log a stage's images with the pipeline's run, as pipelines are what is compared."""
         client, run_id = self._connect(session)
-        update_champion(client, MODEL_NAME, client.get_run(run_id), read_json(self._paths.summary))
+        record = session.record
+        log_pictures(
+            client, record.parent_id or run_id, pictures_of(record.stage, report), record.ended_ms
+        )
+
+    def _conclude(self, session: Session) -> None:
+        """Repeat the evaluation's numbers where they are looked for, and link what they are of."""
+        client, run_id = self._connect(session)
+        summary = read_json(self._paths.summary)
+        run = client.get_run(run_id)
+        version = update_champion(client, MODEL_NAME, run, summary)
+        if session.record.parent_id is not None:
+            conclude(client, session.record.parent_id, run, version, self._run_ids())
+
+    def _run_ids(self) -> dict[str, str]:
+        """The MLflow run that made each stage's present result, of stages that know it."""
+        found = {}
+        for stage in STAGES:
+            with suppress(OSError, DataError):
+                found[stage] = read_json(self._paths.report(stage) / RUN_FILE).get("run_id")
+        return {stage: run_id for stage, run_id in found.items() if run_id}
 
     def _register(self, session: Session) -> None:
         # Late, because it imports torch, which only this step of this stage needs.
@@ -236,55 +248,8 @@ def make_database(uri: str) -> None:
             part = database.with_name(f"{database.name}.part")
             for left in (part, part.with_name(f"{part.name}-journal")):
                 left.unlink(missing_ok=True)
-            _quiet_client(sqlite_address(part)).search_experiments(max_results=1)
+            quiet_client(sqlite_address(part)).search_experiments(max_results=1)
             part.replace(database)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation in a store: parameters as text, and copies of its files.
-
-    ``picture`` shows the generator's images; None if there are none.
-    """
-
-    run_id: str
-    params: dict[str, str]
-    summary: Path
-    picture: Path | None
-
-
-def fetch_evaluations(uri: str, experiment: str, folder: Path) -> list[Evaluation]:
-    """All finished evaluations that kept their summary, oldest first, copied to ``folder``."""
-    database = database_of(uri)
-    if database is not None and not database.is_file():
-        return []  # connecting would make an empty store
-    client = _quiet_client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return []
-    runs = client.search_runs(
-        [found.experiment_id],
-        "tags.`dvc.stage` = 'evaluate' and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time ASC"],
-        max_results=SEARCH_MAX_RESULTS_THRESHOLD,
-    )
-    fetched = (_fetch(client, run, folder) for run in runs)
-    return [evaluation for evaluation in fetched if evaluation is not None]
-
-
-def _fetch(client: MlflowClient, run: Run, folder: Path) -> Evaluation | None:
-    """Copy what a comparison needs; None for a run whose files never arrived."""
-    run_id, target = run.info.run_id, folder / run.info.run_id
-    target.mkdir()
-    kept = {file.path for file in client.list_artifacts(run_id)}
-    if "summary.json" not in kept:
-        return None
-    summary = Path(client.download_artifacts(run_id, "summary.json", str(target)))
-    picture = None
-    if "samples" in kept:
-        samples = Path(client.download_artifacts(run_id, "samples", str(target)))
-        picture = samples / "generator.png"
-    return Evaluation(run_id, dict(run.data.params), summary, picture)
 
 
 def shown_uri(uri: str, paths: Paths) -> str:
@@ -295,7 +260,8 @@ def shown_uri(uri: str, paths: Paths) -> str:
     return uri.replace(f"{parts.netloc.rpartition('@')[0]}@", "") if "@" in parts.netloc else uri
 
 
-def _quiet_client(uri: str) -> MlflowClient:
+def quiet_client(uri: str) -> MlflowClient:
+    """A client of a store, which is also the registry; it prints warnings alone."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ask_local_servers_directly()
@@ -343,12 +309,6 @@ def _send(
     client.log_batch(run_id, metrics=batch)
     session.record.sent = end
     session.save()
-
-
-def _picture_key(path: str) -> str | None:
-    """Key of a picture of which the small copy, which is written last, is there."""
-    found = re.fullmatch(r"images/(.+)\+step\+.+\+compressed\.webp", path)
-    return None if found is None else found[1]
 
 
 def _dataset(known: Mapping[str, Any]) -> Dataset:

@@ -19,18 +19,22 @@ from tqdm import tqdm
 
 from dsd.utils.errors import DataError, Interrupted
 from dsd.utils.files import read_json, write_json
+from pipeline.params.differences import level_of, run_name
 from pipeline.params.model import Params
-from pipeline.params.reader import flatten, leaves
+from pipeline.params.reader import flatten
 from pipeline.runtime.addresses import tracking_address
-from pipeline.runtime.progress import make_progress, say
+from pipeline.runtime.progress import doing, make_progress, say
 from pipeline.runtime.proxies import through_proxy
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
 from pipeline.stage_io.paths import Paths
+from pipeline.tracking.evaluations import Evaluation, finished_evaluations
+from pipeline.tracking.headline import headlines
 from pipeline.tracking.journal import NONFINITE_FAILURES
+from pipeline.tracking.pipeline_run import ID_TAG, pipeline_id
 from pipeline.tracking.provenance import commit_of, is_dirty
 from pipeline.tracking.session import Record, Session, abandoned_sessions, open_session
-from pipeline.tracking.store import RUN_FILE, Evaluation, Store, fetch_evaluations, now_ms
+from pipeline.tracking.store import RUN_FILE, Store, now_ms
 from pipeline.tracking.system_metrics import SystemMetrics
 
 __all__ = ["RunTracker", "evaluations", "run", "sync"]
@@ -77,9 +81,9 @@ def sync(paths: Paths) -> tuple[int, int]:
     return complete, waiting
 
 
-def evaluations(paths: Paths, folder: Path) -> list[Evaluation]:
-    """All finished evaluations in the tracking store, oldest first, copied to ``folder``."""
-    return fetch_evaluations(tracking_address(paths), _experiment(), folder)
+def evaluations(paths: Paths) -> list[Evaluation]:
+    """All finished evaluations in the tracking store, oldest first."""
+    return finished_evaluations(tracking_address(paths), _experiment())
 
 
 @final
@@ -131,6 +135,10 @@ class RunTracker:
         """See :meth:`pipeline.stage_io.log.StageLog.say`."""
         say(text)
 
+    def doing(self, text: str) -> None:
+        """See :meth:`pipeline.stage_io.log.StageLog.doing`."""
+        doing(text)
+
     def stop_signal(self) -> int | None:
         """See :meth:`pipeline.stage_io.log.StageLog.stop_signal`."""
         return self._stop.number
@@ -138,7 +146,7 @@ class RunTracker:
     def finish(self) -> None:
         """The stage is done: complete the run and write ``reports/<stage>/run.json``."""
         if self._stage == "evaluate":
-            self.metrics(0, _summary_values(self._paths.summary))
+            self.metrics(0, _headlines(self._paths.summary))
         self.close("FINISHED")
         self._write_run_file()
 
@@ -261,22 +269,19 @@ def _contradicts(images: int, value: float, first_images: int, first_value: floa
 
 def _make_record(stage: str, params: Params, paths: Paths, uri: str) -> Record:
     flat = flatten(params)
+    texts = {name: "null" if value is None else str(value) for name, value in flat.items()}
+    title = run_name(flat)
+    whole = {ID_TAG: pipeline_id(_experiment(), texts, paths.root)}
     return Record(
         stage=stage,
-        name=f"{stage} sigma={_level(params)}",
+        name=f"{stage}: {title}",
         experiment=_experiment(),
         uri=uri,
-        params={name: "null" if value is None else str(value) for name, value in flat.items()},
-        tags=_tags(stage, params, paths.root),
+        params=texts,
+        tags=_tags(stage, params, paths.root) | whole,
         started_ms=now_ms(),
+        title=title,
     )
-
-
-def _level(params: Params) -> str:
-    """The noise level in the file, and the one assumed where it is another."""
-    sigma, assumed = params.corrupt.sigma, params.corrupt.sigma_hat
-    levels = [level for level in (sigma, assumed) if level is not None]
-    return " assumed ".join(str(level) if level == "auto" else f"{level:g}" for level in levels)
 
 
 def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
@@ -289,7 +294,7 @@ def _tags(stage: str, params: Params, root: Path) -> dict[str, str]:
         "mlflow.source.git.commit": commit_of(root),
         "git.dirty": None if dirty is None else str(dirty).lower(),
         "prefect.flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID"),
-        "sigma": _level(params),
+        "sigma": level_of(flatten(params)).removeprefix("sigma "),
         "source": params.data.name or params.data.path,
     }
     return {name: value[:_MAX_TAG] for name, value in tags.items() if value}
@@ -299,17 +304,12 @@ def _experiment() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", "dsd")
 
 
-def _summary_values(summary: Path) -> dict[str, float]:
-    """Numbers of the summary by dotted name, without those of its protocol."""
+def _headlines(summary: Path) -> dict[str, float]:
+    """The dozen numbers of the summary by which runs are compared."""
     try:
-        found = leaves(read_json(summary))
+        return headlines(read_json(summary))
     except (OSError, DataError):
         return {}
-    return {
-        name: float(value)
-        for name, value in found.items()
-        if type(value) in (int, float) and not name.startswith("protocol.")
-    }
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from sandbox.pages import check
 from sandbox.ports import free_port
@@ -76,10 +77,12 @@ def test_a_summary_becomes_a_table_with_links(tmp_path):
     (tmp_path / "reports/evaluate").mkdir(parents=True)
     (tmp_path / "reports/summary.json").write_text(json.dumps(summary))
     rows = distance_rows(tmp_path)
-    page = result_page(tmp_path, rows, None, None)
+    Image.new("L", (8, 8)).save(tmp_path / "reports/evaluate/comparison.png")
+    picture, _, page = result_page(tmp_path, rows, None, None).partition("\n\n")
+    assert picture.startswith("![noisy data, teacher and generator](data:image/webp;base64,")
     assert page.splitlines()[0].count("(fashion-classifier)") == 2
     assert page.splitlines()[2:5] == [
-        "| one-step generator | 1.23 | 2.00 |",
+        "| one-step generator | 1.23 | 2 |",
         "| teacher, Full | - | 3.00 |",
         "| noisy data | 9.00 | - |",
     ]
@@ -95,6 +98,55 @@ def test_a_summary_becomes_a_table_with_links(tmp_path):
     assert row["MLflow run"] == record["run_id"]
     assert row["what happened"] == "restored"
     assert stage_row(tmp_path, "evaluate", "Failed", "")["MLflow run"] is None
+
+
+def test_the_report_is_a_link_into_mlflow_where_that_is_a_server(tmp_path, monkeypatch):
+    from flows.definitions import results
+
+    asked = []
+
+    def get(url, **options):
+        asked.append((url, options["params"]))
+        body = {"run": {"info": {"experiment_id": "7"}}}
+        return results.httpx.Response(200, json=body, request=results.httpx.Request("GET", url))
+
+    record = {"run_id": "0123", "tracking_uri": "http://127.0.0.1:5000/"}
+    (tmp_path / "reports/evaluate").mkdir(parents=True)
+    (tmp_path / "reports/evaluate/run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(results.httpx, "get", get)
+    page = results.result_page(tmp_path, [], Path("reports/report.html"), None)
+    base = "http://127.0.0.1:5000"
+    assert f"[open]({base}/#/experiments/7/runs/0123/artifacts/report.html)" in page
+    assert f"[download]({base}/get-artifact?path=report.html&run_uuid=0123)" in page
+    assert asked == [(f"{base}/api/2.0/mlflow/runs/get", {"run_id": "0123"})]
+
+    def refuse(url, **options):
+        raise results.httpx.ConnectError("away")
+
+    monkeypatch.setattr(results.httpx, "get", refuse)
+    page = results.result_page(tmp_path, [], Path("reports/report.html"), None)
+    assert "Report: [download](" in page
+    assert "[open]" not in page
+
+
+def test_figure_1_grows_with_the_reports_of_a_sweep(tmp_path):
+    from flows.definitions.results import figure_lines
+
+    assert figure_lines([]) == []
+    found = json.loads((PROJECT / "docs/results/default/seed0.json").read_text())
+    for sigma in (0.2, 0.4):
+        folder = tmp_path / f"sigma-{sigma}"
+        folder.mkdir()
+        found["protocol"] |= {"sigma": sigma, "sigma_hat": sigma}
+        (folder / "summary.json").write_text(json.dumps(found))
+        text = (PROJECT / "params.yaml").read_text().replace("sigma: 0.5", f"sigma: {sigma}")
+        (folder / "params.yaml").write_text(text)
+    one, both = figure_lines([tmp_path / "sigma-0.2"]), figure_lines([*tmp_path.glob("sigma-*")])
+    assert [line.partition("(data")[0] for line in both[::2]] == [
+        "![Frechet to clean against sigma]",
+        "![Proximal Frechet against sigma]",
+    ]
+    assert one[0] != both[0]
 
 
 def test_only_killed_stages_are_tried_again():

@@ -8,7 +8,12 @@ from prefect.utilities.schema_tools.validation import is_valid
 
 from dsd.utils.errors import ParamsError
 from flows.definitions.overrides import (
+    AS_IT_IS,
+    CHECKED,
+    SHOWN,
     SweepParam,
+    chosen_values,
+    differences,
     expand_grid,
     flatten_overrides,
     parse_settings,
@@ -19,6 +24,7 @@ from flows.definitions.sweep_flow import sweep
 from flows.definitions.train_flow import train
 from flows.sweep import main as sweep_command
 from flows.train import main as train_command
+from pipeline.params.presets import load_preset, preset_names
 from pipeline.params.reader import leaves, load_params, preview_params
 from pipeline.params.schema import all_keys
 from sandbox.quick_project import PROJECT
@@ -28,8 +34,8 @@ SWEEP = parameter_schema(sweep.fn).model_dump()
 
 
 def form(key):
-    """What Prefect's form says of a key."""
-    schema = TRAIN["properties"]["overrides"]
+    """What the server knows of a key."""
+    schema = CHECKED
     for name in key.split("."):
         schema = schema["properties"][name]
     return schema
@@ -66,7 +72,7 @@ def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
     assert accepted({})
     assert not TRAIN["required"]
     assert TRAIN["properties"]["overrides"]["default"] == {}
-    text = str(TRAIN)
+    text = str([TRAIN, CHECKED])
     assert "oneOf" not in text
     assert "discriminator" not in text
     assert form("data.phase")["enum"] == ["none", "smooth"]
@@ -74,6 +80,59 @@ def test_nothing_has_to_be_filled_in_and_the_form_knows_all_words_it_is_told():
     numbers = form("corrupt.sigma_hat")["anyOf"][0]
     assert numbers == {"type": "number", "minimum": 0}
     assert form("corrupt.sigma_hat")["anyOf"][1:] == [{"type": "string", "enum": ["auto", "null"]}]
+
+
+def test_the_form_shows_few_keys_with_their_present_values_and_all_presets():
+    schema = TRAIN["properties"]["overrides"]["properties"]
+    shown = {}
+    for section, found in schema.items():
+        inner = found.get("properties")
+        shown |= {f"{section}.{n}": one for n, one in inner.items()} if inner else {section: found}
+    values = leaves(load_params(PROJECT).model_dump(mode="json"))
+    assert {*shown} == {*SHOWN}
+    for key, found in shown.items():
+        assert found["title"] == key
+        assert found["default"] == ("null" if values[key] is None else values[key])
+    assert TRAIN["properties"]["preset"]["enum"] == [AS_IT_IS, *preset_names()]
+    assert TRAIN["properties"]["preset"]["default"] == AS_IT_IS
+
+
+def chosen(preset=AS_IT_IS, overrides=None, settings=()):
+    return chosen_values(preset, overrides or {}, settings, load_params(PROJECT))
+
+
+def test_a_form_that_nobody_touched_changes_nothing():
+    defaults = {"seed": load_params(PROJECT).seed, "corrupt": {"sigma": 0.5}}
+    defaults["data"] = {"path": "data/embedded/fashion-mnist.parquet", "resolution": 16}
+    assert chosen(overrides=defaults) == {}
+
+
+def test_settings_come_before_fields_and_fields_before_the_preset():
+    preset = load_preset("quick")
+    assert chosen("quick") == preset
+    touched = {"pretrain": {"kimg": 5.0}, "corrupt": {"sigma": 0.5}}
+    assert chosen("quick", touched) == preset | {"pretrain.kimg": 5.0}
+    assert chosen("quick", touched, ["pretrain.kimg=7", "seed = 3"]) == preset | {
+        "pretrain.kimg": 7,
+        "seed": 3,
+    }
+    with pytest.raises(ParamsError, match="no preset is called 'big'"):
+        chosen("big")
+
+
+@pytest.mark.parametrize("setting", ["", "seed", "=3", "seed=", "a key=3"])
+def test_the_server_and_the_flow_refuse_what_is_no_setting(setting):
+    assert not is_valid({"settings": [setting]}, TRAIN)
+    with pytest.raises(ParamsError):
+        preview_params(PROJECT, chosen(settings=[setting]))
+
+
+def test_runs_are_named_by_what_they_change():
+    assert differences({"corrupt.sigma": 0.3, "distill.divergence": "dmd"}) == "sigma 0.3, dmd"
+    many = {
+        f"distill.noise.{name}": 1.0 for name in ("rho", "t_max", "sigma_min", "sigma_max", "x")
+    }
+    assert differences(many) == "rho 1, t_max 1, sigma_min 1, 2 more"
 
 
 @pytest.mark.parametrize(

@@ -295,9 +295,9 @@ if sys.argv[2] == "flows":
     print(get_text(url), httpx.get(url).text)
 else:
     from mlflow import MlflowException
-    from pipeline.tracking import store
+    from pipeline.tracking.evaluations import finished_evaluations
     try:
-        store.fetch_evaluations(url, "dsd", None)
+        finished_evaluations(url, "dsd")
     except MlflowException as error:
         print("ProxyError" in str(error))
 print(os.environ["no_proxy"], os.environ["NO_PROXY"])

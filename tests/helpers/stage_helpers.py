@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self):
         self.bars, self.lines, self.values, self.datasets = [], [], [], []
-        self.trained, self.struck = [], []
+        self.trained, self.struck, self.works = [], [], []
 
     def metrics(self, images: int, values: Mapping[str, float]) -> None:
         self.values.append((images, dict(values)))
@@ -55,6 +55,9 @@ class Recorder:
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+    def doing(self, text: str) -> None:
+        self.works.append(text)
 
     def stop_signal(self) -> int | None:
         return None

@@ -20,6 +20,7 @@ from rich.console import Console
 from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from pipeline.__main__ import main
 from pipeline.reports.show import show_summary
+from pipeline.runtime.launch import NullLog
 from pipeline.stage_io.paths import Paths
 from sandbox import ROOT
 
@@ -29,6 +30,9 @@ def workspace(tmp_path, monkeypatch):
     """A workspace as the current folder, with handlers of signals restored afterwards."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "pipeline.runtime.progress.speaker.seconds", 1e9
+    )  # silent on slow machines
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield Paths(tmp_path)
@@ -52,7 +56,7 @@ def stage(workspace, monkeypatch):
 
 @contextmanager
 def no_tracking(stage, params, paths, *, stop):
-    yield types.SimpleNamespace(stop_signal=lambda: stop.number)
+    yield NullLog(stop)
 
 
 def raising(error):
@@ -174,10 +178,11 @@ STAGE_SCRIPT = """
 import sys, time, types
 from contextlib import contextmanager
 from dsd.utils.errors import Interrupted
+from pipeline.runtime.launch import NullLog
 
 @contextmanager
 def run_tracking(stage, params, paths, *, stop):
-    yield types.SimpleNamespace(stop_signal=lambda: stop.number)
+    yield NullLog(stop)
 
 def run(context):
     print("running", flush=True)
@@ -251,7 +256,7 @@ def test_a_stage_that_dvc_started_does_not_outlive_it(workspace):
         text=True,
     )
     child = int(parent.stdout.readline())
-    assert parent.stdout.readline() == "running\n"
+    assert "running\n" in iter(parent.stdout.readline, "")
     parent.kill()
     parent.wait()
     # The lock is free once the orphan has gone; its pid may linger where nobody reaps it.
@@ -277,7 +282,7 @@ def start_stage(workspace, *, polls, stuck):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "running\n"
+    assert "running\n" in iter(process.stdout.readline, "")
     return process
 
 
@@ -317,7 +322,9 @@ def test_check_needs_neither_torch_nor_git_nor_much_time():
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    # On a busy machine it says that it is still at work.
+    assert [line for line in done.stderr.splitlines() if "so far" not in line] == []
     assert cpu_seconds() - before < 3
 
 

@@ -104,7 +104,8 @@ def fields_behind(prop, model):
 def test_a_stage_has_one_name_everywhere(stage):
     assert STAGES[stage]["cmd"] == f"exec sh pipeline/stage.sh {stage}"
     assert f"reports/{stage}" in out_paths(stage)
-    others = {"reports/summary.json", "reports/report.html"} if stage == "evaluate" else set()
+    pages = {"reports/summary.json", "reports/metrics.json", "reports/report.html"}
+    others = pages if stage == "evaluate" else set()
     assert set(out_paths(stage)) <= {f"data/{stage}", f"reports/{stage}", *others}
     assert STAGES[stage]["desc"]
     assert not {d for d in STAGES[stage]["deps"] if d.startswith("reports")}

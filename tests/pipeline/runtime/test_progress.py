@@ -1,10 +1,13 @@
 """Progress as people see it: a bar on a terminal, plain lines in a log."""
 
 import io
+import threading
+import time
 
 import pytest
 
-from pipeline.runtime.progress import Bar, Lines, make_progress
+from pipeline.runtime import progress
+from pipeline.runtime.progress import Bar, Lines, Speaker, make_progress, readable
 
 
 class Terminal(io.StringIO):
@@ -38,7 +41,7 @@ def test_a_line_says_share_images_rate_time_left_and_values():
     clock.now += 87.5
     lines.update(44_800, proximal_frechet=5.3141)
     assert stream.getvalue() == (
-        "distill 35% 44,800/128,000 images, 512 img/s, 2:42 left, proximal_frechet 5.31\n"
+        "distill 35% 44,800/128,000 images, 512 img/s, 2 min 42 s left, proximal_frechet 5.31\n"
     )
 
 
@@ -59,7 +62,7 @@ def test_the_rate_of_a_resumed_stage_counts_only_what_this_process_did():
     lines.update(5_000)
     clock.now += 10
     lines.update(6_000)
-    assert "100 img/s, 0:40 left" in stream.getvalue()
+    assert "100 img/s, 40 s left" in stream.getvalue()
 
 
 def test_a_stage_that_never_updates_prints_nothing():
@@ -94,3 +97,84 @@ def test_the_bar_shows_images_and_values_and_starts_where_a_resumed_run_does():
     assert "1,000/1,000 images" in last
     assert "loss 0.25" in last
     assert " 60%" in stream.getvalue()
+
+
+def test_the_time_of_later_stages_is_added_to_what_is_left(monkeypatch):
+    monkeypatch.setattr(progress.speaker, "later_seconds", 3600.0)
+    lines, stream, clock = make_lines(total=10_000)
+    lines.update(0)
+    clock.now += 10
+    lines.update(5_000)
+    assert "500 img/s, 10 s left, 1 h with later stages" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (80, "1 min 20 s"),
+        (754, "12 min"),
+        (7500, "2 h 5 min"),
+        (277_200, "3 d 5 h"),
+    ],
+)
+def test_times_are_as_people_say_them(seconds, text):
+    assert readable(seconds) == text
+
+
+def speak(capsys, clock, speaker, seconds):
+    """What a speaker prints within some seconds."""
+    for _ in range(seconds):
+        clock.now += 1
+        speaker.break_silence()
+    return capsys.readouterr().err.splitlines()
+
+
+def test_silence_is_broken_before_five_seconds_with_what_is_done_and_since_when(capsys):
+    clock = Clock()
+    speaker = Speaker(clock=clock)
+    speaker.begin("measuring copies")
+    assert speak(capsys, clock, speaker, 4) == []
+    assert speak(capsys, clock, speaker, 1) == [": measuring copies, 5 s so far"]
+    assert len(speak(capsys, clock, speaker, 20)) == 4
+    clock.now += 60
+    assert speak(capsys, clock, speaker, 1) == [": measuring copies, 1 min 26 s so far"]
+
+
+def test_whoever_prints_is_heard(capsys, monkeypatch):
+    clock = Clock()
+    speaker = Speaker(clock=clock)
+    monkeypatch.setattr(progress, "speaker", speaker)
+    for _ in range(3):
+        clock.now += 3
+        progress.say("a result")
+        speaker.break_silence()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_says_in_its_own_line_what_is_done(capsys, monkeypatch):
+    clock, stream = Clock(), Terminal()
+    speaker = Speaker(clock=clock)
+    monkeypatch.setattr(progress, "speaker", speaker)
+    with make_progress("evaluate", 100, stream) as bar:
+        bar.update(10)
+        speaker.begin("measuring copies")
+        assert speak(capsys, clock, speaker, 6) == []
+    assert stream.getvalue().split("\r")[-2].endswith("measuring copies, 5 s so far")
+    assert speaker.bar is None
+
+
+def test_a_speaker_speaks_and_calls_until_it_is_stopped(capsys):
+    speaker, called = Speaker(seconds=0.02), threading.Event()
+    speaker.each = called.set
+    speaker.start("check")
+    assert called.wait(20)
+    while "check: starting" not in (said := capsys.readouterr().err):
+        time.sleep(0.01)
+    speaker.stop()
+    capsys.readouterr()
+    time.sleep(0.1)
+    assert said
+    assert capsys.readouterr().err == ""

@@ -56,7 +56,7 @@ def paths(tmp_path, fresh_store, monkeypatch):
 def down(monkeypatch):
     """Make the store refuse everything until told otherwise."""
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_store, "_quiet_client", _refuse)
+        patch.setattr(mlflow_store, "quiet_client", _refuse)
         yield patch.undo
 
 
@@ -69,10 +69,12 @@ def client_of(paths):
     return MlflowClient(uri, registry_uri=uri)
 
 
-def runs_of(paths):
+def runs_of(paths, role="stage"):
+    """Runs of stages, or those of whole pipelines; the newest first."""
     client = client_of(paths)
     experiment = client.get_experiment_by_name("dsd")
-    return [] if experiment is None else client.search_runs([experiment.experiment_id])
+    found = [] if experiment is None else client.search_runs([experiment.experiment_id])
+    return [run for run in found if ("pipeline.role" in run.data.tags) == (role == "pipeline")]
 
 
 def history(paths, run, name):
@@ -109,7 +111,7 @@ def test_a_finished_stage_is_one_run_with_everything(paths):
     track(paths, "pretrain", steps=(128, 256))
     (run,) = runs_of(paths)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "pretrain sigma=0.5"
+    assert run.info.run_name == "pretrain: sigma 0.5, sid"
     assert history(paths, run, "loss") == [(128, 64.0), (256, 128.0)]
     flat = flatten(load_params(paths.root))
     assert run.data.params == {k: "null" if v is None else str(v) for k, v in flat.items()}
@@ -146,7 +148,8 @@ def test_a_workspace_of_any_name_has_its_store_and_files_inside(
     report(odd, "pretrain")
     track(odd, "pretrain", steps=(128, 256))
     with sqlite3.connect(odd.tracking_store) as store:
-        ((run_id, status),) = store.execute("select run_uuid, status from runs")
+        stages = "select run_uuid, status from runs join tags using (run_uuid)"
+        ((run_id, status),) = store.execute(f"{stages} where key = 'dvc.stage'")
     assert status == "FINISHED"
     assert run_file(odd, "pretrain")["tracking_uri"] == "sqlite:///mlflow.db"
     kept = odd.tracking_artifacts / run_id / "artifacts" / "grids" / "last.png"
@@ -190,8 +193,7 @@ def test_a_relative_address_is_the_home_s_and_outlives_an_experiment(paths, tmp_
     assert run.info.status == "FINISHED"
     shutil.rmtree(copy.root)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "fetched").mkdir()
-    (found,) = tracking.evaluations(paths, tmp_path / "fetched")
+    (found,) = tracking.evaluations(paths)
     assert found.run_id == run.info.run_id
 
 
@@ -379,18 +381,125 @@ def test_many_numbers_and_odd_ones_arrive(paths):
     assert run.data.metrics["weird_0___"] == 3.0
 
 
-def test_the_evaluation_s_run_has_the_numbers_of_the_summary(paths):
-    row = {"frechet": None, "proximal_frechet": 2.5, "by_features": {"inception": {"frechet": 7}}}
+def test_the_evaluation_s_run_has_the_headlines_of_the_summary(paths):
+    row = {"frechet": None, "proximal_frechet": 2.5, "by_features": {"inception": {"recall": 0.5}}}
+    teacher = {"proximal_frechet": 5.0, "by_features": {"inception": {"recall": 0.75}}}
+    protocol = {"num_samples": 10, "features": "inception"}
     paths.summary.parent.mkdir()
-    paths.summary.write_text(json.dumps({"generator": row, "protocol": {"num_samples": 10}}))
+    paths.summary.write_text(
+        json.dumps({"generator": row, "teacher_full": teacher, "protocol": protocol})
+    )
     paths.report_page.write_text("<html></html>")
     track(paths, "evaluate")
-    (run,) = runs_of(paths)
+    (run,), (pipeline,) = runs_of(paths), runs_of(paths, "pipeline")
     assert run.data.metrics == {
-        "generator.proximal_frechet": 2.5,
-        "generator.by_features.inception.frechet": 7.0,
-    }
+        "proximal/generator": 2.5, "proximal/teacher_full": 5.0, "generator/recall": 0.5,
+        "generator/gain_percent": 50.0,
+    }  # fmt: skip
+    assert pipeline.data.metrics == run.data.metrics
     assert files_of(paths, run) == ["report.html", "summary.json"]
+
+
+def note(run):
+    return run.data.tags["mlflow.note.content"]
+
+
+def test_stages_of_one_run_of_the_pipeline_have_one_parent(paths):
+    set_params(paths.root, {"corrupt.sigma": 0.25, "distill.divergence": "dmd"})
+    for stage in ("corrupt", "pretrain"):
+        track(paths, stage)
+    with pytest.raises(Interrupted):
+        track(paths, "distill", error=Interrupted("saved", 2))
+    (parent,) = runs_of(paths, "pipeline")
+    assert (parent.info.run_name, parent.info.status) == ("sigma 0.25, dmd", "KILLED")
+    save_tiny_generator(paths.artifact("distill") / "generator")
+    track(paths, "distill")
+    (parent,) = runs_of(paths, "pipeline")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs_of(paths)} == {parent.info.run_id}
+    assert parent.data.params == runs_of(paths)[0].data.params
+    assert "| `corrupt.sigma` | 0.25 | 0.5 |" in note(parent)
+    assert f"Stage `pretrain` of [sigma 0.25, dmd](#/experiments/1/runs/{parent.info.run_id})."\
+        in map(note, runs_of(paths))  # fmt: skip
+
+
+def test_a_pipeline_that_runs_once_more_is_another_run(paths):
+    """The same parameters, other code: from a stage on, or from the first one."""
+    track(paths, "corrupt")
+    track(paths, "pretrain")
+    track(paths, "pretrain")  # its code changed
+    track(paths, "corrupt")
+    track(paths, "pretrain")
+    new, middle, old = runs_of(paths, "pipeline")
+    of = {parent.info.run_id: [] for parent in (new, middle, old)}
+    for run in runs_of(paths):
+        of[run.data.tags["mlflow.parentRunId"]].append(run.data.tags["dvc.stage"])
+    assert [*of.values()] == [["pretrain", "corrupt"], ["pretrain"], ["pretrain", "corrupt"]]
+
+
+@pytest.mark.parametrize("change", [{"distill.alpha": 1.0}, {"run.eval_batch_size": 7}])
+def test_only_parameters_that_decide_results_make_another_pipeline(change, paths, monkeypatch):
+    track(paths, "corrupt")
+    set_params(paths.root, change)
+    track(paths, "pretrain")
+    expected = 2 if "distill.alpha" in change else 1
+    assert len(runs_of(paths, "pipeline")) == expected
+    monkeypatch.setenv("DVC_EXP_NAME", "owl")
+    track(paths, "distill")
+    assert len(runs_of(paths, "pipeline")) == expected + 1
+
+
+def test_a_stage_that_is_sent_late_joins_the_run_that_it_was_part_of(paths, down):
+    track(paths, "corrupt")  # the store is away
+    down()
+    track(paths, "pretrain")
+    assert tracking.sync(paths) == (1, 0)
+    (parent,) = runs_of(paths, "pipeline")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs_of(paths)} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_deleted_parent_is_made_once_more(paths):
+    with pytest.raises(Interrupted):
+        track(paths, "pretrain", error=Interrupted("saved", 2))
+    client_of(paths).delete_run(runs_of(paths, "pipeline")[0].info.run_id)
+    track(paths, "pretrain")
+    ((run,), (parent,)) = runs_of(paths), runs_of(paths, "pipeline")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_model_data_report_and_earlier_stages_are_a_click_away(paths):
+    track(paths, "pretrain")
+    earlier = run_file(paths, "pretrain")["run_id"]
+    set_params(paths.root, {"distill.alpha": 1.0})
+    folder = paths.artifact("distill") / "generator"
+    save_tiny_generator(folder)
+    track(paths, "distill")
+    with tracking.run("evaluate", load_params(paths.root), paths) as log:
+        log.reads("corrupt/train", digest="5" * 64, count=10, shape=(1, 8, 8))
+        generator = {"proximal_frechet": 2.5, "weights_sha256": read_spec(folder).weights_sha256}
+        protocol = {
+            "features": "own",
+            "extractors": {"own": "1"},
+            "sigma": 0.5,
+            "noisy_sha256": "",
+        }
+        paths.summary.write_text(json.dumps({"generator": generator, "protocol": protocol}))
+    parent, _ = runs_of(paths, "pipeline")
+    evaluation, distillation, _ = runs_of(paths)
+    evaluation = client_of(paths).get_run(evaluation.info.run_id)  # with the models that it read
+    experiment, run_id = evaluation.info.experiment_id, evaluation.info.run_id
+    for target in (
+        f"[Report](#/experiments/{experiment}/runs/{run_id}/artifacts/report.html)",
+        "[model version 1](#/models/one-step-generator/versions/1)",
+        f"[pretrain](#/experiments/{experiment}/runs/{earlier})",
+        "| `proximal/generator` | 2.5 | smaller |",
+    ):
+        assert target in note(parent)
+    assert distillation.info.run_id not in note(parent)
+    (model,) = parent.outputs.model_outputs
+    assert evaluation.inputs.model_inputs[0].model_id == model.model_id
+    assert [each.dataset.name for each in parent.inputs.dataset_inputs] == ["corrupt/train"]
 
 
 def test_a_server_that_never_answers_holds_up_neither_stage_nor_exit(paths, monkeypatch, capsys):
@@ -567,7 +676,7 @@ def test_secrets_of_an_address_are_not_shown(paths):
     assert shown == "postgresql://host/db"
 
 
-def evaluated(paths, weights, proximal, **protocol):
+def evaluated(paths, weights, proximal, teacher=9.0, **protocol):
     """Track an evaluation of a generator, as the stage leaves it."""
     known = {
         "features": "inception",
@@ -579,6 +688,7 @@ def evaluated(paths, weights, proximal, **protocol):
     }
     summary = {
         "generator": {"proximal_frechet": proximal, "weights_sha256": weights},
+        "teacher_full": {"proximal_frechet": teacher},
         "protocol": {**known, **protocol},
     }
     paths.summary.parent.mkdir(exist_ok=True)
@@ -615,8 +725,18 @@ def test_the_champion_is_the_version_with_the_smallest_proximal_distance(paths, 
     assert champion_of(paths) == 3
     version = client_of(paths).get_model_version(mlflow_store.MODEL_NAME, "3")
     assert version.tags["proximal_frechet"] == "0.2"
-    newest = max(runs_of(paths), key=lambda run: run.data.metrics["generator.proximal_frechet"])
+    newest = max(runs_of(paths), key=lambda run: run.data.metrics["proximal/generator"])
     assert version.tags["evaluation_run_id"] != newest.info.run_id
+
+
+def test_a_generator_that_did_not_improve_on_its_teacher_is_no_champion(paths, versions):
+    evaluated(paths, "a", 0.4)
+    evaluated(paths, "b", 0.3, teacher=0.3)
+    assert champion_of(paths) == 1
+    version = client_of(paths).get_model_version(mlflow_store.MODEL_NAME, "2")
+    assert version.tags["improved_on_teacher"] == "false"
+    evaluated(paths, "c", 0.35, teacher=0.36)
+    assert champion_of(paths) == 3
 
 
 @pytest.mark.parametrize(
@@ -682,15 +802,19 @@ def test_the_machine_s_load_is_journalled_like_any_number(paths, monkeypatch):
     assert second.data.metrics["system/process_memory_megabytes"] > 10
 
 
-def test_mlflow_shows_the_models_images_side_by_side(paths):
-    samples = paths.report("evaluate") / "samples"
-    samples.mkdir(parents=True)
-    for name in ("generator", "teacher_full"):
-        Image.new("L", (8, 8), 128).save(samples / f"{name}.png")
+def test_mlflow_shows_images_of_data_and_models_over_steps(paths):
+    wanted = {("generator", 0), ("noisy_data", 0)}
+    wanted |= {("teacher in training", 64), ("teacher in training", 128)}
+    for stage, name in (("evaluate", "generator"), ("evaluate", "noisy_data"),
+                        ("pretrain", "000000064"), ("pretrain", "000000128")):  # fmt: skip
+        file = paths.report(stage) / "samples" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 128).save(file)
+    track(paths, "pretrain")
     evaluated(paths, "a", 0.4)
-    (run,) = runs_of(paths)
-    shown = files_of(paths, run, "images")
-    assert {Path(name).name.split("+")[0] for name in shown} == {"generator", "teacher_full"}
+    (run,) = runs_of(paths, "pipeline")
+    shown = [Path(name).name.split("+") for name in files_of(paths, run, "images")]
+    assert {(key, int(step)) for key, _, step, *_ in shown} == wanted
     assert run.data.tags["mlflow.loggedImages"] == "True"
 
 

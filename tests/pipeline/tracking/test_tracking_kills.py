@@ -35,6 +35,8 @@ from sandbox.faults import Boundaries
 
 STEPS = (64, 128, 192)
 EIGHT, MANY = 8, 300
+STAGES = "select run_uuid, status from runs join tags using (run_uuid) where key = 'dvc.stage'"
+PIPELINES = "select status from runs join tags using (run_uuid) where key = 'pipeline.role'"
 PICTURES = ("generator", "teacher_full")
 
 
@@ -52,9 +54,15 @@ def stored(paths):
     """Status of each run in the store, and its numbers that the stage recorded."""
     query = "select key, step, value from metrics where run_uuid = ? and key in ('loss', 'gap')"
     with closing(sqlite3.connect(paths.tracking_store)) as store:
-        runs = store.execute("select run_uuid, status from runs").fetchall()
+        runs = store.execute(STAGES).fetchall()
         numbers = {run: sorted(store.execute(query, (run,)).fetchall()) for run, _ in runs}
     return dict(runs), numbers
+
+
+def pipelines(paths):
+    """Status of each run of a whole pipeline."""
+    with closing(sqlite3.connect(paths.tracking_store)) as store:
+        return [status for (status,) in store.execute(PIPELINES)]
 
 
 def apart(function, *arguments):
@@ -161,6 +169,7 @@ def test_a_kill_wherever_tracking_changes_its_files_loses_and_doubles_nothing(tm
         # Once the store has everything, and what was known here goes, the next run is another.
         over = ["FINISHED"] if name in ("unlink", "rmdir") else []
         assert list(runs.values()) in ([], ["KILLED"], over), root
+        assert set(pipelines(paths)) == {"FINISHED"}, root
         assert list(paths.tracking_state("pretrain").iterdir()) == [], root
 
 
@@ -230,6 +239,7 @@ def test_a_kill_wherever_the_store_changes_makes_no_second_model_or_picture(tmp_
     for paths in (Paths(Path(line)) for line in killed):
         runs, _ = stored(paths)
         assert list(runs.values()) == ["FINISHED"] * 2, paths.root  # one of each stage
+        assert pipelines(paths) == ["FINISHED"], paths.root
         uri = f"sqlite:///{paths.tracking_store}"
         client = MlflowClient(uri, uri)
         (version,) = client.search_model_versions("name='one-step-generator'")
@@ -237,9 +247,14 @@ def test_a_kill_wherever_the_store_changes_makes_no_second_model_or_picture(tmp_
         experiments = [each.experiment_id for each in client.search_experiments()]
         (model,) = client.search_logged_models(experiments)
         assert version.source == f"models:/{model.model_id}", paths.root
-        assert {(each.key, each.value) for each in model.metrics} == {("proximal_frechet", 0.25)}
+        assert {(each.key, each.value) for each in model.metrics} == {("proximal/generator", 0.25)}
         (run,) = client.search_runs(experiments, "tags.`dvc.stage` = 'evaluate'")
-        shown = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+        inputs = client.get_run(run.info.run_id).inputs.model_inputs
+        assert [each.model_id for each in inputs] == [model.model_id]
+        (whole,) = client.search_runs(experiments, "tags.`pipeline.role` = 'pipeline'")
+        outputs = client.get_run(whole.info.run_id).outputs.model_outputs
+        assert [each.model_id for each in outputs] == [model.model_id]
+        shown = [file.path for file in client.list_artifacts(whole.info.run_id, "images")]
         keys = [Path(path).name.split("+")[0] for path in shown if "compressed" in path]
         assert sorted(keys) == sorted(PICTURES), paths.root
 
