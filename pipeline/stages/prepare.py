@@ -145,7 +145,7 @@ def _origin(
     if reader.averaged is not None:
         more["averaged"] = reader.averaged
     if intensity != PIXELS:
-        more["intensity"] = intensity.model_dump()
+        more["intensity"] = intensity.model_dump(exclude_none=True)
     if data.patches is not None:
         more["pictures"] = list(reader.pictures)
     if levels is not None:
@@ -168,7 +168,7 @@ def _report(folder: Path, meta: StoreMeta, notes: list[str], reader: Reader, wat
         "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
     }
     if watch.numbers:
-        summary["intensity"] = watch.intensity.model_dump()
+        summary["intensity"] = watch.intensity.model_dump(exclude_none=True)
         summary["outside"] = [watch.below, watch.above]
         summary["saturated"] = watch.saturated
     write_json(folder / "summary.json", summary)
