@@ -3,14 +3,14 @@ r"""The noise of a camera made white and Gaussian: the generalised Anscombe tran
     y = gain * Poisson(photons) + offset + read_noise * eps,      f(y) = 2 sqrt(max(u, 0)),
     u = (y - offset) / gain + 3 / 8 + (read_noise / gain)^2
 
-f(y) has nearly unit variance from a few photons on. The mean of f(y) is not f of the mean of y, so
-that what is learned from f(y) goes back by the *exact unbiased inverse*, which maps the mean of
-f(y) to that of y; noisy numbers go back by the algebraic one.
+f(y) has nearly unit variance from a few photons on. The mean of f(y) is not f of the mean of y.
+What is learned from f(y) therefore goes back by the *exact unbiased inverse*, which maps the mean
+of f(y) to that of y. Noisy numbers go back by the algebraic one.
 
 Reference:
-    Makitalo and Foi 2011 (IEEE Trans. Image Processing 20(1)) and 2013 (22(1)). **Deviates**: below
-    the mean of f(y) without light the inverse goes on, instead of staying at the offset, so that
-    an offset slightly too high cuts nothing off.
+    Makitalo and Foi 2011 (IEEE Trans. Image Processing 20(1)) and 2013 (22(1)). **Deviates**:
+    below the mean of f(y) without light the inverse goes on, instead of staying at the offset, so
+    that an offset slightly too high cuts nothing off.
 """
 
 from functools import cached_property
@@ -71,15 +71,14 @@ class Camera(BaseModel):
         return np.asarray(self.offset + self.gain * found)
 
     def mean_stabilised(self, raw: Shaped[np.ndarray, "*d"]) -> Float64[np.ndarray, "*d"]:
-        """The mean of f(y) for means of y from the offset on; of it ``unbiased_inverse`` is the
-        inverse.
+        """The mean of f(y) for means of y from the offset on, which ``unbiased_inverse`` inverts.
 
         Beyond 400 photons by an expansion, exact to 1e-5 standard deviations.
         """
         photons, means = self._table
         given = (np.asarray(raw, np.float64) - self.offset) / self.gain
         bright = 2 * np.sqrt(np.maximum(given, photons[-1]) + 0.125 + self._spread**2)
-        return np.where(given > photons[-1], bright, np.interp(given, photons, means))
+        return np.asarray(np.where(given > photons[-1], bright, np.interp(given, photons, means)))
 
     @property
     def _spread(self) -> float:

@@ -88,7 +88,8 @@ def in_type(values: Float64[np.ndarray, "*d"], dtype: str) -> Shaped[np.ndarray,
     limits = np.iinfo(kind)
     # The largest number of 64 bits is no double; its type is that of whole numbers already.
     top = np.nextafter(float(limits.max), 0) if kind.itemsize == 8 else limits.max
-    return np.rint(values).clip(limits.min, top).astype(kind)
+    rounded: np.ndarray = np.rint(values).clip(limits.min, top).astype(kind)
+    return rounded
 
 
 PIXELS = Intensity(low=0.0, high=255.0, dtype="uint8")

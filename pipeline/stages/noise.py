@@ -54,6 +54,9 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
             level; the message says what to change.
     """
     corrupt = _in_data_units(params.corrupt, found)
+    if found.intensity.camera is not None and corrupt.sigma == "auto":
+        # What the transform was chosen to give; the estimate is compared with it.
+        corrupt = corrupt.model_copy(update={"sigma": found.intensity.scale})
     sigma = corrupt.sigma
     noise = Noise(
         sigma=None if sigma == "auto" else sigma,
@@ -235,7 +238,16 @@ def _refuse_contradiction(
     seen = _what_contradicts(level, found, estimate)
     if seen is None:
         return
-    raw = found.intensity != PIXELS
+    if found.intensity.camera is not None and level == found.intensity.scale:
+        camera = found.intensity.camera
+        msg = (
+            f"data.intensity.camera (gain {camera.gain:.4g}, offset {camera.offset:.4g}, read "
+            f"noise {camera.read_noise:.4g}) should make noise of level {level:.4g}, but {seen}. "
+            "Correct its numbers (auto estimates them), or give corrupt.sigma as a number and set "
+            "corrupt.trust_sigma to true"
+        )
+        raise DataError(msg)
+    raw = found.intensity != PIXELS and found.intensity.camera is None
     given = f"{level:g}" + (f" ({level / found.intensity.scale:g} in raw units)" if raw else "")
     msg = (
         f"{name} is {given}, but {seen}. {_averaging(level, found)}Levels are in data units "

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import JsonValue
 
-from dsd.sources.config import Data
-from dsd.sources.intensity import SHORT_TYPES, Watch, limits_of
+from dsd.corruption.camera_noise import estimate_camera
+from dsd.sources.config import CameraMap, Data
+from dsd.sources.intensity import SHORT_TYPES, Watch, limits_of, windows_of
 from dsd.sources.phase import to_complex
 from dsd.sources.reader import Reader, find_images, reader_for
-from dsd.sources.source import Reading
+from dsd.sources.source import Reading, Source
 from dsd.storage.image_store import Block, StoreMeta, write_store
 from dsd.storage.shards import LEVELS
+from dsd.utils.anscombe import Camera
 from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
 from dsd.utils.intensity import PIXELS, Intensity
@@ -43,16 +45,17 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     for note in source.notes:
         log.say(note)
     low, high = limits_of(data, source)
+    camera = _camera(data, source, log)
     reader = reader_for(data, source, scale=2 / (high - low))
     log.doing("reading the images")
     blocks = _blocks(reader, log)
     first = next(blocks)
-    watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype))
+    watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype, camera=camera))
     levels = None
     if data.variance is not None:
         levels = _write_levels(data, paths, watch.intensity.scale)
     # Complex images, and other than short whole numbers, are stored in data units.
-    raw = data.phase == "none" and str(first.dtype) in SHORT_TYPES
+    raw = data.phase == "none" and camera is None and str(first.dtype) in SHORT_TYPES
     meta = write_store(
         paths.artifact("prepare"),
         _stored(chain([first], blocks), watch, raw=raw, phase=data.phase == "smooth"),
@@ -84,6 +87,22 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
         shape=meta.layout.shape,
     )
     log.say(_summary_line(meta, reader))
+
+
+def _camera(data: Data, source: Source, log: StageLog) -> Camera | None:
+    """The camera whose noise is stabilised, with what is not given estimated.
+
+    Raises:
+        DataError: It cannot be estimated, or the images cannot be read.
+    """
+    if not isinstance(data.intensity, CameraMap):
+        return None
+    given = data.intensity.camera.model_dump()
+    if "auto" not in given.values():
+        return Camera.model_validate(given)
+    estimate = estimate_camera(windows_of(data, source), **given)
+    log.say(f"noise of the camera: {estimate}")
+    return estimate.camera
 
 
 def _blocks(reader: Reader, log: StageLog) -> Iterator[np.ndarray]:
