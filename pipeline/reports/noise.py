@@ -1,6 +1,9 @@
 """The estimate of the noise level as text: ``python -m pipeline noise``."""
 
-from dsd.corruption.noise_level import NoiseEstimate
+from collections.abc import Iterator, Sequence
+
+from dsd.corruption.noise_kinds import NoiseKind, kinds_of_noise
+from dsd.corruption.noise_level import NoiseEstimate, take_sample
 from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import DataError
 from pipeline.params.model import Params
@@ -20,6 +23,8 @@ def show_noise(params: Params, paths: Paths) -> None:
     operator = params.corrupt.operator.kind
     estimate = estimate_level(store, operator, params.seed)
     print(f"{store.folder.relative_to(paths.root)}: {len(store):,} images")
+    for line in _kinds(kinds_of_noise(take_sample(store, params.seed), estimate, store.intensity)):
+        print(line)
     for line in _lines(estimate):
         print(line)
     correlation = correlation_of(store, estimate, params.seed)
@@ -39,6 +44,14 @@ def _observations(paths: Paths) -> ImageStore:
     missing = "prepare corrupt" if not (prepared / "meta.json").exists() else "corrupt"
     msg = f"there are no noisy images yet; make them with `dvc repro {missing}`"
     raise DataError(msg)
+
+
+def _kinds(kinds: Sequence[NoiseKind]) -> Iterator[str]:
+    """What kinds of noise there are, with settings to paste."""
+    for kind in kinds:
+        yield f"{kind.name} noise: {kind.finding}"
+        if kind.setting is not None:
+            yield f"  for params.yaml: {kind.setting}"
 
 
 def _lines(estimate: NoiseEstimate) -> list[str]:

@@ -1,6 +1,6 @@
 """The noise level of stage ``corrupt``: given, estimated and checked against each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from dsd.corruption.config import Corrupt
 from dsd.corruption.noise_kernel import read_kernel
+from dsd.corruption.noise_kinds import NoiseKind, kinds_of_noise
 from dsd.corruption.noise_level import (
     NEGLIGIBLE,
     Check,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from pipeline.params.model import Params
 
 __all__ = ["correlation_of", "estimate_level", "settle_noise", "split_of", "summary_of"]
+
+_NOT_OF_ONE_LEVEL = ("JPEG", "Poisson-Gaussian", "quantised")
+"""Kinds of noise for which any level is silently wrong."""
 
 _NOT_WHITE = ("white", "flat spectrum")
 """Checks that fail where the estimate is not the level of all the noise; the second one fails also
@@ -73,6 +77,11 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
     estimate = estimate.level if isinstance(estimate, SpectrumEstimate) else estimate
     noise = replace(noise, assumed=_assumed(corrupt, estimate), kernel=kernel)
     _report(paths, noise, estimate, len(found), log)
+    told = noise.add or corrupt.trust_sigma or spectrum != "white"
+    if not (told or isinstance(estimate, DataError)):
+        _refuse_other_kinds(
+            kinds_of_noise(take_sample(found, params.seed), estimate, found.intensity)
+        )
     if "auto" in (corrupt.sigma, corrupt.sigma_hat):
         _refuse_failed_checks(estimate)
     if not (noise.add or corrupt.trust_sigma):
@@ -221,6 +230,21 @@ def _refuse_failed_checks(estimate: NoiseEstimate | DataError) -> None:
         f"corrupt.sigma (corrupt.sigma_hat) as a number (the estimate is {estimate.sigma:.4g})"
     )
     raise DataError(msg)
+
+
+def _refuse_other_kinds(kinds: Sequence[NoiseKind]) -> None:
+    """Raise DataError if observations show noise that no level describes, and that is certain."""
+    seen = [kind for kind in kinds if kind.name in _NOT_OF_ONE_LEVEL]
+    if not seen:
+        return
+    msg = f"corrupt takes the noise to be white and of one level, but it is {seen[0].name}: "
+    msg += seen[0].finding
+    if seen[0].setting is not None:
+        msg += f". Set {seen[0].setting}"
+    raise DataError(
+        f"{msg}; or, if a level describes it all the same, give corrupt.sigma as a "
+        "number and set corrupt.trust_sigma to true"
+    )
 
 
 def _failed(checks: Iterable[Check]) -> str:
