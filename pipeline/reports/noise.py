@@ -23,13 +23,14 @@ def show_noise(params: Params, paths: Paths) -> None:
     operator = params.corrupt.operator.kind
     estimate = estimate_level(store, operator, params.seed)
     print(f"{store.folder.relative_to(paths.root)}: {len(store):,} images")
-    for line in _kinds(kinds_of_noise(take_sample(store, params.seed), estimate, store.intensity)):
-        print(line)
     for line in _lines(estimate):
         print(line)
     correlation = correlation_of(store, estimate, params.seed)
     if correlation is not None:
         print(correlation)
+    kinds = kinds_of_noise(take_sample(store, params.seed), estimate, store.intensity)
+    for line in _recommendation(kinds, estimate):
+        print(line)
 
 
 def _observations(paths: Paths) -> ImageStore:
@@ -46,14 +47,6 @@ def _observations(paths: Paths) -> ImageStore:
     raise DataError(msg)
 
 
-def _kinds(kinds: Sequence[NoiseKind]) -> Iterator[str]:
-    """What kinds of noise there are, with settings to paste."""
-    for kind in kinds:
-        yield f"{kind.name} noise: {kind.finding}"
-        if kind.setting is not None:
-            yield f"  for params.yaml: {kind.setting}"
-
-
 def _lines(estimate: NoiseEstimate) -> list[str]:
     """The whole finding, for people."""
     interval = f"chance over images at {estimate.confidence:.0%} and disagreement of estimates"
@@ -67,8 +60,22 @@ def _lines(estimate: NoiseEstimate) -> list[str]:
         *others,
         "checks",
         *checks,
-        "recommendation",
-        f"  corrupt.sigma: {estimate.recommended:.4g}, the upper end: a level too low leaves "
-        "noise in every image, one slightly too high shrinks faint detail",
-        f"  worth a try: {', '.join(f'{level:.4g}' for level in estimate.bracket)}",
     ]
+
+
+def _recommendation(kinds: Sequence[NoiseKind], estimate: NoiseEstimate) -> Iterator[str]:
+    """What kinds of noise there are, and the settings for them."""
+    for kind in kinds:
+        yield f"{kind.name} noise: {kind.finding}"
+    yield "recommendation"
+    for kind in kinds:
+        if kind.setting is not None:
+            yield f"  for params.yaml: {kind.setting}"
+    if kinds[0].name == "white Gaussian":
+        yield (
+            f"  corrupt.sigma: {estimate.recommended:.4g}, the upper end: a level too low leaves "
+            "noise in every image, one slightly too high shrinks faint detail"
+        )
+        yield f"  worth a try: {', '.join(f'{level:.4g}' for level in estimate.bracket)}"
+    elif all(kind.setting is None for kind in kinds):
+        yield "  no setting fits: remedy what was found first, or set corrupt.trust_sigma to true"
