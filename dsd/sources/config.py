@@ -209,6 +209,11 @@ class Data(Section):
     """An image that cannot be used, or is of another size or colour than most, either refuses the
     whole source or is skipped and listed."""
 
+    invalid: Literal["refuse", "mask"]
+    """NaN and infinite pixels of noisy images (FITS: BLANK). ``refuse``: such an image cannot be
+    used. ``mask``: these pixels were not observed, as with the operator ``mask``, in all channels;
+    the others are used."""
+
     max_images: Count | None
     """Number of images, the first ones, to use; null uses all."""
 
@@ -251,6 +256,25 @@ class Data(Section):
                 "where images are too large"
             )
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_are_of_measured_pixels(self) -> "Data":
+        if self.invalid == "refuse":
+            return self
+        wrong = {
+            "intensity is null": self.intensity is None,
+            "content is clean": self.content == "clean",
+            "resolution is set": self.resolution is not None,
+        }
+        for problem, there in wrong.items():
+            if there:
+                msg = (
+                    f"data.invalid is mask while data.{problem}: gaps are masked in noisy images "
+                    "of measured numbers whose pixels are kept; set invalid to refuse, or set "
+                    "intensity, content to noisy and resolution to null"
+                )
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

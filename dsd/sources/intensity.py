@@ -51,7 +51,8 @@ def limits_of(data: Data, source: Source) -> tuple[float, float]:
             step *= max(reader.pictures)
         while math.gcd(step, block.shape[-1]) > 1:
             step += 1
-        parts.append(block.reshape(-1)[::step].copy())
+        some = block.reshape(-1)[::step]
+        parts.append(some[np.isfinite(some)])
     low, high = map(float, np.percentile(np.concatenate(parts), chosen.percentiles))
     if low == high:
         msg = (
@@ -76,11 +77,16 @@ def windows_of(data: Data, source: Source) -> Shaped[np.ndarray, " n c h w"]:
     step, seen = 1, 0
     for block in reader_for(data, source).blocks():
         for window in _windows(block):
+            if not np.isfinite(window).all():
+                continue
             if seen % step == 0:
                 kept.append(window.copy())
             seen += 1
             if len(kept) * window.size > 2 * _MOST_NUMBERS:
                 kept, step = kept[::2], 2 * step
+    if not kept:
+        msg = "no window of 64 x 64 pixels is free of NaN: give data.intensity.camera as numbers"
+        raise DataError(msg)
     return np.stack(kept)
 
 
@@ -107,12 +113,20 @@ class Watch:
     above: int = 0
     """Numbers outside of ``low`` to ``high``, which pictures and features show clipped."""
 
+    missing: int = 0
+    """Numbers that are NaN or infinite."""
+
     largest: float = -math.inf
     at_largest: int = 0
 
-    def passes(self, block: Shaped[np.ndarray, " n c h w"]) -> None:
+    def passes(self, block: Shaped[np.ndarray, "*d"]) -> None:
         """Count a block of raw images."""
-        self.numbers += block.size
+        valid = block[np.isfinite(block)] if block.dtype.kind == "f" else block
+        self.numbers += valid.size
+        self.missing += block.size - valid.size
+        if valid.size == 0:
+            return
+        block = valid
         smallest, largest = float(block.min()), float(block.max())
         if smallest < self.intensity.low:
             self.below += int(np.count_nonzero(block < self.intensity.low))
@@ -147,6 +161,9 @@ class Watch:
                 f"{outside:.2%} of the numbers lie outside of that ({self.below} below, "
                 f"{self.above} above); pictures and features show them clipped"
             )
+        if self.missing:
+            share = self.missing / (self.missing + self.numbers)
+            yield f"{share:.2%} of the numbers are NaN or infinite; these pixels are masked"
         if self.saturated:
             yield (
                 f"{self.saturated} pixels ({self.saturated / self.numbers:.2%}) are saturated at "

@@ -72,6 +72,12 @@ class Params(Section):
 
     def _problems_of_noisy_sources(self) -> Iterator[str]:
         data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
+        if data.invalid == "mask" and kind != "identity":
+            yield (
+                f"corrupt.operator.kind is {kind} while data.invalid is mask: gaps are masked in "
+                "images that are whole otherwise; set the operator to identity, or invalid to "
+                "refuse"
+            )
         if kind in {"mask", "fourier"}:
             yield (
                 f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import JsonValue
 
 from dsd.corruption.camera_noise import estimate_camera
@@ -62,7 +63,7 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
         scale=watch.intensity.scale if raw else 1.0,
         offset=watch.intensity.offset if raw else 0.0,
         shard_size=data.shard_size,
-        info=lambda: _origin(data, reader, watch.intensity, levels),
+        info=lambda: _origin(data, reader, watch, levels),
     )
     if levels is not None and (levels.count, levels.layout.shape) != (
         meta.count,
@@ -123,7 +124,7 @@ def _stored(
         if phase:
             yield Block(to_complex(images, np.arange(first, first + len(images))))
         else:
-            yield Block(images if raw else watch.intensity.in_units(images))
+            yield Block(images if raw else _gaps_as_zero(watch.intensity.in_units(images)))
         first += len(images)
 
 
@@ -156,15 +157,26 @@ def _write_levels(data: Data, paths: Paths, scale: float) -> StoreMeta:
     )
 
 
+def _gaps_as_zero(images: Float32[np.ndarray, " n c h w"]) -> Float32[np.ndarray, " n c h w"]:
+    """Pixels without a finite number in each channel become 0, which no observed one stays."""
+    missing = ~np.isfinite(images).all(1, keepdims=True)
+    if missing.any():
+        images[images == 0] = np.finfo(np.float32).tiny
+        images[np.broadcast_to(missing, images.shape)] = 0
+    return images
+
+
 def _origin(
-    data: Data, reader: Reader, intensity: Intensity, levels: StoreMeta | None
+    data: Data, reader: Reader, watch: Watch, levels: StoreMeta | None
 ) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
     more: dict[str, JsonValue] = {}
     if reader.averaged is not None:
         more["averaged"] = reader.averaged
-    if intensity != PIXELS:
-        more["intensity"] = intensity.model_dump(exclude_none=True)
+    if watch.intensity != PIXELS:
+        more["intensity"] = watch.intensity.model_dump(exclude_none=True)
+    if watch.missing:
+        more["missing"] = watch.missing / (watch.missing + watch.numbers)
     if data.patches is not None:
         more["pictures"] = list(reader.pictures)
     if levels is not None:
