@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dsd.utils.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline.execution.locks import exclusive
 from pipeline.runtime import launch
+from pipeline.runtime.hosts import num_hosts, refuse_tasks
 from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_compiler, set_up_cpu
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import STAGES, TRAININGS
@@ -161,14 +162,19 @@ def _run_stage(stage: str, paths: Paths, stop: StopSignal) -> None:
         die_with_parent()
         if launch.is_worker():
             launch.setup_worker(stage)
-        params = _load(paths)
-        count = 1 if launch.is_worker() else launch.num_processes(stage, params)
-        if count > 1:
+            count = hosts = 1
+            params = _load(paths)
+        else:
+            refuse_tasks()
+            params = _load(paths)
+            hosts = num_hosts() if stage in TRAININGS else 1
+            count = launch.num_processes(stage, params, hosts)
+        if count * hosts > 1:
             from pipeline.runtime.progress import speaker
 
             speaker.stop()  # the first of the others speaks
             stop.close()  # this process outlives the others, each of which ends in time
-            launch.start(stage, count)
+            launch.start(stage, count, hosts)
         elif launch.is_main_process():
             _run_main(stage, params, paths, stop)
         else:

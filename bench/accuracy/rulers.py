@@ -84,7 +84,7 @@ def train(folder: Path, cifar: Path | None) -> None:
             continue
         base = Paths(folder / f"{data}-{sigma}-{seed}")
         for stage in (prepare, corrupt, pretrain):
-            _once(stage, params_of(data, sigma, seed, "sid", cifar), base)
+            once(stage, params_of(data, sigma, seed, "sid", cifar), base)
         for setting in SETTINGS:
             paths = Paths(base.root / setting)
             for name in ("prepare", "corrupt", "pretrain"):
@@ -92,16 +92,19 @@ def train(folder: Path, cifar: Path | None) -> None:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 if not link.exists():
                     link.symlink_to(base.artifact(name))
-            _once(distill, params_of(data, sigma, seed, setting, cifar), paths)
+            once(distill, params_of(data, sigma, seed, setting, cifar), paths)
 
 
-def _once(stage: ModuleType, params: Params, paths: Paths) -> None:
+def once(stage: ModuleType, params: Params, paths: Paths) -> bool:
+    """Run a stage unless it was run already; return whether it was run."""
     name = stage.__name__.rpartition(".")[2]
     done = paths.artifact(name) / ".done"
-    if not done.exists():
-        paths.report(name).mkdir(parents=True, exist_ok=True)
-        run_stage(stage, params, paths, silent_log())
-        done.touch()
+    if done.exists():
+        return False
+    paths.report(name).mkdir(parents=True, exist_ok=True)
+    run_stage(stage, params, paths, silent_log())
+    done.touch()
+    return True
 
 
 @torch.no_grad()

@@ -44,6 +44,14 @@ class Corrupt(Section):
     another one. ``false``: a level that contradicts the estimate, or noise that is not white,
     stops the run."""
 
+    spectrum: Annotated[str, Field(pattern=r"^(white|auto|.+\.npy)$")]
+    """Power spectrum of the noise, which is added alike everywhere: in this stage, in both
+    trainings, in the teacher's sampler and for Proximal FID. ``white``: all pixels are
+    independent. ``auto``: neighbours are correlated (after interpolation, on some detectors, after
+    reconstruction), as estimated from flat places of noisy images (data.content noisy). A .npy
+    file: the kernel with which white noise was convolved (two axes), or frames of noise alone
+    (NYX or NCYX), such as dark frames or an empty region. Levels stay those of single pixels."""
+
     clean_fraction: Annotated[float, Field(ge=0, lt=1)]
     """Share of the training images that get no noise, chosen by the seed: to study what a few
     clean images add. Their level 0 is known to training. None of those held out."""
@@ -74,6 +82,18 @@ class Corrupt(Section):
             msg = (
                 f"corrupt.operator.kind is {kind}, which leaves gaps in the images: their noise "
                 "cannot be estimated, so give corrupt.sigma and corrupt.sigma_hat as numbers"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_hidden_is_independent(self) -> "Corrupt":
+        kind = self.operator.kind
+        if self.spectrum != "white" and kind in PARTIAL_OPERATORS:
+            msg = (
+                f"corrupt.spectrum is {self.spectrum} while corrupt.operator.kind is {kind}: "
+                "correlated noise would tell of what is hidden, for which no loss here holds; set "
+                "spectrum to white, or use an operator without gaps"
             )
             raise ValueError(msg)
         return self

@@ -19,12 +19,16 @@ __all__ = ["ERRORS", "FLAT", "Check", "check_noise", "clipped_pixels", "make_che
 
 REMEDIES = {
     "white": (
-        "the noise is not white, so its level is not to be trusted: use images from before any "
-        "resizing, filtering, demosaicing or compression"
+        "the noise is not white, so its level is not to be trusted: set corrupt.spectrum to auto, "
+        "or use images from before any resizing, filtering, demosaicing or compression"
     ),
     "gaussian": (
         "the noise is not Gaussian, or differs between images or places: treat images of one level"
         " and one detector together, and stabilise the variance where it follows the signal"
+    ),
+    "short reach": (
+        "that is more than is estimated: name a file with frames of noise alone in "
+        "corrupt.spectrum, or subtract row and column offsets first"
     ),
     "impulses": (
         "there is salt-and-pepper noise or defect pixels, which Gaussian noise does not describe: "

@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from dsd.operators.config import IdentityOperator, OperatorChoice
 from dsd.storage.shards import (
+    LEVELS,
     Block,
     MappedStore,
     Shard,
@@ -33,11 +34,14 @@ from dsd.storage.shards import (
 from dsd.utils.errors import DataError, ParamsError
 from dsd.utils.philox import noise_of
 
-__all__ = ["Noise", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
+__all__ = ["Noise", "PlainKernel", "Residual", "corrupt", "split_heldout", "write_noisy_store"]
 
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
+
+PlainKernel: TypeAlias = list[list[list[float]]]
+"""A kernel as a store keeps it: for each channel rows of numbers."""
 
 _FARTHEST = 10.0
 """Largest number of a clean image that may be meant in data units, which span [-1, 1]."""
@@ -49,6 +53,7 @@ def corrupt(
     *,
     sigma: float | Float32[np.ndarray, " n"],
     seed: int,
+    kernel: PlainKernel | None = None,
 ) -> Float32[np.ndarray, " n *d"]:
     """Noisy observations of clean images, in data units.
 
@@ -57,13 +62,14 @@ def corrupt(
         indices: Their numbers in the whole set.
         sigma: Noise level of each, or one for all, in data units.
         seed: Root of the noise.
+        kernel: For each channel rows of what white noise is convolved with; None for white noise.
 
     Raises:
         DataError: The images are not in data units.
     """
     _require_data_units(x0)
     sigma = np.broadcast_to(np.asarray(sigma, np.float32), len(x0))
-    y = _scaled_noise(sigma, indices, x0.shape[1:], seed)
+    y = _scaled_noise(sigma, indices, x0.shape[1:], seed, kernel)
     y += x0
     return y
 
@@ -85,10 +91,32 @@ def _scaled_noise(
     indices: Int64[np.ndarray, " n"],
     shape: tuple[int, ...],
     seed: int,
+    kernel: PlainKernel | None,
 ) -> Float32[np.ndarray, " n *d"]:
-    noise = noise_of(seed, indices, shape)
+    if kernel is None:
+        noise = noise_of(seed, indices, shape)
+    else:
+        noise = _correlated(kernel, indices, shape, seed)
     noise *= sigma.reshape(-1, *(1,) * len(shape))
     return noise
+
+
+def _correlated(
+    kernel: PlainKernel,
+    indices: Int64[np.ndarray, " n"],
+    shape: tuple[int, ...],
+    seed: int,
+) -> Float32[np.ndarray, " n *d"]:
+    """Correlated noise of variance 1 of the images with these numbers."""
+    # Here, because importing torch takes longer than the noise of many a set of images.
+    import torch
+
+    from dsd.operators.gaussian_noise import GaussianNoise
+
+    law = GaussianNoise(torch.tensor(kernel))
+    white = torch.from_numpy(noise_of(seed, indices, law.field(shape)))
+    # One by one and in double precision, so that no rounding depends on what comes together.
+    return np.stack([law.convolved(one.double()).float().numpy() for one in white])
 
 
 def split_heldout(
@@ -158,6 +186,9 @@ class Noise:
 
     clean_fraction: float = 0.0
     """Share of the images that get no noise, and of which level 0 is assumed."""
+
+    kernel: PlainKernel | None = None
+    """For each channel rows of what white noise is convolved with; None for white noise."""
 
     def noisy(self, indices: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which of the images with these numbers get noise: a function of seed and number."""
@@ -237,6 +268,7 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
     """Write one file of noisy images; runs in a worker process."""
     # The parent has checked the hashes.
     clean = MappedStore.open(job.source, verify=False)
+    maps = MappedStore.open(job.source / LEVELS) if LEVELS in clean.meta.info else None
     residuals: list[Residual] = []
 
     def blocks() -> Iterator[Block]:
@@ -248,7 +280,10 @@ def _run(job: _Job) -> tuple[Shard, Residual]:
             difference = observed.y.astype(np.float64) - observed.noiseless
             squares = float(np.square(difference).sum())
             residuals.append(Residual(observed.seen, float(difference.sum()), squares))
-            yield Block(observed.y, job.noise.assumed_levels(indices), indices)
+            levels = job.noise.assumed_levels(indices)
+            if maps is not None:
+                levels = maps.take_units(indices).max((1, 2, 3))
+            yield Block(observed.y, levels, indices)
 
     shard = job.writer.write(job.number, blocks())
     return shard, sum(residuals, Residual())
@@ -261,7 +296,8 @@ def _observe(
         return _Observed(x0, x0, x0.size)
     if not isinstance(job.operator, IdentityOperator):
         return _observe_through(job.operator, x0, indices, job.noise)
-    y = corrupt(x0, indices, sigma=job.noise.levels(indices), seed=job.noise.seed)
+    noise = job.noise
+    y = corrupt(x0, indices, sigma=noise.levels(indices), seed=noise.seed, kernel=noise.kernel)
     return _Observed(y, x0, y[job.noise.noisy(indices)].size)
 
 
@@ -278,7 +314,7 @@ def _observe_through(
 
     operator = Operator(choice, (x0.shape[1], x0.shape[2], x0.shape[3]))
     shape = operator.observed_shape
-    drawn = _scaled_noise(noise.levels(indices), indices, shape, noise.seed)
+    drawn = _scaled_noise(noise.levels(indices), indices, shape, noise.seed, noise.kernel)
     images, eps = torch.from_numpy(x0), torch.from_numpy(drawn)
     views = None if operator.views is None else operator.views.of_images(noise.seed, indices)
     noiseless = torch.empty_like(eps)
@@ -375,8 +411,11 @@ def write_noisy_store(
         shards.append(shard)
         residual += part
         done(sum(written.count for written in shards))
+    about = asdict(noise)
+    if noise.kernel is None:
+        del about["kernel"]
     info: dict[str, JsonValue] = {
-        **asdict(noise),
+        **about,
         "operator": operator.model_dump(),
         "shape": list(shape),
         "source": clean.fingerprint,
@@ -384,4 +423,19 @@ def write_noisy_store(
     # For all that comes after: the way back to raw numbers.
     if "intensity" in clean.info:
         info["intensity"] = clean.info["intensity"]
+    if LEVELS in clean.info:
+        info[LEVELS] = _copy_maps(source / LEVELS, folder / LEVELS, indices).fingerprint
     return writer.finish(shards, info), residual
+
+
+def _copy_maps(source: Path, folder: Path, indices: Int64[np.ndarray, " n"]) -> StoreMeta:
+    """Write the noise levels of the pixels of some images of a store as a store."""
+    maps = MappedStore.open(source)
+    writer = StoreWriter(folder, maps.meta.layout, maps.meta.shard_size)
+    clear_store(folder)
+    shards, size, rows = [], writer.shard_size, writer.batch_rows
+    for number, start in enumerate(range(0, len(indices), size)):
+        chosen = indices[start : start + size]
+        parts = (chosen[first : first + rows] for first in range(0, len(chosen), rows))
+        shards.append(writer.write(number, (Block(maps.take(part)) for part in parts)))
+    return writer.finish(shards, {})

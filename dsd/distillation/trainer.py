@@ -14,6 +14,7 @@ from dsd.model.denoiser import AnyDenoiser, append_dims, with_view
 from dsd.model.generator import OneStepGenerator
 from dsd.model.noise_levels import sample_generator_levels
 from dsd.operators.config import IdentityOperator
+from dsd.operators.gaussian_noise import noise_under
 from dsd.operators.operator import Images, Observations, Operator, View
 from dsd.pretraining.config import Pretrain
 from dsd.pretraining.trainer import DenoisingNoise, denoising_step_loss, sample_denoising_noise
@@ -26,7 +27,7 @@ from dsd.training.optim import adam, frozen_copy
 from dsd.training.schedule import Schedule
 from dsd.utils.config import Precision
 from dsd.utils.precision import weight_layout
-from dsd.utils.shapes import Level, PerSample
+from dsd.utils.shapes import Level, NoiseLevels, PerSample
 
 __all__ = ["DistillStep", "Distillation"]
 
@@ -59,11 +60,11 @@ class _FakeNoise(TensorBatch):
     z: Images
     """Latents of the images that it learns from."""
 
-    sigma_y: Level
-    """Noise levels with which these are observed."""
+    sigma_y: NoiseLevels
+    """Noise levels with which these, or their pixels, are observed."""
 
     eps: Observations
-    """Standard normal noise of that observation."""
+    """Noise of that observation, of variance 1."""
 
     denoising: DenoisingNoise
 
@@ -100,9 +101,9 @@ class Distillation:
     are.
 
     Args:
-        teacher: The frozen teacher.
-        sigma_y: Noise level of each training observation, or one for all; a generated image is
-            re-corrupted with one of them at random.
+        teacher: The frozen teacher, which names the distribution of the data's noise.
+        sigma_y: Noise level of each training observation or of its pixels, or one for all; a
+            generated image is re-corrupted with one of them at random.
         shape: Channels, height and width of a generated image.
         config: The ``distill`` section.
         objective: The ``pretrain`` section, whose objective and weighting the fake shares.
@@ -148,6 +149,7 @@ class Distillation:
         device = next(teacher.parameters()).device
         layout = weight_layout(device, precision)
         self.teacher = frozen_copy(teacher).to(memory_format=layout)
+        self._noise = noise_under(self.teacher)
         self.fake = frozen_copy(self.teacher).requires_grad_(True)
         student = frozen_copy(self.teacher).requires_grad_(True)
         self.generator = OneStepGenerator(student, sigma_init=config.sigma_init, shape=shape)
@@ -164,7 +166,8 @@ class Distillation:
         self._fake_weights: list[Tensor] = [*self.fake.parameters()]
         self._weights: list[Tensor] = [*student.parameters()]
         self._averages: list[Tensor] = [*self.average.parameters()]
-        self._sigma_y = torch.as_tensor(sigma_y, dtype=torch.float32, device=device).reshape(-1)
+        levels = torch.as_tensor(sigma_y, dtype=torch.float32, device=device)
+        self._sigma_y: NoiseLevels = levels if levels.ndim > 1 else levels.reshape(-1)
         operator = operator or Operator(IdentityOperator(kind="identity"), shape)
         self._operator = operator.to(device)
         self._distributed = distributed or DistributedContext()
@@ -282,7 +285,7 @@ class Distillation:
             for _ in range(config.fake_updates_per_step - 1):
                 fakes.append(self._sample_fake_noise(self._sample_latents(random), random))
         sigma = sample_generator_levels(config.noise, count, random, device)
-        n = torch.randn((count, *self._operator.observed_shape), generator=random, device=device)
+        n = self._noise.draw((count, *self._operator.observed_shape), random)
         views = self._operator.views
         given = None if views is None else views.draw_further(count, random)
         return _GeneratorNoise(z, sigma, n, given), fakes
@@ -296,7 +299,7 @@ class Distillation:
         shape, views = self._operator.observed_shape, self._operator.views
         chosen = torch.randint(len(self._sigma_y), (count,), generator=random, device=device)
         sigma_y = self._sigma_y[chosen]
-        eps = torch.randn((count, *shape), generator=random, device=device)
+        eps = self._noise.draw((count, *shape), random)
         denoising = sample_denoising_noise(
             sigma_y,
             shape,
@@ -305,6 +308,7 @@ class Distillation:
             views=views,
             view=None if views is None else views.draw(count, random),
             generator=random,
+            added=self._noise,
         )
         return _FakeNoise(z, sigma_y, eps, denoising)
 
@@ -340,7 +344,7 @@ class Distillation:
             The loss of each sample of the batch, zero for those of other processes.
         """
         batch = self._config.batch_size
-        losses = torch.zeros_like(noise.sigma_y)
+        losses = torch.zeros_like(noise.denoising.sigma)
         self._let_fake_learn(True)
         for rows, images in zip(self._parts, x_g, strict=True):
             loss = self._fake_loss(images.detach(), noise[rows])

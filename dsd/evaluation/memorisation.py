@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from dsd.evaluation.neighbours import distance_chunks
 from dsd.metrics.checks import require_count, require_same_space
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Images, Operator, View
 from dsd.storage.image_store import ImageStore
 from dsd.utils.images import from_uint8
@@ -186,6 +187,7 @@ def memorisation(
     *,
     operator: Operator,
     seed: int,
+    noise: GaussianNoise = WHITE,
 ) -> Memorisation:
     """Search for generated images that match training observations too well.
 
@@ -195,6 +197,8 @@ def memorisation(
         heldout: Observations drawn with them at random, from which nothing was learned.
         operator: Through which both were observed.
         seed: Of noise, and of the order of equals.
+        noise: Distribution of the noise of both. Scores take it to be white, which keeps the
+            p-value exact; what would be noticed is measured with the noise as it is.
 
     Raises:
         DataError: There are fewer than 2 images, no training or held-out observation, or images
@@ -212,7 +216,7 @@ def memorisation(
         clean = from_uint8(block)
         level = pool.sigma[torch.randint(len(pool), (len(block),), generator=generator)]
         vectors.append(_vectors(clean, operator))
-        made.append(_observed(clean, level, operator, generator))
+        made.append(_observed(clean, level, operator, generator, noise))
     require_same_space(vectors[0].values.shape[1], pool.values.shape[1])
     scorer = _Scorer(pool, Observations.joined(pool, *made))
     matches, scores, nearest = [], [], []
@@ -238,11 +242,15 @@ def memorisation(
 
 
 def _observed(
-    clean: Images, level: Level, operator: Operator, generator: torch.Generator
+    clean: Images,
+    level: Level,
+    operator: Operator,
+    generator: torch.Generator,
+    law: GaussianNoise = WHITE,
 ) -> Observations:
     """Images with the noise that leaves ``level`` in vectors, seen through the operator."""
     mapped = operator.mapped(clean)
-    noise = torch.randn(mapped.shape, generator=generator)
+    noise = law.draw(mapped.shape, generator)
     if operator.views is None:
         sigma = _factor(mapped) * level
         return Observations.of(mapped + sigma[:, None, None, None] * noise, sigma, None)

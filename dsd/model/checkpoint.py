@@ -15,6 +15,7 @@ from dsd.model.config import NetworkConfig
 from dsd.model.denoiser import AnyDenoiser, Denoiser, MaskedDenoiser
 from dsd.model.generator import OneStepGenerator
 from dsd.operators.config import OperatorChoice
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator, Shape, Views, image_shape
 from dsd.utils.config import Positive, Section
 from dsd.utils.errors import DataError, ParamsError, one_line
@@ -77,7 +78,12 @@ class ModelSpec(Section):
 
 
 def build_denoiser(
-    network: NetworkConfig, shape: Shape, *, seed: int, views: Views | None = None
+    network: NetworkConfig,
+    shape: Shape,
+    *,
+    seed: int,
+    views: Views | None = None,
+    noise: GaussianNoise = WHITE,
 ) -> AnyDenoiser:
     """A denoiser with fresh weights, a function of ``seed`` alone.
 
@@ -86,6 +92,7 @@ def build_denoiser(
         shape: Channels, height and width of the images that it is trained on.
         seed: Of the weights and, with ``views``, of the denoiser's own view.
         views: Law of the views of the data; None where these show whole images.
+        noise: Distribution of their noise; white where there are views.
 
     Raises:
         ValueError: The images do not fit the network.
@@ -100,7 +107,7 @@ def build_denoiser(
     # A tenth faster on CPUs (bench/README.md), and what GPUs' matrix units prefer.
     raw = raw.to(memory_format=torch.channels_last)
     if views is None:
-        return Denoiser(raw, sigma_data=network.sigma_data)
+        return Denoiser(raw, sigma_data=network.sigma_data, noise=noise)
     generator = torch.Generator().manual_seed(derive_seed(seed, "view"))
     view = views.draw_further(1, generator)
     return MaskedDenoiser(raw, sigma_data=network.sigma_data, views=views, view=view)
@@ -171,7 +178,8 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Any
         _check_size(spec, weights)
         operator = spec.observed_through()
         shape, views = operator.observed_shape, operator.views
-        denoiser = build_denoiser(spec.network, shape, seed=0, views=views)
+        noise = GaussianNoise(weights.get("noise.kernel"))
+        denoiser = build_denoiser(spec.network, shape, seed=0, views=views, noise=noise)
         denoiser.load_state_dict(weights)
     except (FileNotFoundError, IsADirectoryError, *MISMATCH_ERRORS) as error:
         msg = f"{path} cannot be loaded ({first_line(error)}): {_REMEDY}"

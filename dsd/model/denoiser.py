@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Images, View, Views
 from dsd.utils.images import require_data_units
-from dsd.utils.shapes import AnyLevel, Level, State, as_levels
+from dsd.utils.shapes import AnyLevel, Level, NoiseLevels, State, as_levels
 
 __all__ = [
     "AnyDenoiser",
@@ -50,8 +51,10 @@ def coefficients(sigma: Level, sigma_data: float) -> Coefficients:
     )
 
 
-def append_dims(values: Level, like: State) -> Tensor:
-    """Shape one value for each sample so that it multiplies ``like``."""
+def append_dims(values: NoiseLevels, like: State) -> Tensor:
+    """Shape one value for each sample so that it multiplies ``like``; maps have that shape."""
+    if values.ndim > 1:
+        return values
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -62,12 +65,16 @@ class Denoiser(nn.Module):
     Args:
         network: Raw network F(x, c_noise).
         sigma_data: Assumed standard deviation of the clean data.
+        noise: Distribution of the noise that it removes; saved with the weights unless white.
     """
 
-    def __init__(self, network: nn.Module, *, sigma_data: float) -> None:
+    def __init__(
+        self, network: nn.Module, *, sigma_data: float, noise: GaussianNoise = WHITE
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
+        self.noise = noise
 
     def forward(self, x: State, sigma: AnyLevel) -> State:
         """Denoise ``x``; scalings are computed in float32 whatever the network's arithmetic.
@@ -94,7 +101,8 @@ class Denoiser(nn.Module):
 class MaskedDenoiser(nn.Module):
     """D(P_V x, V; sigma): an estimate of the whole image from a view V of the state.
 
-    Coefficients outside the view have no noise level, or an infinite one: c_skip = 0 and c_out =
+    Its noise is white: noise that is correlated would tell of what is hidden. Coefficients outside
+    the view have no noise level, or an infinite one: c_skip = 0 and c_out =
     sigma_data there.
 
     Args:
@@ -117,6 +125,7 @@ class MaskedDenoiser(nn.Module):
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
+        self.noise = WHITE
         self.views = views
         self.register_buffer("view", view)
 

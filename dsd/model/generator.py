@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsd.model.denoiser import AnyDenoiser
+from dsd.operators.gaussian_noise import noise_under
 from dsd.utils.images import to_uint8
 from dsd.utils.philox import noise_of
 from dsd.utils.shapes import Pixels, State
@@ -26,6 +27,8 @@ def make_latents(count: int, shape: tuple[int, int, int], *, seed: int, first: i
 @final
 class OneStepGenerator(nn.Module):
     """G(z): one evaluation of a denoiser at a fixed level.
+
+    Where the denoiser removes correlated noise, the latents get its spectrum first.
 
     Args:
         denoiser: The denoiser that generates; its weights are the generator's.
@@ -44,7 +47,8 @@ class OneStepGenerator(nn.Module):
     def forward(self, z: State) -> State:
         """Images in data units, not clamped, for standard normal latents ``z``."""
         level = z.new_full((len(z),), self.sigma_init)
-        out: Tensor = self.denoiser(self.sigma_init * z, level)
+        noise = noise_under(self.denoiser).colour(z)
+        out: Tensor = self.denoiser(self.sigma_init * noise, level)
         return out
 
     @torch.inference_mode()

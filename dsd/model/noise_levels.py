@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dsd.model.config import GeneratorNoise, TeacherNoise
-from dsd.utils.shapes import Level
+from dsd.utils.shapes import Level, NoiseLevels
 
-__all__ = ["karras_levels", "sample_generator_levels", "sample_teacher_levels"]
+__all__ = ["karras_levels", "level_to_add", "sample_generator_levels", "sample_teacher_levels"]
 
 
 def karras_levels(
@@ -70,7 +70,14 @@ def _truncated(
     return sigma.float(), _difference(sigma, sigma_y.double()).float()
 
 
-def _difference(sigma: Level, sigma_y: Level) -> Level:
+def level_to_add(sigma: Level, sigma_y: NoiseLevels) -> NoiseLevels:
+    """Level of the noise that brings observations of ``sigma_y`` to ``sigma``, maps by pixel."""
+    if sigma_y.ndim == 1:
+        return _difference(sigma, sigma_y)
+    return _difference(sigma.reshape(-1, 1, 1, 1), sigma_y)
+
+
+def _difference(sigma: Tensor, sigma_y: Tensor) -> Tensor:
     return ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsd.model.config import Churn, Sampler
 from dsd.model.noise_levels import karras_levels
+from dsd.operators.gaussian_noise import noise_under
 from dsd.utils.errors import ParamsError
 from dsd.utils.philox import noise_of
 from dsd.utils.random import derive_seed
@@ -79,8 +80,9 @@ def sample_teacher(
     """Integrate the probability-flow ODE, or with churn its stochastic relative, in float64.
 
     Args:
-        denoiser: D(x; sigma); called with float32 states.
-        latents: Standard normal, one for each image.
+        denoiser: D(x; sigma); called with float32 states. Its attribute ``noise``, if it has one,
+            is the distribution of the noise; otherwise that is white.
+        latents: Standard normal, one for each image; they get the spectrum of that noise.
         config: Levels of the grid, the method of integration, and churn.
         sigma_y: Noise level of the data the teacher was trained on, from 0, which makes all
             results the same, to ``config.sigma_max``.
@@ -107,12 +109,13 @@ def sample_teacher(
         per_image = torch.full((len(state),), level, device=state.device)
         return denoiser(state.float(), per_image).double()
 
-    x = latents.double() * levels[0]
+    noise = noise_under(denoiser)
+    x = noise.colour(latents.double()) * levels[0]
     for step, (start, end) in enumerate(pairwise(levels)):
         level = _raised(start, config)
         if level > start:
             scale = config.churn.S_noise * math.sqrt(level**2 - start**2)
-            x = x + scale * _churn_noise(x, seed, step, first)
+            x = x + scale * noise.colour(_churn_noise(x, seed, step, first))
         point = _Point(x, denoise(x, level), level)
         if step == crossing:
             last = point

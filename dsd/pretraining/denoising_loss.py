@@ -25,7 +25,7 @@ from dsd.pretraining.config import Weighting
 from dsd.utils.images import require_data_units
 from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
 
-__all__ = ["ambient_denoising_loss", "projected_denoising_loss"]
+__all__ = ["ambient_denoising_loss", "mapped_denoising_loss", "projected_denoising_loss"]
 
 _OMNI_LEAST_A = 0.1
 """Below this fraction of added variance ``ambient-omni`` stops growing (its factor is 100)."""
@@ -84,6 +84,44 @@ def ambient_denoising_loss(
     c_out = coefficients(sigma, sigma_data).c_out
     weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
     return weight * residual.square().flatten(1).mean(1)
+
+
+def mapped_denoising_loss(
+    denoiser: Callable[[State, Level], State],
+    y: Images,
+    *,
+    sigma_y: Images,
+    sigma: Level,
+    sigma_add: Images,
+    n: Images,
+    weighting: Weighting,
+    sigma_data: float,
+) -> PerSample:
+    """:func:`ambient_denoising_loss` for observations whose noise level differs between pixels.
+
+    Each pixel is raised to the same total level by the noise that it lacks. Given x0 and x_t,
+    pixels of y are independent, so that ambient Tweedie holds pixel by pixel, with a of its own.
+
+    Args:
+        denoiser: D(x; sigma).
+        y: Observations.
+        sigma_y: Noise level of each pixel, ``>= 0``.
+        sigma: Total level of each diffused state, at least the highest of its pixels.
+        sigma_add: ``sqrt(sigma**2 - sigma_y**2)`` of each pixel.
+        n: Standard normal noise, white: a level of each pixel has no meaning for correlated noise.
+        weighting: Weight of each pixel at its levels.
+        sigma_data: See :func:`ambient_denoising_loss`.
+
+    Reference:
+        Daras et al. 2024 (arXiv:2404.10177) for one level; by pixel it is ours.
+    """
+    level = append_dims(sigma, y)
+    x_t = y + sigma_add * n
+    a = (sigma_add / level) ** 2
+    residual = a.sqrt() * (denoiser(x_t, sigma) - x_t) + level * n
+    c_out = append_dims(coefficients(sigma, sigma_data).c_out, y)
+    weight = _scaled_weight(weighting, a, sigma_y=sigma_y, c_out=c_out)
+    return (weight * residual.square()).flatten(1).mean(1)
 
 
 def projected_denoising_loss(
@@ -150,7 +188,7 @@ def _sum_of_squares(x: State) -> PerSample:
     return x.square().flatten(1).sum(1)
 
 
-def _scaled_weight(weighting: Weighting, a: Tensor, *, sigma_y: Level, c_out: Level) -> Level:
+def _scaled_weight(weighting: Weighting, a: Tensor, *, sigma_y: Tensor, c_out: Tensor) -> Tensor:
     """The weight times ``a``, the factor that the residual was divided by."""
     if weighting == "edm":
         return a / c_out**2

@@ -11,7 +11,8 @@ from torch import Tensor, optim
 
 from dsd.model.config import TeacherNoise
 from dsd.model.denoiser import AnyDenoiser, MaskedDenoiser, append_dims, with_view
-from dsd.model.noise_levels import sample_teacher_levels
+from dsd.model.noise_levels import level_to_add, sample_teacher_levels
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise, noise_under
 from dsd.operators.operator import View, Views
 from dsd.pretraining.config import Objective, Pretrain, Weighting
 from dsd.pretraining.consistency_loss import (
@@ -20,7 +21,11 @@ from dsd.pretraining.consistency_loss import (
     posterior_draw,
     reverse_steps,
 )
-from dsd.pretraining.denoising_loss import ambient_denoising_loss, projected_denoising_loss
+from dsd.pretraining.denoising_loss import (
+    ambient_denoising_loss,
+    mapped_denoising_loss,
+    projected_denoising_loss,
+)
 from dsd.training.compiled import Compilation, CompiledStep, capture_obstacle
 from dsd.training.distributed import DistributedContext, TensorBatch, gradients
 from dsd.training.loss_meter import step_line
@@ -32,7 +37,15 @@ from dsd.utils.config import Precision
 from dsd.utils.images import require_data_units
 from dsd.utils.precision import weight_layout
 from dsd.utils.random import EpochSampler
-from dsd.utils.shapes import AnyLevel, Level, PerSample, State, as_levels
+from dsd.utils.shapes import (
+    AnyLevel,
+    Level,
+    NoiseLevels,
+    PerSample,
+    State,
+    as_levels,
+    highest,
+)
 
 __all__ = [
     "ConsistencyNoise",
@@ -64,17 +77,17 @@ class TeacherStep:
 class DenoisingNoise(TensorBatch):
     """Random inputs of a denoiser's loss on observations."""
 
-    sigma_y: Level
-    """Noise level that the objective takes the observations to have."""
+    sigma_y: NoiseLevels
+    """Noise level that the objective takes the observations, or their pixels, to have."""
 
     sigma: Level
     """Total level of each diffused state."""
 
-    sigma_add: Level
+    sigma_add: NoiseLevels
     """Level of the noise to add."""
 
     n: State
-    """Standard normal noise."""
+    """Noise of variance 1, white or with the covariance of the data's."""
 
     view: View | None
     """What was observed; None where the denoiser has no views."""
@@ -84,7 +97,7 @@ class DenoisingNoise(TensorBatch):
 
 
 def sample_denoising_noise(
-    sigma_y: Level,
+    sigma_y: NoiseLevels,
     shape: tuple[int, ...],
     *,
     objective: Objective,
@@ -92,26 +105,36 @@ def sample_denoising_noise(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
+    added: GaussianNoise = WHITE,
 ) -> DenoisingNoise:
     """Draw the random inputs of :func:`denoising_step_loss` for a batch of observations.
 
     Args:
-        sigma_y: Noise level of each observation.
+        sigma_y: Noise level of each observation, or of its pixels.
         shape: Of one observation.
         objective: ``standard`` takes observations to have no noise.
         noise: Distribution of the levels.
         views: Distribution of the denoiser's views, if it has them.
         view: What was observed, where the denoiser has views.
         generator: Source of randomness, on the device of ``sigma_y``.
+        added: Distribution of the noise to add: that of the noise in the observations.
     """
     if objective == "standard":
         sigma_y = torch.zeros_like(sigma_y)
-    sigma, sigma_add = sample_teacher_levels(noise, sigma_y, generator)
-    n = torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
+    sigma, sigma_add = _levels(noise, sigma_y, generator)
+    n = added.draw((len(sigma_y), *shape), generator)
     if views is None:
         return DenoisingNoise(sigma_y, sigma, sigma_add, n, None, None)
     assert view is not None, "what was observed of each image?"
     return DenoisingNoise(sigma_y, sigma, sigma_add, n, view, views.further(view, generator))
+
+
+def _levels(
+    noise: TeacherNoise, sigma_y: NoiseLevels, generator: torch.Generator
+) -> tuple[Level, NoiseLevels]:
+    """Total levels, and those of the noise to add to each observation or pixel."""
+    sigma, add = sample_teacher_levels(noise, highest(sigma_y), generator)
+    return sigma, add if sigma_y.ndim == 1 else level_to_add(sigma, sigma_y)
 
 
 def denoising_step_loss(
@@ -135,6 +158,8 @@ def denoising_step_loss(
             observed=noise.view,
             given=noise.given,
         )
+    elif noise.sigma_y.ndim > 1:
+        loss_of = mapped_denoising_loss
     return loss_of(
         denoiser,
         y,
@@ -156,7 +181,7 @@ class ConsistencyNoise(TensorBatch):
     """Level from which the walk starts: the upper one of the pair, or the observation's own if
     that is higher."""
 
-    sigma_add: Level
+    sigma_add: NoiseLevels
     """Level of the noise that brings the observation there."""
 
     sigma_high: Level
@@ -166,20 +191,20 @@ class ConsistencyNoise(TensorBatch):
     """Lower level of the pair."""
 
     n: State
-    """Standard normal noise that is added."""
+    """Noise of variance 1 that is added."""
 
     walk: Float[Tensor, " b steps *d"]
-    """Standard normal noise of the steps from ``sigma`` to ``sigma_high``."""
+    """The same for the steps from ``sigma`` to ``sigma_high``."""
 
     ends: Float[Tensor, " b two *d"]
-    """Standard normal noise of two independent steps to ``sigma_low``."""
+    """The same for two independent steps to ``sigma_low``."""
 
     given: View | None
     """What the denoiser is given; None where it has no views."""
 
 
 def sample_consistency_noise(
-    sigma_y: Level,
+    sigma_y: NoiseLevels,
     shape: tuple[int, ...],
     *,
     noise: TeacherNoise,
@@ -187,6 +212,7 @@ def sample_consistency_noise(
     views: Views | None,
     view: View | None,
     generator: torch.Generator,
+    added: GaussianNoise = WHITE,
 ) -> ConsistencyNoise:
     """Draw the random inputs of :func:`consistency_step_loss` for a batch of observations.
 
@@ -199,16 +225,14 @@ def sample_consistency_noise(
     if views is not None:
         assert view is not None, "what was observed of each image?"
         given = views.further(view, generator)
-    normal = torch.randn(sigma_y.shape, generator=generator, device=sigma_y.device)
+    top = highest(sigma_y)
+    normal = torch.randn(top.shape, generator=generator, device=top.device)
     low = (noise.P_mean + noise.P_std * normal).exp()
     high = PAIR_RATIO * low
-    sigma = torch.maximum(high, sigma_y)
-    noises = [
-        torch.randn((len(sigma_y), *shape), generator=generator, device=sigma_y.device)
-        for _ in range(1 + num_steps + 2)
-    ]
+    sigma = torch.maximum(high, top)
+    noises = [added.draw((len(sigma_y), *shape), generator) for _ in range(1 + num_steps + 2)]
     n, walk, ends = torch.stack(noises, 1).split([1, num_steps, 2], 1)
-    add = ((sigma - sigma_y) * (sigma + sigma_y)).sqrt()
+    add = level_to_add(sigma, sigma_y)
     return ConsistencyNoise(sigma, add, high, low, n.squeeze(1), walk, ends, given)
 
 
@@ -241,14 +265,22 @@ def consistency_step_loss(
     return consistency_loss(denoised, first, second)
 
 
+def _for_each(sigma_y: AnyLevel | NoiseLevels, images: Tensor) -> NoiseLevels:
+    """A level for each image, or the map of each."""
+    if isinstance(sigma_y, Tensor) and sigma_y.shape == images.shape:
+        return sigma_y
+    return as_levels(sigma_y, images)
+
+
 @final
 class TeacherTraining:
     """State and steps of the teacher's training; a step is a function of its number and the seed.
 
     Args:
-        denoiser: The denoiser to train, in place, on the device of ``images``.
+        denoiser: The denoiser to train, in place, on the device of ``images``; it names the
+            distribution of their noise.
         images: Noisy observations, float32 [n, C, H, W] in data units.
-        sigma_y: Noise level of each image, or one for all.
+        sigma_y: Noise level of each image or of each of its pixels, or one for all.
         config: The ``pretrain`` section.
         seed: Root of all randomness.
         precision: Arithmetic inside the network.
@@ -265,7 +297,7 @@ class TeacherTraining:
         self,
         denoiser: AnyDenoiser,
         images: Tensor,
-        sigma_y: AnyLevel,
+        sigma_y: AnyLevel | NoiseLevels,
         config: Pretrain,
         *,
         seed: int,
@@ -288,7 +320,8 @@ class TeacherTraining:
         self._averages: list[Tensor] = [*self.average.parameters()]
         self._images = images
         self._order = EpochSampler(seed, len(images), images.device)
-        self._sigma_y = as_levels(sigma_y, images)
+        self._sigma_y = _for_each(sigma_y, images)
+        self._noise = noise_under(denoiser)
         self._views = denoiser.views if isinstance(denoiser, MaskedDenoiser) else None
         self._view = view
         self._distributed = distributed or DistributedContext()
@@ -372,6 +405,7 @@ class TeacherTraining:
             views=self._views,
             view=view,
             generator=generator,
+            added=self._noise,
         )
         if config.consistency.weight == 0:
             return y, denoising, None
@@ -384,6 +418,7 @@ class TeacherTraining:
             views=self._views,
             view=None if view is None else view[few],
             generator=generator,
+            added=self._noise,
         )
         return y, denoising, consistency
 

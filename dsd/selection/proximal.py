@@ -23,17 +23,23 @@ from dsd.features.cache import FeatureCache
 from dsd.features.extractor import Extractor, extract
 from dsd.metrics.frechet import Moments, frechet_distance, moments, moments_of_batches
 from dsd.metrics.intervals import FrechetEstimate, frechet_estimate
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.utils.errors import DataError
 from dsd.utils.images import from_uint8, to_uint8
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import AnyLevel, Level, Pixels, as_levels
+from dsd.utils.shapes import AnyLevel, NoiseLevels, Pixels, as_levels
 
 __all__ = ["FrechetReference", "ProximalReference", "choose", "measure", "observe_like", "renoise"]
 
 
 def renoise(
-    images: Pixels, sigma: AnyLevel, *, seed: int, operator: Operator | None = None
+    images: Pixels,
+    sigma: AnyLevel | NoiseLevels,
+    *,
+    seed: int,
+    operator: Operator | None = None,
+    noise: GaussianNoise = WHITE,
 ) -> UInt8[Tensor, " b c v u"]:
     """Saved images as observations: with noise of level ``sigma``, clamped and quantised again.
 
@@ -43,9 +49,10 @@ def renoise(
 
     Args:
         images: Images.
-        sigma: Level for each image, or one for all.
+        sigma: Level for each image or each of its pixels, or one for all.
         seed: Of the noise.
         operator: Operator of the observations; None for none.
+        noise: Distribution of their noise.
 
     Raises:
         DataError: The images are not 8-bit.
@@ -54,8 +61,10 @@ def renoise(
     v = x if operator is None else operator.mapped(x)
     seeds = [derive_seed(seed, "renoise", i) for i in range(len(v))]
     generators = [torch.Generator().manual_seed(each) for each in seeds]
-    eps = torch.stack([torch.randn(v.shape[1:], generator=g) for g in generators]).to(v.device)
-    y = v + as_levels(sigma, v).to(v)[:, None, None, None] * eps
+    eps = torch.stack([noise.draw(v.shape[1:], g) for g in generators]).to(v.device)
+    if not (isinstance(sigma, Tensor) and sigma.shape == v.shape):
+        sigma = as_levels(sigma, v)[:, None, None, None]
+    y = v + sigma.to(v) * eps
     if operator is not None and operator.views is not None:
         views = operator.views.of_images(derive_seed(seed, "renoise"), np.arange(len(y)))
         y = operator.project(y, views.to(y.device))
@@ -64,21 +73,24 @@ def renoise(
 
 def observe_like(
     images: Pixels,
-    levels: Float[Tensor, " n"],
+    levels: Float[Tensor, " n"] | Float[Tensor, " n c v u"],
     *,
     seed: int,
     operator: Operator | None = None,
+    noise: GaussianNoise = WHITE,
 ) -> UInt8[Tensor, " b c v u"]:
     """Generated images observed like the data, whose noise levels they take in turn.
 
     Args:
         images: Generated images.
-        levels: Noise level of each observation; there may be more or fewer than images.
+        levels: Noise level of each observation or of its pixels; there may be more or fewer than
+            images.
         seed: Of the noise.
         operator: Through which the data were observed; None if that is done to ``images`` already.
+        noise: Distribution of the data's noise.
     """
     sigma = levels[torch.arange(len(images)) % len(levels)]
-    return renoise(images, sigma, seed=seed, operator=operator)
+    return renoise(images, sigma, seed=seed, operator=operator, noise=noise)
 
 
 def measure(extractor: Extractor, images: Pixels, *, batch_size: int) -> Moments:
@@ -160,11 +172,12 @@ class ProximalReference:
 
     Args:
         observations: The noisy images, clamped and quantised by ``dsd.utils.images.to_uint8``.
-        sigma: Their noise levels, in data units.
+        sigma: Their noise levels or those of their pixels, in data units.
         extractor: Makes the features of both sides.
         batch_size: Images in one pass through the extractor.
         seed: Of the noise put on generated images, the same for each set.
         cache: Of features, for the observations; None makes them again.
+        noise: Distribution of the observations' noise.
 
     Raises:
         DataError: As for :class:`FrechetReference`.
@@ -173,17 +186,18 @@ class ProximalReference:
     def __init__(
         self,
         observations: Pixels,
-        sigma: Level,
+        sigma: NoiseLevels,
         extractor: Extractor,
         *,
         batch_size: int,
         seed: int,
         cache: FeatureCache | None = None,
+        noise: GaussianNoise = WHITE,
     ) -> None:
         self._reference = FrechetReference(
             observations, extractor, batch_size=batch_size, cache=cache
         )
-        self._observed = partial(observe_like, levels=sigma, seed=seed)
+        self._observed = partial(observe_like, levels=sigma, seed=seed, noise=noise)
 
     def distance(self, images: Pixels, *, operator: Operator | None = None) -> float:
         """Proximal distance of clean ``images``; see :func:`observe_like`."""

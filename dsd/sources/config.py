@@ -9,6 +9,9 @@ from dsd.utils.functions import is_function_name
 
 __all__ = ["TORCHVISION_NAMES", "Data", "IntensityConfig", "Patches", "Percentiles", "Range"]
 
+_WITH_KEYS = ("array", "hdf5", "zarr", "fits")
+"""Sources whose files may hold several arrays."""
+
 TORCHVISION_NAMES = ("cifar10", "fashion-mnist", "celeba")
 
 
@@ -127,6 +130,12 @@ class Data(Section):
     the name or number of an extension in FITS; null takes the only one (FITS: the first; OME-Zarr:
     the full resolution)."""
 
+    variance: Annotated[str, Field(min_length=1)] | None
+    """Array of the same file, named as in ``key`` and of the same axes, with the variance of the
+    noise of each pixel, in squared raw units, as telescopes' pipelines write it. It is the noise
+    level of noisy images (set corrupt.sigma to auto); training raises all pixels to one level.
+    null: the levels are those of corrupt."""
+
     axes: Annotated[str, Field(pattern=r"^[A-Z]{2,8}$")] | None
     """Axes of the arrays, such as ``YX``, ``CYX``, ``TZCYX`` or ``YXC``: all but Y, X and C
     (channels) are unrolled into images. null: as the file says, else from the shape, which
@@ -194,6 +203,8 @@ class Data(Section):
                 "8 bits; set data.pad to 0"
             )
             raise ValueError(msg)
+        if self.variance is not None:
+            self._check_variance()
         if self.phase != "none" and self.intensity is not None:
             msg = (
                 "data.phase is smooth, which needs grey pictures of 8 bits: set data.intensity to "
@@ -201,3 +212,22 @@ class Data(Section):
             )
             raise ValueError(msg)
         return self
+
+    def _check_variance(self) -> None:
+        """Refuse what has no meaning for a variance of each pixel.
+
+        Raises:
+            ValueError: A key has another value than it needs.
+        """
+        contrast = 0.0 if self.patches is None else self.patches.min_contrast
+        for met, key, needed in (
+            (self.source in _WITH_KEYS, "source", f"one of {', '.join(_WITH_KEYS)}"),
+            (self.content == "noisy", "content", "noisy"),
+            (self.intensity is not None, "intensity", "a map, in whose units the variance is"),
+            (self.resolution is None, "resolution", "null, because averages mix levels"),
+            (self.on_error == "raise", "on_error", "raise, so that no plane loses its image"),
+            (contrast == 0, "patches.min_contrast", "0.0, so that no plane loses its image"),
+        ):
+            if not met:
+                msg = f"data.variance is set: set data.{key} to {needed}"
+                raise ValueError(msg)

@@ -17,6 +17,8 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dsd.storage.shards import (
+    LEVELS,
+    REMEDY,
     Block,
     Layout,
     MappedStore,
@@ -27,7 +29,7 @@ from dsd.storage.shards import (
 )
 from dsd.utils.errors import DataError
 from dsd.utils.intensity import PIXELS, Intensity
-from dsd.utils.shapes import Level
+from dsd.utils.shapes import Level, NoiseLevels
 
 __all__ = ["Block", "ImageStore", "Layout", "StoreMeta", "write_store"]
 
@@ -162,6 +164,31 @@ class ImageStore:
             DataError: The images are not noisy observations.
         """
         return self._column([block.sigma for block in self._mapped.blocks])
+
+    @property
+    def noise_levels(self) -> NoiseLevels:
+        """Noise level of each image, or of each of its pixels where that is known.
+
+        Raises:
+            DataError: The images are not noisy observations, or the levels are damaged.
+        """
+        maps = self.level_maps
+        return self.sigma if maps is None else maps.all()
+
+    @property
+    def level_maps(self) -> "ImageStore | None":
+        """The noise level of each pixel, as a store; None where it is one for each image.
+
+        Raises:
+            DataError: It is missing or damaged, or belongs to other images.
+        """
+        if LEVELS not in self.meta.info:
+            return None
+        maps = ImageStore.open(self.folder / LEVELS)
+        if maps.fingerprint != self.meta.info[LEVELS]:
+            msg = f"{maps.folder} does not belong to {self.folder}: {REMEDY}"
+            raise DataError(msg)
+        return maps
 
     @property
     def index(self) -> Int64[Tensor, " n"]:

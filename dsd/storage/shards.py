@@ -27,6 +27,8 @@ from dsd.utils.errors import DataError
 from dsd.utils.files import published
 
 __all__ = [
+    "LEVELS",
+    "REMEDY",
     "Block",
     "Layout",
     "MappedStore",
@@ -43,7 +45,11 @@ SCHEMA_VERSION: Final = 1
 BATCH_BYTES = 2**25
 """Size of a record batch, which bounds what writers hold in memory."""
 
-REMEDY = "run `dvc repro` (or `dvc checkout`) to bring it back"
+LEVELS: Final = "levels"
+"""Folder inside a store with the noise level of each pixel as images, and the key of ``info`` that
+holds its fingerprint."""
+
+REMEDY: Final = "run `dvc repro` (or `dvc checkout`) to bring it back"
 
 Count = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -6,7 +6,8 @@ N(m_k, C_k + sigma^2 I). Its denoiser is the mean of the components' denoisers
     D_k(x) = m_k + C_k (C_k + sigma^2 I)^-1 (x - m_k),
 
 weighted by how likely each component made x: the answer of a perfect network, for tests,
-two-dimensional toys and notebooks.
+two-dimensional toys and notebooks. Noise L n of covariance K = L L^T is white in the coordinates
+u = L^-1 x, where all of this holds; back in x, D = x + sigma^2 K score.
 
 Reference:
     Karras et al. 2022 (arXiv:2206.00364), Eq. 3, for D = x + sigma^2 score.
@@ -37,6 +38,7 @@ class GaussianMixture:
         weights: Mass of each component, sum 1.
         means: In data units.
         covariances: Symmetric, without negative eigenvalues; 0 makes a component a point.
+        noise_root: L, invertible, where noise is L n with n white; None for white noise.
 
     Raises:
         ValueError: The weights are no probabilities, or a covariance is not symmetric or has a
@@ -48,11 +50,19 @@ class GaussianMixture:
         weights: Float[Tensor, " k"],
         means: Float[Tensor, " k d"],
         covariances: Float[Tensor, " k d d"],
+        noise_root: Float[Tensor, " d d"] | None = None,
     ) -> None:
         self.weights: Float64[Tensor, " k"] = _probabilities(weights.double())
         self.means: Float64[Tensor, " k d"] = means.double()
         self.covariances: Float64[Tensor, " k d d"] = covariances.double()
-        self._variances, self._axes = _eigensystem(self.covariances)
+        self.noise_root = noise_root
+        # Of the coordinates in which noise is white.
+        self._centres, whitened = self.means, self.covariances
+        if noise_root is not None:
+            self._to_white: Float64[Tensor, " d d"] = noise_root.double().inverse()
+            self._centres = self.means @ self._to_white.T
+            whitened = self._to_white @ self.covariances @ self._to_white.T
+        self._variances, self._axes = _eigensystem(whitened)
 
     def sample(self, count: int, *, generator: torch.Generator) -> Float64[Tensor, " b d"]:
         """Draw ``count`` points."""
@@ -60,12 +70,15 @@ class GaussianMixture:
         shape = (count, self.means.shape[1])
         normal = torch.randn(shape, generator=generator, dtype=torch.float64)
         scaled = normal * self._variances.sqrt()[component]
-        return self.means[component] + torch.einsum("bij,bj->bi", self._axes[component], scaled)
+        around = torch.einsum("bij,bj->bi", self._axes[component], scaled)
+        return self._coloured(self._centres[component] + around)
 
     def noisy(self, sigma_y: float) -> "GaussianMixture":
         """The distribution of observations ``y = x0 + sigma_y * eps``."""
-        noise = sigma_y**2 * torch.eye(self.means.shape[1], dtype=torch.float64)
-        return GaussianMixture(self.weights, self.means, self.covariances + noise)
+        noise = sigma_y**2 * self._coloured(torch.eye(self.means.shape[1], dtype=torch.float64))
+        noise = self._coloured(noise.T)
+        covariances = self.covariances + noise
+        return GaussianMixture(self.weights, self.means, covariances, self.noise_root)
 
     def log_prob(self, x: State, sigma: AnyLevel) -> PerSample:
         """Log density of diffused states.
@@ -74,14 +87,20 @@ class GaussianMixture:
         covariance is singular.
         """
         local = self._local(x)
-        return self._log_joint(local, as_levels(sigma, local)).logsumexp(1).to(x.dtype)
+        density = self._log_joint(local, as_levels(sigma, local)).logsumexp(1)
+        if self.noise_root is not None:
+            density = density + torch.linalg.slogdet(self._to_white).logabsdet
+        return density.to(x.dtype)
 
     def score(self, x: State, sigma: AnyLevel) -> State:
         """Gradient of :meth:`log_prob` with respect to ``x``, in inverse data units."""
         local = self._local(x)
         sigma = as_levels(sigma, local)
         slopes = -local / self._total(sigma)
-        return self._average(slopes, self._responsibilities(local, sigma)).to(x.dtype).view_as(x)
+        score = self._average(slopes, self._responsibilities(local, sigma))
+        if self.noise_root is not None:
+            score = score @ self._to_white
+        return score.to(x.dtype).view_as(x)
 
     def denoiser(self, x: State, sigma: AnyLevel) -> State:
         """E[x0 | x] of diffused states, differentiable in ``x``; ``sigma`` is ``> 0``."""
@@ -89,13 +108,20 @@ class GaussianMixture:
         sigma = as_levels(sigma, local)
         responsibilities = self._responsibilities(local, sigma)
         shrunk = local * self._variances / self._total(sigma)
-        denoised = responsibilities @ self.means + self._average(shrunk, responsibilities)
-        return denoised.to(x.dtype).view_as(x)
+        denoised = responsibilities @ self._centres + self._average(shrunk, responsibilities)
+        return self._coloured(denoised).to(x.dtype).view_as(x)
 
     def _local(self, x: State) -> Float64[Tensor, " b k d"]:
         """Coordinates of each state on the axes of each component."""
-        offset = x.double().flatten(1)[:, None] - self.means
+        x = x.double().flatten(1)
+        if self.noise_root is not None:
+            x = x @ self._to_white.T
+        offset = x[:, None] - self._centres
         return torch.einsum("bki,kij->bkj", offset, self._axes)
+
+    def _coloured(self, u: Float64[Tensor, " b d"]) -> Float64[Tensor, " b d"]:
+        """L u."""
+        return u if self.noise_root is None else u @ self.noise_root.double().T
 
     def _total(self, sigma: Level) -> Float64[Tensor, " b k d"]:
         """Variance of a diffused state along each axis of each component."""

@@ -11,7 +11,17 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-__all__ = ["AnyLevel", "Features", "Level", "PerSample", "Pixels", "State", "as_levels"]
+__all__ = [
+    "AnyLevel",
+    "Features",
+    "Level",
+    "NoiseLevels",
+    "PerSample",
+    "Pixels",
+    "State",
+    "as_levels",
+    "highest",
+]
 
 State: TypeAlias = Float[Tensor, " b *d"]
 """Data, observations or diffused states: any shape behind the batch, in data units."""
@@ -21,6 +31,9 @@ Level: TypeAlias = Float[Tensor, " b"]
 
 AnyLevel: TypeAlias = float | int | Float[Tensor, ""] | Level
 """One noise level for all samples, or one for each."""
+
+NoiseLevels: TypeAlias = Level | Float[Tensor, " b c h w"]
+"""A noise level for each observation, or a map of those of its pixels, in data units."""
 
 PerSample: TypeAlias = Float[Tensor, " b"]
 """One value, a loss for example, for each sample."""
@@ -55,3 +68,8 @@ def as_levels(sigma: AnyLevel, samples: Shaped[Tensor, " b *d"]) -> Level:
         msg = f"sigma: levels of shape {[*sigma.shape]} for {count} samples. Give one, or {count}"
         raise ValueError(msg)
     return sigma
+
+
+def highest(sigma: NoiseLevels) -> Level:
+    """Noise level of each observation; where that differs between pixels, the highest."""
+    return sigma if sigma.ndim == 1 else sigma.flatten(1).amax(1)

@@ -7,7 +7,6 @@ each machine with GPUs; docs/running.md says how. Everything ends with Ctrl-C or
 import argparse
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,17 +17,21 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 from dsd.utils.errors import DsdError
 from flows.runtime.environment import ROOT, stage_environment
-from flows.runtime.run_records import RECORDS, active_runs
+from flows.runtime.run_records import RECORDS
+from flows.services.gpus import gpus_of_workers
 from flows.services.http import get_text, prefect_version
 from flows.services.prefect_server import make_database
+from flows.services.rescheduling import give_back, runs_below
 from flows.services.supervisor import Service, ServiceError, Supervisor
 from pipeline.runtime.addresses import absolute_address, sqlite_address
 from pipeline.runtime.proxies import ask_local_servers_directly, through_proxy
 from pipeline.stage_io.paths import Paths
 
-__all__ = ["gpus_of_workers", "main", "require_free_port", "require_same_version"]
+__all__ = ["main", "require_free_port", "require_same_version"]
 
 LOGS = ROOT / ".dsd" / "services"
 """Folder of the log files."""
@@ -63,24 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped")
     return 0
-
-
-def gpus_of_workers(wanted: str, each: int, environment: Mapping[str, str]) -> list[str]:
-    """The GPUs of each worker, as ``CUDA_VISIBLE_DEVICES`` takes them; none for the CPU alone.
-
-    Raises:
-        ServiceError: ``wanted`` is neither, or more than there are, or not a multiple of ``each``.
-    """
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    there = _installed_gpus() if visible is None else [i for i in visible.split(",") if i.strip()]
-    count = len(there) if wanted == "auto" else int(wanted) if wanted.isdecimal() else -1
-    if not 0 <= count <= len(there):
-        msg = f"--gpus {wanted}: give auto, or a number up to {len(there)}, the GPUs visible here"
-        raise ServiceError(msg)
-    if each < 1 or count % each:
-        msg = f"--gpus-per-worker {each}: {count} GPUs cannot be shared out like that"
-        raise ServiceError(msg)
-    return [",".join(there[i : i + each]) for i in range(0, count, each)]
 
 
 def require_free_port(host: str, port: int, option: str) -> None:
@@ -170,6 +155,10 @@ def _run(options: argparse.Namespace) -> None:
     try:
         if with_servers:
             _start_servers(servers, addresses, options)
+        # Beside servers too: workers on other hosts may die with these.
+        reconcile = [sys.executable, "-m", "flows.services.reconcile"]
+        every = ["--every", str(_RECONCILE_EVERY_S)]
+        workers.start(Service(f"reconcile-{options.name}", [*reconcile, *every]))
         if with_workers:
             _start_workers(workers, options.name, gpus)
         _say(_overview(addresses, options.what, gpus))
@@ -180,12 +169,14 @@ def _run(options: argparse.Namespace) -> None:
     finally:
         _say("stopping; a stage that runs saves its state first")
         try:
+            runs = runs_below(RECORDS)
             workers.stop()
-            # The servers must hear how the last runs of this host end.
+            # The servers must hear how these runs end.
             _wait(
-                lambda: not any(r.is_of_this_host for r in active_runs(RECORDS)),
-                _RUNS_END_WITHIN_S,
+                lambda: not any(map(psutil.pid_exists, [r.pid for r in runs])), _RUNS_END_WITHIN_S
             )
+            for line in give_back(runs) if options.what == "workers" else ():
+                _say(line)
         finally:
             servers.stop()
 
@@ -206,9 +197,6 @@ def _start_servers(
 
 
 def _start_workers(workers: Supervisor, name: str, gpus: Sequence[str]) -> None:
-    every = ["--every", str(_RECONCILE_EVERY_S)]
-    reconcile = [sys.executable, "-m", "flows.services.reconcile", *every]
-    workers.start(Service(f"reconcile-{name}", reconcile))
     for gpu in gpus:
         workers.start(_worker(f"{name}-gpu{gpu.replace(',', '-')}", "gpu", 1, gpu))
     if not gpus:
@@ -314,15 +302,6 @@ def _given() -> dict[str, str]:
         )
         raise ServiceError(msg)
     return found
-
-
-def _installed_gpus() -> list[str]:
-    """Indices of the NVIDIA GPUs of this machine, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listing = subprocess.run(["nvidia-smi", "-L"], text=True, capture_output=True).stdout
-    lines = [line for line in listing.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index, _ in enumerate(lines)]
 
 
 def _overview(addresses: Mapping[str, str], what: str, gpus: Sequence[str]) -> str:

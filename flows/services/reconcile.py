@@ -1,10 +1,10 @@
 """Mark orphaned flow runs as Crashed: ``python -m flows.services.reconcile``.
 
 A run that the server shows as Running while its process on this machine is gone is marked Crashed
-(Cancelled, if that was asked for), and so are its tasks. A run that a worker took but never
-started is marked Crashed after some minutes. A run that was cancelled and goes on is stopped: a
-worker gives up looking for cancellations when the server has been away for half a minute. Runs of
-other machines are left to these machines.
+(Cancelled, if that was asked for), and so are its tasks. A run whose whole host is gone returns to
+its queue. A run that a worker took but never started is marked Crashed after some minutes. A run
+that was cancelled and goes on is stopped: a worker gives up looking for cancellations when the
+server has been away for half a minute. Runs of machines with another folder are left to these.
 
 With ``--every`` it also lets the form of new runs show the values of params.yaml when they change.
 """
@@ -24,6 +24,7 @@ from uuid import UUID
 from flows.runtime.environment import ROOT, stage_environment
 from flows.runtime.run_records import RECORDS, Record, active_runs, crashed_runs
 from flows.services.prefect_server import ServerError, named_server
+from flows.services.rescheduling import reschedule
 from pipeline.runtime.proxies import through_proxy
 from pipeline.stage_io.paths import Paths
 
@@ -32,13 +33,16 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, State
 
-__all__ = ["CANCELLED_WITHIN", "NEVER_STARTED_AFTER", "POOLS", "main", "reconcile"]
+__all__ = ["CANCELLED_WITHIN", "MOST_STARTS", "NEVER_STARTED_AFTER", "POOLS", "main", "reconcile"]
 
 POOLS = ("gpu", "control")
 """Work pools of this project: runs that train, and runs that start and await those."""
 
 NEVER_STARTED_AFTER = timedelta(minutes=5)
 """How long a run may stay between a worker's taking it and its start, which takes seconds."""
+
+MOST_STARTS = 10
+"""How often a run may start whose host is gone: it may be what brings hosts down."""
 
 CANCELLED_WITHIN = timedelta(seconds=15)
 """How long a run's worker may take to stop it."""
@@ -111,10 +115,16 @@ def reconcile(
     Yields:
         One line for each run that was corrected.
     """
+    from prefect.states import Crashed
+
     for record in crashed_runs(records):
         run = _read(client, record.run_id)
         if run is not None and _is_that_of(client, run, record):
-            yield _end(client, run, f"its process {record.pid} is gone")
+            if _deserves_another_host(run, record):
+                _end_tasks(client, run, Crashed(message="Its host is gone."))
+                yield reschedule(client, run, "its host is gone")
+            else:
+                yield _end(client, run, f"its process {record.pid} is gone")
         record.forget()
     for record in active_runs(records):
         run = _read(client, record.run_id)
@@ -160,6 +170,13 @@ def _is_that_of(client: "SyncPrefectClient", run: "FlowRun", record: Record) -> 
     return bool(running) and running[-1].id == record.state_id
 
 
+def _deserves_another_host(run: "FlowRun", record: Record) -> bool:
+    """Whether a dead run is to start again: not a cancelled one, nor one that ends every host."""
+    assert run.state is not None
+    is_over = run.state.is_cancelling() or run.run_count >= MOST_STARTS
+    return not record.is_of_this_host and not is_over
+
+
 def _never_started(client: "SyncPrefectClient", before: datetime) -> list["FlowRun"]:
     """Runs that were taken by a worker, and perhaps cancelled since, but have not begun."""
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter, WorkPoolFilterName
@@ -181,7 +198,6 @@ def _never_started(client: "SyncPrefectClient", before: datetime) -> list["FlowR
 
 def _end(client: "SyncPrefectClient", run: "FlowRun", why: str) -> str:
     """Give a dead run and its unfinished tasks their final state."""
-    from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
     from prefect.states import Cancelled, Crashed
 
     assert run.state is not None
@@ -190,6 +206,15 @@ def _end(client: "SyncPrefectClient", run: "FlowRun", why: str) -> str:
     state: State[Any] = make(
         message=f"Reconciled: {why}. The next run goes on where this one was."
     )
+    _end_tasks(client, run, state)
+    client.set_flow_run_state(run.id, state, force=True)
+    return f"flow run {run.name!r} was {before}, but {why}: now {state.name}"
+
+
+def _end_tasks(client: "SyncPrefectClient", run: "FlowRun", state: "State[Any]") -> None:
+    """Give the unfinished tasks of a dead run their final state."""
+    from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+
     tasks = client.read_task_runs(
         flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.id]}}),
         task_run_filter=TaskRunFilter.model_validate(
@@ -198,8 +223,6 @@ def _end(client: "SyncPrefectClient", run: "FlowRun", why: str) -> str:
     )
     for task in tasks:
         client.set_task_run_state(task.id, state, force=True)
-    client.set_flow_run_state(run.id, state, force=True)
-    return f"flow run {run.name!r} was {before}, but {why}: now {state.name}"
 
 
 def _fail(message: str) -> int:

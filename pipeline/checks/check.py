@@ -145,6 +145,8 @@ def check_before(stage: str, params: Params, paths: Paths) -> list[str]:
     images = _to_come(params, paths) if stage == "prepare" else _written(stage, paths)
     if images is None:
         return []
+    if stage in {"prepare", "corrupt"}:
+        _read_spectrum(params, paths, images)
     _require_all(params, images, download=stage not in {"prepare", "corrupt"})
     if stage == "pretrain":
         _require_distinct(paths)
@@ -224,6 +226,15 @@ def _try_divergence(params: Params) -> None:
     loss(x_g.requires_grad_(), DenoiserPair(teacher, fake))
 
 
+def _read_spectrum(params: Params, paths: Paths, images: Prepared) -> None:
+    """Refuse a file of the noise's spectrum with which ``corrupt`` would fail."""
+    if params.corrupt.spectrum in ("white", "auto"):
+        return
+    from dsd.corruption.noise_kernel import read_kernel
+
+    read_kernel(paths.root / params.corrupt.spectrum, images.shape[0])
+
+
 def _read_statistics(params: Params) -> None:
     """Refuse published statistics with which ``evaluate`` would fail."""
     published = params.evaluate.published_statistics
@@ -298,6 +309,7 @@ def show_check(params: Params, paths: Paths) -> None:
         resolve_precision(params.compute, resolve_device(params.compute))
     if found.prepared is not None:
         images = Prepared(found.count, found.prepared)
+        _read_spectrum(params, paths, images)
         _require_all(params, images, download=False)
         for _, text in remarks(params, images):
             print(f"note: {text}")

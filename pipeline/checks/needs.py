@@ -24,6 +24,9 @@ __all__ = ["Prepared", "Shape", "observed_shape", "remarks", "require"]
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height and width."""
 
+SPECTRUM_SIDE = 24
+"""Least side of images whose noise's spectrum can be estimated, in pixels."""
+
 _WASTED = 0.99
 """Share of samples below the noise of the data from which on training by the rest is none."""
 
@@ -145,7 +148,13 @@ def _too_few(params: Params, images: Prepared, observed: Shape) -> Iterator[str]
 
 
 def _unknown_noise(params: Params, images: Prepared, observed: Shape) -> Iterator[str]:
-    """A level that is to be estimated from too little."""
+    """A level or spectrum that is to be estimated from too little."""
+    if params.corrupt.spectrum == "auto" and min(observed[1:]) < SPECTRUM_SIDE:
+        yield (
+            f"corrupt.spectrum is auto, but images of {observed[2]} x {observed[1]} are too small "
+            f"to estimate it: use {SPECTRUM_SIDE} x {SPECTRUM_SIDE} pixels, or name a .npy file "
+            "with the noise's kernel or with frames of noise alone"
+        )
     keys = [key for key in ("sigma", "sigma_hat") if getattr(params.corrupt, key) == "auto"]
     if not keys:
         return

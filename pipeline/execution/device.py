@@ -19,8 +19,8 @@ def resolve_device(compute: Compute) -> torch.device:
     available = torch.cuda.is_available()
     if compute.device == "cuda" and not available:
         msg = (
-            "compute.device is cuda, but torch sees no GPU: use cpu or auto, "
-            "or check the driver with `nvidia-smi`"
+            "compute.device is cuda, but torch sees no GPU: use cpu or auto, ask the scheduler "
+            "for one (sbatch --gres=gpu:1), or check the driver with `nvidia-smi`"
         )
         raise ParamsError(msg)
     if compute.device == "cpu" or not available:

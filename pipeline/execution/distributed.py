@@ -1,8 +1,10 @@
 """The processes that were started together for one training, and their micro-batches."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -13,11 +15,17 @@ from dsd.training.memory import DryRunnable, find_micro_batch_size
 from dsd.utils.errors import Interrupted, ParamsError
 from pipeline.execution.device import resolve_device
 from pipeline.params.config import Compute
+from pipeline.runtime.launch import report_error
 
 __all__ = ["choose_micro_batch_size", "init_distributed"]
 
 _TIMEOUT = timedelta(hours=2)
 """Longest wait for the process that measures; the end of a process is noticed without it."""
+
+_SILENCE = timedelta(seconds=10)
+"""Longest silence of another host: every thread that watches answers within moments."""
+
+_BETWEEN_SECONDS = 1.0
 
 _SPARE = "set compute.activation_checkpointing to true, "
 _SMALLER = (
@@ -53,13 +61,49 @@ def init_distributed(
     # Gradients travel between GPUs, signals to stop between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
+    several = size > int(os.environ["LOCAL_WORLD_SIZE"])
     try:
-        yield DistributedContext(rank, size, asked), device
+        with _watching_other_hosts() if several else nullcontext():
+            yield DistributedContext(rank, size, asked), device
     except Interrupted:  # all stop at the same step
         dist.destroy_process_group()
         raise
     # Not after other errors: that would wait for processes that have ended.
     dist.destroy_process_group()
+
+
+@contextmanager
+def _watching_other_hosts() -> Iterator[None]:
+    """End this process when one of another host ends during the block, or its host is silent.
+
+    The network tells of a process that ends. Of a host that ends it tells nothing, and an
+    exchange of gradients would wait for hours. So a thread of each process meets the others in a
+    group that has a shorter patience.
+    """
+    group = dist.new_group(backend="gloo", timeout=_SILENCE)
+    assert isinstance(group, dist.ProcessGroup)
+    over = threading.Event()
+
+    def watch() -> None:
+        try:
+            while True:
+                last = torch.tensor([over.is_set()], dtype=torch.uint8)
+                dist.all_reduce(last, dist.ReduceOp.MAX, group=group)
+                if last.item():  # of one process, and so known to all
+                    return
+                over.wait(_BETWEEN_SECONDS)
+        except RuntimeError:
+            if not over.is_set():
+                msg = "a process on another host, or the host, is gone; the same command continues"
+                os._exit(report_error(msg, 128 + signal.SIGKILL))
+
+    thread = threading.Thread(target=watch, name="hosts", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_SILENCE.total_seconds())
 
 
 def choose_micro_batch_size(

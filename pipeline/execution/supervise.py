@@ -6,7 +6,7 @@ SLURM sends SIGTERM to all processes of a job and kills what is left once the fi
 which DVC does within a moment. As the first process of a container it also waits for orphans, as
 one must.
 
-In a job of SLURM, SIGUSR1 says that the time limit is near (``--signal=B:USR1@60``): the job is
+In a job of SLURM, SIGUSR1 says that the time limit is near (``--signal=B:USR1@120``): the job is
 put into the queue again, where the same command continues.
 
 With ``--alone`` before the command it starts nothing, and ends with code 6, while a stage or
@@ -27,7 +27,9 @@ from types import FrameType
 
 import psutil
 
-from pipeline.execution.locks import BusyError, exclusive
+from dsd.utils.errors import DsdError
+from pipeline.execution.locks import exclusive
+from pipeline.runtime.hosts import refuse_tasks, requeue
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import STAGES
 
@@ -35,8 +37,11 @@ __all__ = ["main"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
-_STAGES_END_WITHIN_S = 25.0
+_END_WITHIN_S = 25.0
 """A stage ends 20 s after a signal, whatever it does (pipeline/runtime/signals.py)."""
+
+_END_BEFORE_LIMIT_S = 90.0
+"""After SIGUSR1, which the batch scripts ask for 120 s before the time limit."""
 
 _USAGE = "error: name a command: python -m pipeline.execution.supervise [--alone] dvc repro"
 
@@ -45,7 +50,8 @@ def main(command: Sequence[str]) -> int:
     """Run ``command``; stop it after a signal when its stages have saved.
 
     Returns:
-        The command's exit code, or 128 plus the number of the signal; 6 if another run is here.
+        The command's exit code, or 128 plus the number of the signal; 6 if another run is here, 2
+        as one of several tasks of ``srun``.
     """
     alone = command[:1] == ["--alone"]
     command = command[1:] if alone else command
@@ -53,11 +59,12 @@ def main(command: Sequence[str]) -> int:
         print(_USAGE, file=sys.stderr)
         return 2
     try:
+        refuse_tasks()
         with ExitStack() as held:
             if alone:
                 _require_no_other_run(held)
             return _supervise(command)
-    except BusyError as error:
+    except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -90,11 +97,12 @@ def _supervise(command: Sequence[str]) -> int:
     if code is not None and not heard:
         return code if code >= 0 else 128 - code
     print(f"{signal.Signals(heard[0]).name}: waiting until stages have saved", file=sys.stderr)
-    # DVC ends, and Linux then sends SIGTERM to its stage; a flow stops its stage itself.
-    process.terminate()
-    _end(process)
-    if heard[0] == signal.SIGUSR1 and process.returncode != 0:
-        _requeue()
+    # The whole group: a shell would end and leave DVC at work. A flow stops its stage itself.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    _end(process, _END_BEFORE_LIMIT_S if heard[0] == signal.SIGUSR1 else _END_WITHIN_S)
+    if heard[0] == signal.SIGUSR1:
+        requeue()
     return 128 + heard[0]
 
 
@@ -114,9 +122,9 @@ def _reap(process: "subprocess.Popen[bytes]") -> int | None:
     return code
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
     """Wait until the command and all stages have ended; kill what has not in time."""
-    deadline = time.monotonic() + _STAGES_END_WITHIN_S
+    deadline = time.monotonic() + seconds
     while (_reap(process) is None or any(_stages())) and time.monotonic() < deadline:
         time.sleep(0.1)
     left = psutil.Process().children(recursive=True)
@@ -133,14 +141,6 @@ def _stages() -> Iterator[psutil.Process]:
         with suppress(psutil.Error):
             if child.status() != psutil.STATUS_ZOMBIE and "DVC_STAGE" in child.environ():
                 yield child
-
-
-def _requeue() -> None:
-    """Put this job of SLURM into the queue again."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is not None:
-        print(f"the time limit is near: job {job} goes back to the queue", file=sys.stderr)
-        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class Params(Section):
                 "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
                 "its level as a number; corrupt.sigma_hat: auto then tries the estimate on it"
             )
+        if corrupt.spectrum == "auto" and data.content == "clean":
+            yield (
+                "corrupt.spectrum is auto while data.content is clean: noise will be added, so "
+                "set it to white, or to a .npy file with a kernel or frames of noise alone"
+            )
 
     def _problems_of_noisy_sources(self) -> Iterator[str]:
         data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
@@ -77,8 +82,25 @@ class Params(Section):
                 f"corrupt.clean_fraction is {corrupt.clean_fraction:g}, but data.content is "
                 "noisy, so no image is clean: set it to 0"
             )
+        if data.variance is not None:
+            yield from self._problems_of_known_variances()
         if data.pad > 0:
             yield (
                 f"data.pad is {data.pad} while data.content is noisy: a black border has no "
                 "noise, which the model cannot know; set data.pad to 0"
             )
+
+    def _problems_of_known_variances(self) -> Iterator[str]:
+        corrupt = self.corrupt
+        for met, key, needed in (
+            (
+                corrupt.sigma == "auto",
+                "sigma",
+                "auto, which then takes the variance of each pixel",
+            ),
+            (corrupt.sigma_hat is None, "sigma_hat", "null"),
+            (corrupt.spectrum == "white", "spectrum", "white: known variances are of such noise"),
+            (corrupt.operator.kind == "identity", "operator", "{kind: identity}"),
+        ):
+            if not met:
+                yield f"data.variance is set: set corrupt.{key} to {needed}"

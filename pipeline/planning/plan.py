@@ -39,6 +39,7 @@ from pipeline.execution.run import run_stage
 from pipeline.params.model import Params
 from pipeline.planning.times import remember
 from pipeline.runtime.launch import NullLog
+from pipeline.runtime.limits import available_memory
 from pipeline.runtime.progress import doing, readable
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.paths import Paths
@@ -86,6 +87,15 @@ def show_plan(params: Params, paths: Paths) -> None:
             cost.stage, readable(cost.seconds), *(f"{amount / 1e6:,.1f}" for amount in amounts)
         )
     show(table)
+    may = available_memory()
+    for cost in found:
+        # On a GPU the measured memory is that of the GPU.
+        if cost.memory > may and resolve_device(params.compute).type == "cpu":
+            print(
+                f"warning: {cost.stage} needs {cost.memory / 1e6:,.0f} MB, but only "
+                f"{may / 1e6:,.0f} MB are free for this job; ask for more (sbatch --mem), end "
+                "other programs, or see docs/running.md#memory"
+            )
 
 
 def costs(params: Params, rates: Rates) -> list[StageCost]:
@@ -160,7 +170,7 @@ def _few_images(params: Params, paths: Paths, work: Paths, count: int) -> Params
             picture.save(target / f"{number:04}.png")
     # Too few to estimate their noise, whose level changes no rate.
     level = {key: 0.5 for key in ("sigma", "sigma_hat") if getattr(params.corrupt, key) == "auto"}
-    noise = {"num_heldout": count // 4, "trust_sigma": True, **level}
+    noise = {"num_heldout": count // 4, "trust_sigma": True, "spectrum": "white", **level}
     chosen = {"num_samples": min(params.distill.selection.num_samples, count)}
     selection = params.distill.selection.model_copy(update=chosen)
     changes = {"data": source, "corrupt": noise, "distill": {"selection": selection}}

@@ -5,7 +5,7 @@ from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import DataError
 from pipeline.params.model import Params
 from pipeline.stage_io.paths import Paths
-from pipeline.stages.noise import estimate_level, summary_of
+from pipeline.stages.noise import correlation_of, estimate_level, summary_of
 
 __all__ = ["show_noise"]
 
@@ -22,6 +22,9 @@ def show_noise(params: Params, paths: Paths) -> None:
     print(f"{store.folder.relative_to(paths.root)}: {len(store):,} images")
     for line in _lines(estimate):
         print(line)
+    correlation = correlation_of(store, estimate, params.seed)
+    if correlation is not None:
+        print(correlation)
 
 
 def _observations(paths: Paths) -> ImageStore:

@@ -13,13 +13,15 @@ import sys
 import time
 import traceback
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from dsd.utils.errors import DsdError, ParamsError
+from pipeline.runtime.hosts import Meeting, joined_by
+from pipeline.runtime.limits import available_cpus
 from pipeline.runtime.parent_death import end_with_parent
 from pipeline.runtime.signals import StopSignal
 from pipeline.stage_io.log import Progress
@@ -49,7 +51,8 @@ PROCESSES = "DSD_PROCESSES"
 """Environment variable with the number of processes of a training; unset: one for each GPU."""
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-_END_SECONDS = 60
+_END_SECONDS = 10
+"""For the launcher to end this process, which it does within a moment."""
 
 
 @final
@@ -124,8 +127,8 @@ def setup_worker(stage: str) -> None:
         raise ParamsError(msg)
 
 
-def num_processes(stage: str, params: "Params") -> int:
-    """Number of processes in which a stage is to run here.
+def num_processes(stage: str, params: "Params", hosts: int = 1) -> int:
+    """Number of processes in which a stage is to run here, and on each other host.
 
     Raises:
         ParamsError: ``DSD_PROCESSES`` is no count, or more than there is work or are GPUs for.
@@ -138,15 +141,16 @@ def num_processes(stage: str, params: "Params") -> int:
     gpus = 0 if params.compute.device == "cpu" else torch.cuda.device_count()
     asked = os.environ.get(PROCESSES, "")
     if not asked:
-        return max(1, min(gpus, batch))
+        return max(1, min(gpus, batch // hosts))
     if not asked.isdecimal() or int(asked) < 1:
         msg = (
             f"{PROCESSES} is {asked!r}, but must be a whole number >= 1; unset it to use all GPUs"
         )
         raise ParamsError(msg)
-    if int(asked) > batch:
+    if int(asked) * hosts > batch:
         msg = (
-            f"{PROCESSES} is {asked}, but {stage}.batch_size is {batch}: lower it to that at most"
+            f"{PROCESSES} is {asked}, but {stage}.batch_size is {batch}: lower it to "
+            f"{batch // hosts} at most"
         )
         raise ParamsError(msg)
     if 0 < gpus < int(asked):
@@ -155,8 +159,8 @@ def num_processes(stage: str, params: "Params") -> int:
     return int(asked)
 
 
-def start(stage: str, count: int) -> None:
-    """Run a stage in ``count`` processes on this machine, and wait for their end.
+def start(stage: str, count: int, hosts: int = 1) -> None:
+    """Run a stage in ``count`` processes on each of these hosts, and wait for their end.
 
     Raises:
         WorkerError: One of them failed, or all were stopped.
@@ -166,14 +170,23 @@ def start(stage: str, count: int) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     logging.disable()  # the launcher would tell in many lines what one message tells
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    with TemporaryDirectory(prefix="dsd-processes-") as folder:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // count)))
+    with ExitStack() as held:
+        folder = held.enter_context(TemporaryDirectory(prefix="dsd-processes-"))
+        config, others = _config(count, folder), None
+        if hosts > 1:
+            meeting = Meeting(hosts)
+            _meet(config, meeting)
+            others = held.enter_context(joined_by(meeting, stage, count))
         try:
-            elastic_launch(_config(count, folder), sys.executable)("-m", "pipeline", stage)
+            elastic_launch(config, sys.executable)("-m", "pipeline", stage)
         except ChildFailedError as error:
             rank, failure = next(iter(error.failures.items()))
             raise _error_of(rank, failure, folder) from error
         except SignalException as error:
+            if others is not None and others.poll():
+                msg = "processes on other hosts ended; the same command continues"
+                raise WorkerError(msg, 128 + signal.SIGKILL) from error
             reports = [json.loads(file.read_text()) for file in Path(folder).rglob("0/error.json")]
             told = "stopped before it began; the same command starts it again"
             reports.append({"message": told, "code": 128 + error.sigval})
@@ -199,6 +212,15 @@ def _config(count: int, folder: str) -> "LaunchConfig":
         logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, count), Std.ALL)),
         signals_to_handle=",".join(handled),
     )
+
+
+def _meet(config: "LaunchConfig", meeting: Meeting) -> None:
+    """Let the processes of this host be the first of several hosts'."""
+    config.min_nodes = config.max_nodes = meeting.hosts
+    config.run_id, config.rdzv_backend = meeting.name, "static"
+    config.rdzv_endpoint = f"{meeting.address}:{meeting.port}"
+    config.rdzv_configs = {"rank": 0, "timeout": 300}
+    config.local_addr = meeting.address
 
 
 def _error_of(rank: int, failure: "ProcessFailure", folder: str) -> WorkerError:

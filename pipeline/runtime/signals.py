@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import final
 
+from pipeline.runtime.limits import available_cpus, has_cpu_quota
 from pipeline.runtime.parent_death import end_with_parent
 
 __all__ = ["StopSignal", "die_with_parent", "set_up_compiler", "set_up_cpu"]
@@ -101,6 +102,8 @@ def set_up_cpu() -> None:
     # Threads that wait for each other sleep after some microseconds: on a busy machine spinning
     # keeps the thread that they wait for from running.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if has_cpu_quota():  # as containers have; torch counts the processors of the affinity
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cpus()))
 
 
 def set_up_compiler(folder: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from dsd.distillation.trainer import Distillation
 from dsd.model.checkpoint import load_denoiser, read_spec, save_model
 from dsd.model.generator import make_latents
+from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import ProximalReference, choose
 from dsd.storage.image_store import ImageStore
@@ -96,11 +97,16 @@ class _Inputs:
         """Folder of the teacher."""
         return self.paths.artifact("pretrain")
 
+    @property
+    def noise(self) -> GaussianNoise:
+        """Distribution of the noise in the images."""
+        return GaussianNoise.of_store(self.train.meta.info)
+
     def check_teacher(self) -> None:
         """Refuse a teacher of other images, as an imported one may be.
 
         Raises:
-            DataError: Its shape or operator is not that of the noisy images.
+            DataError: Its shape, operator or noise is not that of the noisy images.
         """
         spec, ours = read_spec(self.teacher), Operator.of_store(self.train.meta.info)
         if (spec.shape, spec.operator) != (ours.observed_shape, ours.choice):
@@ -108,6 +114,12 @@ class _Inputs:
             msg = (
                 f"{self.teacher}: a teacher of {shapes[0]} images ({spec.operator.kind}), but "
                 f"data/corrupt has {shapes[1]} ({ours.choice.kind}). Train one for these images"
+            )
+            raise DataError(msg)
+        if not load_denoiser(self.teacher).noise.same_as(self.noise):
+            msg = (
+                f"{self.teacher}: a teacher of noise with another spectrum than that of "
+                "data/corrupt. Train one for these images"
             )
             raise DataError(msg)
 
@@ -126,10 +138,11 @@ def _proximal(params: "Params", given: _Inputs, device: torch.device) -> Proxima
     extractor = open_features(name, params, given.paths, given.train.sigma, device)
     return ProximalReference(
         to_uint8(heldout.all()),
-        heldout.sigma,
+        heldout.noise_levels,
         extractor,
         batch_size=params.run.eval_batch_size,
         seed=derive_seed(params.seed, "selection noise"),
+        noise=given.noise,
     )
 
 
@@ -146,7 +159,7 @@ class _DistillJob:
         self._network = read_spec(given.teacher).network
         self._training = distillation = Distillation(
             load_denoiser(given.teacher, device),
-            given.train.sigma.to(device),
+            given.train.noise_levels.to(device),
             self._operator.shape,
             params.distill,
             params.pretrain,

@@ -17,6 +17,7 @@ from dsd.features.cache import FeatureCache, fingerprint
 from dsd.model.checkpoint import load_denoiser, load_generator, read_spec
 from dsd.model.generator import make_latents
 from dsd.model.samplers import sample_teacher
+from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import choose
 from dsd.storage.image_store import ImageStore
@@ -89,6 +90,7 @@ def _evaluate(
             ),
             operator=data.operator,
             seed=params.seed,
+            noise=data.noise,
         )
         log.say(f"copies of training images: {copies.verdict}")
         named = [spaces[name] for name in params.evaluate.features]
@@ -150,6 +152,9 @@ def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
         to_uint8(heldout.all()),
         heldout.sigma,
         Operator.of_store(noisy.meta.info),
+        GaussianNoise.of_store(noisy.meta.info),
+        noisy.noise_levels,
+        heldout.noise_levels,
     )
 
 

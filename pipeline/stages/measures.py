@@ -18,10 +18,11 @@ from dsd.features.fashion_classifier import FashionClassifier
 from dsd.features.teacher import TeacherFeatures
 from dsd.metrics.frechet import Moments, frechet_distance, moments
 from dsd.metrics.intervals import frechet_estimate
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import observe_like
 from dsd.utils.random import derive_seed
-from dsd.utils.shapes import Features, Level, Pixels
+from dsd.utils.shapes import Features, Level, NoiseLevels, Pixels
 from pipeline.stage_io.log import StageLog
 from pipeline.stages.features import naming_key
 
@@ -59,6 +60,15 @@ class EvaluationData(NamedTuple):
     heldout_sigma: Level
     operator: Operator
     """Through which the noisy images were observed."""
+
+    noise: GaussianNoise = WHITE
+    """Distribution of their noise."""
+
+    levels: NoiseLevels | None = None
+    """Noise levels of the pixels of ``noisy``; None for one level for each image."""
+
+    heldout_levels: NoiseLevels | None = None
+    """The same for ``heldout``."""
 
     def remaining_operator(self, model: str) -> Operator | None:
         """Operator that a model's images still need to be compared with noisy ones.
@@ -173,7 +183,15 @@ class FeatureSpaceEvaluator:
 
     def measures(self, images: Pixels, operator: Operator | None) -> Measures:
         """All measures of saved images, which ``operator`` and noise make like the noisy ones."""
-        observed = observe_like(images, self._data.sigma, seed=self._seed, operator=operator)
+        data = self._data
+        levels = data.sigma if data.levels is None else data.levels
+        observed = observe_like(
+            images,
+            levels,
+            seed=self._seed,
+            operator=operator,
+            noise=data.noise,
+        )
         to_noisy = _frechet(self._features(observed), self._moments_noisy)
         near = {f"proximal_{name}": value for name, value in to_noisy.items()}
         return {**self._measures_to_clean(images), **near}
@@ -187,8 +205,15 @@ class FeatureSpaceEvaluator:
     def to_heldout(self, images: Pixels) -> Measures:
         """Frechet distance of a generator's images, observed like them, to held-out noisy ones."""
         data = self._data
+        heldout_levels = data.heldout_sigma
+        if data.heldout_levels is not None:
+            heldout_levels = data.heldout_levels
         observed = observe_like(
-            images, data.heldout_sigma, seed=self._seed, operator=data.operator
+            images,
+            heldout_levels,
+            seed=self._seed,
+            operator=data.operator,
+            noise=data.noise,
         )
         features, reference = self._features(observed), self._moments(self._cached(data.heldout))
         found = frechet_estimate(features, reference)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dsd.corruption.config import Corrupt
+from dsd.corruption.noise_kernel import read_kernel
 from dsd.corruption.noise_level import (
     NEGLIGIBLE,
     Check,
@@ -17,10 +18,11 @@ from dsd.corruption.noise_level import (
     estimate_noise,
     take_sample,
 )
-from dsd.corruption.writer import Noise, split_heldout, write_noisy_store
+from dsd.corruption.noise_spectrum import SpectrumEstimate, estimate_spectrum
+from dsd.corruption.writer import Noise, PlainKernel, split_heldout, write_noisy_store
 from dsd.operators.config import PARTIAL_OPERATORS
 from dsd.storage.image_store import ImageStore
-from dsd.storage.shards import clear_store
+from dsd.storage.shards import LEVELS, clear_store
 from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
 from dsd.utils.intensity import PIXELS
@@ -30,7 +32,7 @@ from pipeline.stage_io.paths import Paths
 if TYPE_CHECKING:
     from pipeline.params.model import Params
 
-__all__ = ["estimate_level", "settle_noise", "split_of", "summary_of"]
+__all__ = ["correlation_of", "estimate_level", "settle_noise", "split_of", "summary_of"]
 
 _NOT_WHITE = ("white", "flat spectrum")
 """Checks that fail where the estimate is not the level of all the noise; the second one fails also
@@ -58,15 +60,33 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
         assumed=0.0,
         seed=params.seed,
         add=found.meta.info.get("content") != "noisy",
+        kernel=_given_kernel(params, paths, found),
     )
+    if LEVELS in found.meta.info:
+        return _known(paths, found, noise, log)
+    spectrum = corrupt.spectrum
     estimate = _estimate_some(params, paths, found, noise)
-    noise = replace(noise, assumed=_assumed(corrupt, estimate))
+    kernel = _estimated_kernel(estimate, log) if spectrum == "auto" else noise.kernel
+    estimate = estimate.level if isinstance(estimate, SpectrumEstimate) else estimate
+    noise = replace(noise, assumed=_assumed(corrupt, estimate), kernel=kernel)
     _report(paths, noise, estimate, len(found), log)
     if "auto" in (corrupt.sigma, corrupt.sigma_hat):
         _refuse_failed_checks(estimate)
     if not (noise.add or corrupt.trust_sigma):
         _refuse_contradiction(corrupt, found, estimate)
     return noise
+
+
+def _known(paths: Paths, found: ImageStore, noise: Noise, log: StageLog) -> Noise:
+    """Noise whose level is known of each pixel; the highest stands for it where one is needed."""
+    maps = found.level_maps
+    assert maps is not None
+    lowest = float(min(part.min() for part in maps.raw()))
+    highest = float(max(part.max() for part in maps.raw()))
+    report = {"sigma": None, "sigma_hat": highest, "lowest": lowest, "highest": highest}
+    write_json(paths.report("corrupt") / "noise.json", report)
+    log.say(f"noise levels of pixels, as data.variance says: {lowest:.4g} to {highest:.4g}")
+    return replace(noise, assumed=highest)
 
 
 def split_of(params: "Params", found: ImageStore) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +115,7 @@ def _in_data_units(corrupt: Corrupt, found: ImageStore) -> Corrupt:
 
 def _estimate_some(
     params: "Params", paths: Paths, found: ImageStore, noise: Noise
-) -> NoiseEstimate | DataError:
+) -> NoiseEstimate | SpectrumEstimate | DataError:
     """Observe as many training images as the estimate needs, and estimate; or the reason."""
     train, _ = split_of(params, found)
     chosen = choose_sample(len(train), found.shape, params.seed).numpy()
@@ -103,12 +123,61 @@ def _estimate_some(
     operator = params.corrupt.operator
     write_noisy_store(found.folder, folder, train[chosen], noise=noise, operator=operator)
     try:
-        return estimate_level(ImageStore.open(folder), operator.kind, params.seed)
+        store = ImageStore.open(folder)
+        if params.corrupt.spectrum != "white":
+            return estimate_spectrum(take_sample(store, params.seed).numpy())
+        return estimate_level(store, operator.kind, params.seed)
     except DataError as error:
         return error
     finally:
         # Nobody shall take these for the whole set, whatever happens next.
         clear_store(folder)
+
+
+def _given_kernel(params: "Params", paths: Paths, found: ImageStore) -> PlainKernel | None:
+    """The kernel in the file that ``corrupt.spectrum`` names; None if it names none.
+
+    Raises:
+        ParamsError: The file does not fit the images.
+    """
+    spectrum = params.corrupt.spectrum
+    if spectrum in ("white", "auto"):
+        return None
+    kernel: PlainKernel = read_kernel(paths.root / spectrum, found.shape[0]).tolist()
+    return kernel
+
+
+def _estimated_kernel(
+    estimate: NoiseEstimate | SpectrumEstimate | DataError, log: StageLog
+) -> PlainKernel:
+    """The kernel of the estimated spectrum.
+
+    Raises:
+        DataError: There is no estimate, or the noise is correlated beyond its reach.
+    """
+    if isinstance(estimate, DataError):
+        raise estimate
+    assert isinstance(estimate, SpectrumEstimate)
+    for check in estimate.level.suspicious:
+        msg = f"corrupt.spectrum is auto, but {check.text}"
+        raise DataError(msg)
+    log.say(f"the noise is correlated: neighbours by {estimate.neighbours}")
+    kernel: PlainKernel = estimate.kernel.tolist()
+    return kernel
+
+
+def correlation_of(store: ImageStore, estimate: NoiseEstimate, seed: int) -> str | None:
+    """How noise that is not white is correlated, and what to set; None where it is white."""
+    if not any(check.name == "white" for check in estimate.suspicious):
+        return None
+    try:
+        found = estimate_spectrum(take_sample(store, seed).numpy())
+    except DataError as error:
+        return f"correlated noise: {error}"
+    level = f"{summary_of(found.level)} by it"
+    for check in found.level.suspicious:
+        return f"correlated noise: {check.text}"
+    return f"correlated noise: neighbours by {found.neighbours}; {level}; corrupt.spectrum: auto"
 
 
 def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate:
@@ -123,6 +192,8 @@ def estimate_level(store: ImageStore, operator: str, seed: int) -> NoiseEstimate
             f"(corrupt.operator.kind is {operator}); it has to be known"
         )
         raise DataError(msg)
+    if store.meta.info.get("kernel") is not None:
+        return estimate_spectrum(take_sample(store, seed).numpy()).level
     return estimate_noise(take_sample(store, seed))
 
 

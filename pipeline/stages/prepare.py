@@ -14,6 +14,8 @@ from dsd.sources.phase import to_complex
 from dsd.sources.reader import Reader, find_images, reader_for
 from dsd.sources.source import Reading
 from dsd.storage.image_store import Block, StoreMeta, write_store
+from dsd.storage.shards import LEVELS
+from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
 from dsd.utils.intensity import PIXELS, Intensity
 from pipeline.stage_io.context import StageContext
@@ -46,6 +48,9 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     blocks = _blocks(reader, log)
     first = next(blocks)
     watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype))
+    levels = None
+    if data.variance is not None:
+        levels = _write_levels(data, paths, watch.intensity.scale)
     # Complex images, and other than short whole numbers, are stored in data units.
     raw = data.phase == "none" and str(first.dtype) in SHORT_TYPES
     meta = write_store(
@@ -54,8 +59,20 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
         scale=watch.intensity.scale if raw else 1.0,
         offset=watch.intensity.offset if raw else 0.0,
         shard_size=data.shard_size,
-        info=lambda: _origin(data, reader, watch.intensity),
+        info=lambda: _origin(data, reader, watch.intensity, levels),
     )
+    if levels is not None and (levels.count, levels.layout.shape) != (
+        meta.count,
+        meta.layout.shape,
+    ):
+        found, wanted = (
+            f"{one.count} of {' x '.join(map(str, one.layout.shape))}" for one in (levels, meta)
+        )
+        msg = (
+            f"data.variance: {data.variance} has planes of another kind than the images: {found}, "
+            f"not {wanted} (channels x height x width). Name the plane of the images"
+        )
+        raise DataError(msg)
     notes = [*reader.notes, *(watch.notes() if data.intensity is not None else ())]
     for note in notes:
         log.say(note)
@@ -91,7 +108,38 @@ def _stored(
         first += len(images)
 
 
-def _origin(data: Data, reader: Reader, intensity: Intensity) -> Mapping[str, JsonValue]:
+def _write_levels(data: Data, paths: Paths, scale: float) -> StoreMeta:
+    """Write the noise level of each pixel, in data units, as images beside the images.
+
+    Raises:
+        DataError: A variance is negative or not finite.
+    """
+    plane = data.model_copy(update={"key": data.variance})
+    source = find_images(data.source, paths.root / data.path, data.name, reading=Reading.of(plane))
+    reader = reader_for(plane, source)
+
+    def levels() -> Iterator[Block]:
+        for variance in reader.blocks():
+            if not variance.min() >= 0:
+                msg = (
+                    f"data.variance: {data.variance} holds negative numbers. Name an array of "
+                    "variances"
+                )
+                raise DataError(msg)
+            yield Block((np.sqrt(variance.astype(np.float64)) * scale).astype(np.float32))
+
+    return write_store(
+        paths.artifact("prepare") / LEVELS,
+        levels(),
+        scale=1.0,
+        offset=0.0,
+        shard_size=data.shard_size,
+    )
+
+
+def _origin(
+    data: Data, reader: Reader, intensity: Intensity, levels: StoreMeta | None
+) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
     more: dict[str, JsonValue] = {}
     if reader.averaged is not None:
@@ -100,6 +148,8 @@ def _origin(data: Data, reader: Reader, intensity: Intensity) -> Mapping[str, Js
         more["intensity"] = intensity.model_dump()
     if data.patches is not None:
         more["pictures"] = list(reader.pictures)
+    if levels is not None:
+        more[LEVELS] = levels.fingerprint
     return {"content": data.content, "source_sha256": reader.fingerprint, **more}
 
 

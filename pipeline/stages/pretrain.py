@@ -8,6 +8,7 @@ from pydantic import Field
 from dsd.model.checkpoint import build_denoiser, save_model
 from dsd.model.denoiser import AnyDenoiser, with_view
 from dsd.model.samplers import sample_teacher
+from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
 from dsd.storage.image_store import ImageStore
@@ -74,9 +75,9 @@ class _PretrainJob:
         levels = self._sigma[few].clamp_min(_LEAST_LEVEL)
         self._observed = y[few], levels, None if view is None else view[few]
         self._training = TeacherTraining(
-            _build(params, self._operator).to(device),
+            _build(params, self._operator, GaussianNoise.of_store(noisy.meta.info)).to(device),
             y,
-            self._sigma,
+            noisy.noise_levels.to(device),
             params.pretrain,
             seed=params.seed,
             precision=attempt.precision,
@@ -153,11 +154,15 @@ class _PretrainJob:
         copy_files(self._loop.folder / "denoised", report / "denoised")
 
 
-def _build(params: "Params", operator: Operator) -> AnyDenoiser:
+def _build(params: "Params", operator: Operator, noise: GaussianNoise) -> AnyDenoiser:
     seed = derive_seed(params.seed, "weights")
     try:
         return build_denoiser(
-            params.network, operator.observed_shape, seed=seed, views=operator.views
+            params.network,
+            operator.observed_shape,
+            seed=seed,
+            views=operator.views,
+            noise=noise,
         )
     except ValueError as error:
         msg = f"{error}: run `python -m pipeline check`, which says what would fit"

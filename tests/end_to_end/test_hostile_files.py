@@ -95,7 +95,7 @@ class Watch:
 WATCH = Watch()
 # Some libraries start a process while they are imported, as h5py does.
 for form in ARRAYS.values():
-    import_module(f"dsd.sources.{form.module.partition(':')[0]}")
+    import_module(f"dsd.sources.formats.{form.module.partition(':')[0]}")
 
 
 # The corpus

@@ -23,7 +23,8 @@ from flows.runtime import run_records
 from flows.runtime.environment import DEFAULTS, ROOT, set_defaults
 from flows.runtime.run_records import active_runs, crashed_runs, forget_run
 from flows.services import __main__ as services
-from flows.services.__main__ import gpus_of_workers, main, require_free_port, require_same_version
+from flows.services.__main__ import main, require_free_port, require_same_version
+from flows.services.gpus import gpus_of_workers
 from flows.services.prefect_server import ServerError, make_database
 from flows.services.supervisor import Service, ServiceError, Supervisor
 from pipeline.runtime.addresses import sqlite_address
@@ -170,7 +171,8 @@ def test_visible_gpus_are_shared_out_to_workers_and_no_more_can_be_asked_for():
     assert gpus_of_workers("auto", 2, two) == ["2,5"]
     assert gpus_of_workers("1", 1, two) == ["2"]
     assert gpus_of_workers("0", 1, two) == []
-    assert gpus_of_workers("auto", 1, {"CUDA_VISIBLE_DEVICES": ""}) == []
+    for none in ("", "NoDevFiles", "-1", "void"):  # SLURM's word where a job asked for no GPU
+        assert gpus_of_workers("auto", 1, {"CUDA_VISIBLE_DEVICES": none}) == []
     for wanted in ("3", "many", "-1"):
         with pytest.raises(ServiceError, match=f"--gpus {wanted}: give auto, or a number up to 2"):
             gpus_of_workers(wanted, 1, two)

@@ -420,3 +420,19 @@ def test_dropout():
                 paired = [b - a for a, b in zip(own, now, strict=True)]
                 shown += [fmean(paired), stdev(paired)]
             shows(cell, *shown)
+
+
+def test_noise_spectrum():
+    rows = rows_of(RESULTS / "noise_spectrum/coverage.csv")
+    page = RESULTS / "noise_spectrum/README.md"
+    for name, *cells in table(page, "32 x 32: spectrum"):
+        found = [row for row in rows if row["noise"] == name]
+        assert [row["images"][:2] for row in found] == ["32", "64"]
+        keys = ("spectrum_inside", "level_inside", "level_over_truth", "mean_half_width")
+        values = [float(row[key]) for row in found for key in keys]
+        for cell, value in zip(cells, values, strict=True):
+            shows(cell, value)
+    inside = [sum(int(row[f"{of}_inside"]) for row in rows) for of in ("spectrum", "level")]
+    sentence = re.search(r"\*\*(\d+ of \d+) trials .*, (\d+ hold)", page.read_text())
+    shows(sentence[1], inside[0], sum(int(row["trials"]) for row in rows))
+    shows(sentence[2], inside[1])
