@@ -50,7 +50,7 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/python
 	    else $(BIN)/dvc config --local core.site_cache_dir "$$PWD/.dvc/tmp/site"; fi
 	@touch $@
 
-demo: setup ## Show in a minute what it does, with shipped models: no download, no training
+demo: setup ## Show in a minute what to expect, with shipped models: no download, no training
 	@$(BIN)/python -m pipeline demo
 
 run: setup ## Run the whole pipeline on the embedded images and show the result

@@ -44,6 +44,7 @@ def ship(root: Path, target: Path) -> None:
         "noisy": heldout.take(first).half(),
         "sigma": heldout.sigma[first],
         "clean": to_uint8(clean.take(heldout.index[first])),
+        "learned_from": torch.tensor(len(ImageStore.open(root / "data/corrupt/train"))),
     }
     with published(target / "observations.safetensors") as file:
         file.write(save(kept))

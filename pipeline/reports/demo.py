@@ -38,7 +38,7 @@ def show_demo(paths: Paths) -> None:
     """
     folder = paths.root / "demo"
     doing("loading the models")
-    noisy, sigma, clean = _observations(folder / "observations.safetensors")
+    noisy, sigma, clean, learned_from = _observations(folder / "observations.safetensors")
     teacher, generator = load_denoiser(folder / "teacher"), load_generator(folder / "generator")
     sigma_y = float(sigma.max())
     latents = make_latents(NUM_SHOWN, generator.shape, seed=_SEED)
@@ -59,6 +59,7 @@ def show_demo(paths: Paths) -> None:
         "demo.html.j2",
         title="Clean images from noisy ones, in one step",
         sigma=sigma_y,
+        learned_from=learned_from,
         count=NUM_SHOWN,
         evaluations=drawn.evaluations_truncated,
         parameters=sum(weight.numel() for weight in generator.parameters()),
@@ -73,11 +74,12 @@ def show_demo(paths: Paths) -> None:
     open_page(paths.demo_page, paths.root)
 
 
-def _observations(file: Path) -> tuple[torch.Tensor, torch.Tensor, Pixels]:
-    """Noisy images in data units, the noise level of each, and the clean images."""
+def _observations(file: Path) -> tuple[torch.Tensor, torch.Tensor, Pixels, int]:
+    """Noisy images in data units, their levels, the clean ones; how many the models learned from."""
     try:
         found = load_file(file)
-        return found["noisy"].float(), found["sigma"], found["clean"]
+        count = int(found["learned_from"])
+        return found["noisy"].float(), found["sigma"], found["clean"], count
     except (OSError, SafetensorError, KeyError) as error:
         msg = f"{file}: {error}. Run `make demo` in a clone of the repository, which ships it"
         raise DataError(msg) from error

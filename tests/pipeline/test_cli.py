@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from dsd.utils.errors import DataError, Interrupted, NonFiniteError
 from pipeline.__main__ import main
 from pipeline.reports.show import show_summary
 from pipeline.runtime.launch import NullLog
+from pipeline.runtime.progress import make_progress
 from pipeline.stage_io.paths import Paths
+from pipeline.stages import STAGES
 from sandbox import ROOT
 
 
@@ -56,7 +59,9 @@ def stage(workspace, monkeypatch):
 
 @contextmanager
 def no_tracking(stage, params, paths, *, stop):
-    yield NullLog(stop)
+    log = NullLog(stop)
+    log.say = print
+    yield log
 
 
 def raising(error):
@@ -172,6 +177,38 @@ def test_a_second_process_of_a_stage_is_refused_and_told_who_runs(workspace, sta
     assert f"stage prepare is already running here in process {os.getpid()};" in codes[0][1]
     stage(lambda context: None)
     assert main(["prepare"]) == 0
+
+
+def test_a_stage_begins_with_what_it_does_and_ends_with_how_long_it_took(workspace, stage, capsys):
+    stage(lambda context: context.log.say("at work"))
+    assert main(["prepare"]) == 0
+    first, work, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("prepare, stage 1 of 5: bring the source's images to one layout")
+    assert "forecast" in first  # nothing is known yet
+    assert work == "at work"
+    assert re.fullmatch(r"prepare: done in \d+ (s|min.*)", last)
+    assert main(["prepare"]) == 0
+    again = capsys.readouterr().out.splitlines()[0]
+    assert re.search(r"; about \d+ (s|min.*) \(", again)
+
+
+def test_only_a_large_part_of_a_training_says_how_long_a_whole_one_takes(
+    workspace, stage, capsys, monkeypatch
+):
+    monkeypatch.setitem(STAGES, "prepare", STAGES["prepare"]._replace(trains=True))
+
+    def resumed(first):
+        def run(context):
+            with make_progress("prepare", 1000) as progress:
+                progress.update(first)
+                progress.update(1000)
+
+        return run
+
+    for first, known in ((900, False), (500, True)):
+        stage(resumed(first))
+        assert main(["prepare"]) == 0
+        assert workspace.times.exists() is known
 
 
 STAGE_SCRIPT = """
