@@ -49,8 +49,8 @@ def two_nodes(lab: Lab, base: Clone, whole: Clone) -> Iterator[Row]:
     job = lab.submit(clone.root, *submit, env=clone.env)
     clone.wait_for(job, WORKS, 300)
     row.expect(_LIVES in lab.run("node2", "ps", "-eo", "args"), "processes on both nodes")
-    # The oldest is the launcher.
-    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f '{_LIVES}')")
+    # The newest one trains; the others start it.
+    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f -- '{_LIVES}')")
     _expect_all_to_end(lab, row, ("node1", "node2"))
     row.expect(lab.wait(job, "FAILED")["ExitCode"] != "0:0", _error(clone.log(job)))
     yield row
