@@ -32,7 +32,7 @@ def available_memory() -> int:
 
     Pages of files that a group has read count as free, as the kernel frees them.
     """
-    found = [psutil.virtual_memory().available]
+    found: list[int] = [psutil.virtual_memory().available]
     for folder in _groups("memory"):
         for limit, usage, cached in (
             ("memory.max", "memory.current", "inactive_file"),
