@@ -123,18 +123,20 @@ def test_draws_of_the_posterior_have_its_mean_and_deviation(y):
         return weights, centres + (x[..., None] - centres) * (spread**2 / variance)[..., None]
 
     def exact(x, level):
-        weights, means = parts(x, level[:, None])
+        weights, means = parts(x, level[:, None, None, None])
         return (weights * means).sum(-1)
 
     count = 5_000
-    draws = sample_posterior(exact, torch.full((1, count), y), sigma=sigma, num_steps=100, seed=1)
+    draws = sample_posterior(
+        exact, torch.full((1, 1, 1, count), y), sigma=sigma, num_steps=100, seed=1
+    )
     weights, means = parts(torch.tensor([y]), torch.tensor([sigma]))
     mean = (weights * means).sum()
     inner = 1 / (1 / spread**2 + 1 / sigma**2)
     deviation = ((weights * (means**2 + inner)).sum() - mean**2).sqrt()
     assert abs(draws.mean() - mean) < 0.015
     assert abs(draws.std() / deviation - 1) < 0.06
-    halves = [sample_posterior(exact, torch.full((2, 1), y), sigma=sigma, seed=1, first=n)
+    halves = [sample_posterior(exact, torch.full((2, 1, 1, 1), y), sigma=sigma, seed=1, first=n)
               for n in (0, 1)]  # fmt: skip
     torch.testing.assert_close(halves[0][1], halves[1][0])
 
