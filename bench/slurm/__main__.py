@@ -162,7 +162,8 @@ def render(document: Mapping[str, Any]) -> str:
         "node dies, which has no time to save). The yardstick is an uninterrupted run, byte for "
         "byte. Other work ran on the machine.",
         "",
-        f"**{len(rows)} rows, {wrong} not as promised.**",
+        f"**{len(rows)} rows, {wrong} not as promised.** Parts not run: "
+        f"{', '.join(name for name in PARTS if name not in document) or 'none'}.",
         "",
         markdown(["part", "tried", "seen", "right", "commit"], rows),
     ]
