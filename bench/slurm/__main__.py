@@ -90,9 +90,9 @@ def _stop(name: str) -> Part:
 
 PARTS: Mapping[str, Part] = {
     **{name.replace(" ", "-"): _stop(name) for name in STOPS},
-    # Longer than it takes to start a second run on a busy machine.
+    # Far longer than it takes to start a second run on a busy machine; it is cancelled.
     "one-clone": lambda bench: one_clone(
-        bench.lab, bench.clone("one-clone", **{"pretrain.kimg": 38.4})
+        bench.lab, bench.clone("one-clone", **{"pretrain.kimg": 3840})
     ),
     "locks": lambda bench: locks(bench.lab, bench.clone("locks")),
     "shells": lambda bench: shells(bench.lab, bench.clone("shells")),
