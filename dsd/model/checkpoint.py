@@ -99,10 +99,13 @@ def build_denoiser(
         noise: Distribution of their noise; white where there are views.
 
     Raises:
-        ValueError: The images do not fit the network.
+        ValueError: The images do not fit the network, or the noise's kernel.
     """
     channels, height, width = shape
     network.check_images(height, width)
+    if noise.kernel is not None and len(noise.kernel) != channels:
+        msg = f"the noise has a kernel for {len(noise.kernel)} channels, the images {channels}"
+        raise ValueError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = network.build(
