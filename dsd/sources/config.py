@@ -313,6 +313,12 @@ class Data(Section):
             (self.source in _WITH_KEYS, "source", f"one of {', '.join(_WITH_KEYS)}"),
             (self.content == "noisy", "content", "noisy"),
             (self.intensity is not None, "intensity", "a map, in whose units the variance is"),
+            (
+                not isinstance(self.intensity, CameraMap),
+                "intensity",
+                "a linear map, because the variance is known",
+            ),
+            (self.invalid == "refuse", "invalid", "refuse"),
             (self.resolution is None, "resolution", "null, because averages mix levels"),
             (self.on_error == "raise", "on_error", "raise, so that no plane loses its image"),
             (contrast == 0, "patches.min_contrast", "0.0, so that no plane loses its image"),
