@@ -1,5 +1,7 @@
 """What tests of pages share: a strict reader of HTML, and a browser."""
 
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
@@ -56,11 +58,19 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def check(file: Path) -> Page:
-    """A page that is well-formed and asks nobody for anything."""
+def check(file: Path, script: str = "") -> Page:
+    """A page that is well-formed and asks nobody for anything.
+
+    Its only script is ``script``, and browsers are told to run no other one.
+    """
     page = Page(file)
     assert page.source.startswith("<!DOCTYPE html>")
-    assert not {"script", "link", "iframe", "object", "form", "base"} & set(page.tags)
+    assert not {"link", "iframe", "object", "form", "base"} & set(page.tags)
+    assert re.findall("<script>(.*?)</script>", page.source, re.S) == [script] * bool(script)
+    assert page.tags.count("script") == bool(script)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-"
+    assert f'"Content-Security-Policy" content="{policy}{digest}\'"' in page.source
     assert len(page.ids) == len(set(page.ids))
     inside = {f"#{name}" for name in page.ids}
     assert not [a for a in page.addresses if a not in inside and not a.startswith("data:image/")]
@@ -82,14 +92,21 @@ def look(file: Path, scratch: Path, *, width: int = 1100, height: int = 1400) ->
 def measured_width(file: Path, scratch: Path, *, width: int) -> tuple[int, int]:
     """How wide the page's content is in a window, and how wide that window is, in pixels."""
     measure = (
-        "<script>addEventListener('load', () => {const e = document.documentElement;"
-        "e.setAttribute('data-widths', `${e.scrollWidth} ${e.clientWidth}`)})</script>"
+        "const e = document.documentElement;"
+        "e.setAttribute('data-widths', `${e.scrollWidth} ${e.clientWidth}`)"
     )
-    copy = scratch / f"measured-{file.name}"
-    copy.write_text(file.read_text(encoding="utf-8").replace("</head>", f"{measure}</head>"))
-    dom = browse(copy, scratch, "--dump-dom", f"--window-size={width},900")
+    dom = after(file, scratch, measure, f"--window-size={width},900")
     content, window = re.search(r'data-widths="(\d+) (\d+)"', dom).groups()
     return int(content), int(window)
+
+
+def after(file: Path, scratch: Path, code: str, *options: str) -> str:
+    """The page as it is in a browser after code has run in it, as HTML."""
+    copy = scratch / f"changed-{file.name}"
+    text = re.sub("<meta http-equiv[^>]*>", "", file.read_text(encoding="utf-8"))
+    run = f"<script>addEventListener('load', () => {{{code}}})</script>"
+    copy.write_text(text.replace("</body>", f"{run}</body>"))
+    return browse(copy, scratch, "--dump-dom", *options)
 
 
 def browse(file: Path, scratch: Path, *options: str) -> str:

@@ -100,7 +100,7 @@ PARTS: Mapping[str, Part] = {
         bench.lab,
         prepared(bench.folder / "array", **{"pretrain.kimg": 1.28, "distill.kimg": 0.64}),
     ),
-    "worker": lambda bench: worker(bench.lab, bench.clone("worker")),
+    "worker": lambda bench: worker(bench.lab, bench.clone("worker", **{"pretrain.kimg": 38.4})),
     "two-nodes": lambda bench: two_nodes(bench.lab, bench.base, bench.whole),
 }
 

@@ -1,5 +1,6 @@
 """Trainings on both nodes, and Prefect's worker as a job."""
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ def two_nodes(lab: Lab, base: Clone, whole: Clone) -> Iterator[Row]:
     job = lab.submit(clone.root, *submit, env=clone.env)
     clone.wait_for(job, WORKS, 300)
     row.expect(_LIVES in lab.run("node2", "ps", "-eo", "args"), "processes on both nodes")
-    # The oldest is the launcher.
-    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f '{_LIVES}')")
+    # The newest one trains; the others start it.
+    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f -- '{_LIVES}')")
     _expect_all_to_end(lab, row, ("node1", "node2"))
     row.expect(lab.wait(job, "FAILED")["ExitCode"] != "0:0", _error(clone.log(job)))
     yield row
@@ -93,9 +94,7 @@ def worker(lab: Lab, clone: Clone) -> Iterator[Row]:
         job = lab.submit(clone.root, "slurm/worker.sbatch", env=env)
         clone.wait_for(job, "Ctrl-C", 300)
         run = _submit_run(lab, clone, env)
-        state = clone.root / ".dsd" / "state" / "pretrain"
-        until(lambda: [*state.glob("*/origin*")], 300, "the training")
-        time.sleep(5)
+        until(lambda: _trains(clone), 300, "the training")
         row = Row("`slurm/worker.sbatch` gets SIGUSR1, as before its time limit, in pretrain")
         begun = time.monotonic()
         lab.run("login", "scancel", "--batch", "--signal=USR1", job)
@@ -111,6 +110,12 @@ def worker(lab: Lab, clone: Clone) -> Iterator[Row]:
         resumed = "resumed after" in logs
         row.expect(resumed, "its training resumed" if resumed else "its training began again")
         yield row
+
+
+def _trains(clone: Clone) -> bool:
+    """Whether a run's training has shown progress in its worker's log."""
+    logs = (clone.root / ".dsd" / "services").glob("worker-*.log")
+    return any(re.search(r"pretrain [1-9]\d*% ", log.read_text()) for log in logs)
 
 
 _PREFECT = (".venv/bin/python", "-m", "prefect")

@@ -33,6 +33,7 @@ from dsd.corruption.noise_patches import (
     ratio_of_sums,
 )
 from dsd.corruption.noise_structure import check_structure
+from dsd.operators.operator import gaps_of
 from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import DataError
 from dsd.utils.random import derive_seed
@@ -141,8 +142,8 @@ def choose_sample(count: int, shape: tuple[int, int, int], seed: int) -> Int64[T
 def take_sample(store: ImageStore, seed: int) -> Float[Tensor, " n c h w"]:
     """Images of :func:`choose_sample`; of large ones a window, at the same place in all of them.
 
-    Images that are known to be clean are passed over, unless all are. One place for all shows a
-    pattern that the images share.
+    Images that are known to be clean are passed over, unless all are, and those with gaps. One
+    place for all shows a pattern that the images share.
     """
     candidates = torch.arange(len(store))
     if store.meta.layout.noisy and store.sigma.any():
@@ -158,7 +159,10 @@ def take_sample(store: ImageStore, seed: int) -> Float[Tensor, " n c h w"]:
         store.take(indices)[:, :, top : top + rows, left : left + columns].clone()
         for indices in chosen.split(few)
     ]
-    return torch.cat(windows)
+    images = torch.cat(windows)
+    if store.meta.info.get("missing"):
+        images = images[gaps_of(images).logical_not().flatten(1).all(1)]
+    return images
 
 
 def estimate_noise(images: Float[Tensor, " n c h w"]) -> NoiseEstimate:

@@ -421,8 +421,7 @@ def write_noisy_store(
         "source": clean.fingerprint,
     }
     # For all that comes after: the way back to raw numbers.
-    if "intensity" in clean.info:
-        info["intensity"] = clean.info["intensity"]
+    info |= {key: clean.info[key] for key in ("intensity", "missing") if key in clean.info}
     if LEVELS in clean.info:
         info[LEVELS] = _copy_maps(source / LEVELS, folder / LEVELS, indices).fingerprint
     return writer.finish(shards, info), residual

@@ -95,8 +95,9 @@ class Observations:
         operator, info = Operator.of_store(store.meta.info), store.meta.info
         numbers, sigma, parts = store.index, store.sigma, []
         for rows in torch.arange(len(store)).split(_BLOCK):
-            view = operator.stored_view(info, numbers[rows].numpy())
-            parts.append(cls.of(store.take(rows), sigma[rows], view))
+            y = store.take(rows)
+            view = operator.stored_view(info, numbers[rows].numpy(), y)
+            parts.append(cls.of(y, sigma[rows], view))
         return cls.joined(*parts)
 
     @classmethod

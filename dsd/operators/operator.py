@@ -45,6 +45,7 @@ __all__ = [
     "Shape",
     "View",
     "Views",
+    "gaps_of",
     "image_shape",
     "observed_counts",
 ]
@@ -210,16 +211,22 @@ class Operator(nn.Module):
         return cls(choice, (channels, height, width))
 
     def stored_view(
-        self, info: Mapping[str, JsonValue], indices: Int64[np.ndarray, " b"]
+        self,
+        info: Mapping[str, JsonValue],
+        indices: Int64[np.ndarray, " b"],
+        observations: Observations,
     ) -> View | None:
         """Views of images in a store of ``corrupt``, drawn again as it drew them.
 
         Args:
             info: What the store's ``meta.json`` remembers.
             indices: Numbers of the images before the split.
+            observations: The images; those that came with gaps show their views themselves.
         """
         if self.views is None:
             return None
+        if info.get("missing"):
+            return gaps_of(observations.cpu()).logical_not()
         return self.views.of_images(TypeAdapter(int).validate_python(info["seed"]), indices)
 
     def forward(self, x: Images, view: View | None) -> Observations:
@@ -241,6 +248,11 @@ class Operator(nn.Module):
             return y
         assert view is not None, "which coefficients were observed?"
         return self.views.project(y, view)
+
+
+def gaps_of(observations: Observations) -> Bool[Tensor, " b 1 v u"]:
+    """Pixels that measured images lack: exactly 0 in all channels, as ``prepare`` stores them."""
+    return (observations == 0).all(dim=1, keepdim=True)
 
 
 def image_shape(choice: OperatorChoice, observed_shape: Shape) -> Shape:

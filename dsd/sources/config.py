@@ -4,10 +4,31 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dsd.utils.config import Count, Finite, NonNegative, Section
+from dsd.utils.config import Count, Finite, NonNegative, Positive, Section, _auto_or_number
 from dsd.utils.functions import is_function_name
 
-__all__ = ["TORCHVISION_NAMES", "Data", "IntensityConfig", "Patches", "Percentiles", "Range"]
+__all__ = [
+    "TORCHVISION_NAMES",
+    "CameraMap",
+    "Data",
+    "IntensityConfig",
+    "Patches",
+    "Percentiles",
+    "Range",
+]
+
+AutoGain = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_auto_or_number),
+]
+AutoOffset = Annotated[
+    Annotated[Finite, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_auto_or_number),
+]
+AutoReadNoise = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_auto_or_number),
+]
 
 _WITH_KEYS = ("array", "hdf5", "zarr", "fits")
 """Sources whose files may hold several arrays."""
@@ -81,14 +102,38 @@ class Percentiles(Section):
         return self
 
 
-def _range_or_percentiles(value: object) -> str:
-    given = isinstance(value, dict) and "percentiles" in value
-    return "percentiles" if given or isinstance(value, Percentiles) else "range"
+class CameraNumbers(Section):
+    """Noise of a camera, in raw units; ``auto`` is estimated from flat places of the images."""
+
+    gain: AutoGain
+    """Raw units for each photon (electron) that was counted."""
+
+    offset: AutoOffset
+    """Mean raw value without light. Give it where it is known: images alone do not tell offset
+    and read noise apart."""
+
+    read_noise: AutoReadNoise
+    """Standard deviation without light."""
+
+
+class CameraMap(Percentiles):
+    """As :class:`Percentiles`, of the generalised Anscombe transform of the raw values."""
+
+    camera: CameraNumbers
+
+
+def _which_map(value: object) -> str:
+    for name, kind in (("camera", CameraMap), ("percentiles", Percentiles)):
+        if isinstance(value, kind) or (isinstance(value, dict) and name in value):
+            return name
+    return "range"
 
 
 IntensityConfig = Annotated[
-    Annotated[Range, Tag("range")] | Annotated[Percentiles, Tag("percentiles")],
-    Discriminator(_range_or_percentiles),
+    Annotated[Range, Tag("range")]
+    | Annotated[Percentiles, Tag("percentiles")]
+    | Annotated[CameraMap, Tag("camera")],
+    Discriminator(_which_map),
 ]
 
 
@@ -146,9 +191,10 @@ class Data(Section):
     corrupt.sigma."""
 
     intensity: IntensityConfig | None
-    """One linear map to data units for all images, from raw values ``low`` and ``high`` or from
-    ``percentiles``. It is stored with the images. null: pictures of 8 bits, 0 to 255; other
-    numbers are then refused."""
+    """One map to data units for all images, from raw values ``low`` and ``high`` or from
+    ``percentiles``. It is linear; with ``camera`` it makes the noise of photons and read-out white
+    and of one level (docs/data.md). It is stored with the images. null: pictures of 8 bits, 0 to
+    255; other numbers are then refused."""
 
     patches: Patches | None
     """Cut training images from larger pictures; null uses pictures whole."""
@@ -162,6 +208,11 @@ class Data(Section):
     on_error: Literal["raise", "skip"]
     """An image that cannot be used, or is of another size or colour than most, either refuses the
     whole source or is skipped and listed."""
+
+    invalid: Literal["refuse", "mask"]
+    """NaN and infinite pixels of noisy images (FITS: BLANK). ``refuse``: such an image cannot be
+    used. ``mask``: these pixels were not observed, as with the operator ``mask``, in all channels;
+    the others are used."""
 
     max_images: Count | None
     """Number of images, the first ones, to use; null uses all."""
@@ -186,6 +237,44 @@ class Data(Section):
                 "for function, and to null for the other sources"
             )
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _a_camera_has_noise_and_pixels(self) -> "Data":
+        if not isinstance(self.intensity, CameraMap):
+            return self
+        if self.content == "clean":
+            msg = (
+                "data.intensity.camera is set while data.content is clean: images without noise "
+                "need no transform of it; set content to noisy, or leave camera out"
+            )
+            raise ValueError(msg)
+        if self.resolution is not None:
+            msg = (
+                f"data.resolution is {self.resolution} while data.intensity.camera is set: means "
+                "of pixels have other noise than pixels; set resolution to null, and cut patches "
+                "where images are too large"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _gaps_are_of_measured_pixels(self) -> "Data":
+        if self.invalid == "refuse":
+            return self
+        wrong = {
+            "intensity is null": self.intensity is None,
+            "content is clean": self.content == "clean",
+            "resolution is set": self.resolution is not None,
+        }
+        for problem, there in wrong.items():
+            if there:
+                msg = (
+                    f"data.invalid is mask while data.{problem}: gaps are masked in noisy images "
+                    "of measured numbers whose pixels are kept; set invalid to refuse, or set "
+                    "intensity, content to noisy and resolution to null"
+                )
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

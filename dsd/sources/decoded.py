@@ -158,9 +158,9 @@ def _complaint(numbers: np.ndarray, reading: Reading) -> str | None:
     if np.isfinite(numbers.sum(dtype=np.float64)):
         return None
     count = int((~np.isfinite(numbers)).sum())
-    if count == 0:
+    if count == 0 or (reading.gaps and count < numbers.size):
         return None
     return (
-        f"has {count} pixels of {numbers.size} that are NaN or infinite; repair it, or crop it to "
-        "what was measured"
+        f"has {count} pixels of {numbers.size} that are NaN or infinite; repair it, crop it to "
+        "what was measured, or (noisy images alone) set data.invalid to mask"
     )

@@ -14,7 +14,7 @@ from dsd.sources.source import Source
 from dsd.utils.errors import DataError
 from dsd.utils.intensity import PIXELS, Intensity
 
-__all__ = ["SHORT_TYPES", "Watch", "limits_of"]
+__all__ = ["SHORT_TYPES", "Watch", "limits_of", "windows_of"]
 
 _SAMPLE = 2**24
 """Raw numbers from which percentiles are computed, about; fewer are all used."""
@@ -23,6 +23,10 @@ SHORT_TYPES = ("uint8", "uint16", "int16")
 """Types that are stored as they are; of others, data units."""
 
 _MOST_BITS = 16
+
+_WINDOW = 64
+_MOST_NUMBERS = 2**22
+"""In the windows from which a camera's noise is estimated, about."""
 
 
 def limits_of(data: Data, source: Source) -> tuple[float, float]:
@@ -47,7 +51,8 @@ def limits_of(data: Data, source: Source) -> tuple[float, float]:
             step *= max(reader.pictures)
         while math.gcd(step, block.shape[-1]) > 1:
             step += 1
-        parts.append(block.reshape(-1)[::step].copy())
+        some = block.reshape(-1)[::step]
+        parts.append(some[np.isfinite(some)])
     low, high = map(float, np.percentile(np.concatenate(parts), chosen.percentiles))
     if low == high:
         msg = (
@@ -56,6 +61,41 @@ def limits_of(data: Data, source: Source) -> tuple[float, float]:
         )
         raise DataError(msg)
     return low, high
+
+
+def windows_of(data: Data, source: Source) -> Shaped[np.ndarray, " n c h w"]:
+    """Raw windows without overlap, of at most 64 x 64 pixels, from all over a source.
+
+    Raises:
+        DataError: The images cannot be read.
+    """
+    patches = data.patches
+    if patches is not None:
+        update = {"stride": None, "per_image": None, "min_contrast": 0.0}
+        data = data.model_copy(update={"patches": patches.model_copy(update=update)})
+    kept: list[np.ndarray] = []
+    step, seen = 1, 0
+    for block in reader_for(data, source).blocks():
+        for window in _windows(block):
+            if not np.isfinite(window).all():
+                continue
+            if seen % step == 0:
+                kept.append(window.copy())
+            seen += 1
+            if len(kept) * window.size > 2 * _MOST_NUMBERS:
+                kept, step = kept[::2], 2 * step
+    if not kept:
+        msg = "no window of 64 x 64 pixels is free of NaN: give data.intensity.camera as numbers"
+        raise DataError(msg)
+    return np.stack(kept)
+
+
+def _windows(block: Shaped[np.ndarray, " n c h w"]) -> Iterator[np.ndarray]:
+    height, width = (min(side, _WINDOW) for side in block.shape[2:])
+    for image in block:
+        for top in range(0, image.shape[1] - height + 1, height):
+            for left in range(0, image.shape[2] - width + 1, width):
+                yield image[:, top : top + height, left : left + width]
 
 
 @final
@@ -73,12 +113,20 @@ class Watch:
     above: int = 0
     """Numbers outside of ``low`` to ``high``, which pictures and features show clipped."""
 
+    missing: int = 0
+    """Numbers that are NaN or infinite."""
+
     largest: float = -math.inf
     at_largest: int = 0
 
-    def passes(self, block: Shaped[np.ndarray, " n c h w"]) -> None:
+    def passes(self, block: Shaped[np.ndarray, "*d"]) -> None:
         """Count a block of raw images."""
-        self.numbers += block.size
+        valid = block[np.isfinite(block)] if block.dtype.kind == "f" else block
+        self.numbers += valid.size
+        self.missing += block.size - valid.size
+        if valid.size == 0:
+            return
+        block = valid
         smallest, largest = float(block.min()), float(block.max())
         if smallest < self.intensity.low:
             self.below += int(np.count_nonzero(block < self.intensity.low))
@@ -100,12 +148,22 @@ class Watch:
         """Say what was counted."""
         low, high = self.intensity.low, self.intensity.high
         yield f"raw values {low:.6g} to {high:.6g} ({self.intensity.dtype}) became -1 to 1"
+        if self.intensity.camera is not None:
+            yield (
+                f"noise of a camera (gain {self.intensity.camera.gain:.4g}, offset "
+                f"{self.intensity.camera.offset:.4g}, read noise "
+                f"{self.intensity.camera.read_noise:.4g}) became white and of the level "
+                f"{self.intensity.scale:.4g} in data units"
+            )
         outside = (self.below + self.above) / self.numbers
         if outside:
             yield (
                 f"{outside:.2%} of the numbers lie outside of that ({self.below} below, "
                 f"{self.above} above); pictures and features show them clipped"
             )
+        if self.missing:
+            share = self.missing / (self.missing + self.numbers)
+            yield f"{share:.2%} of the numbers are NaN or infinite; these pixels are masked"
         if self.saturated:
             yield (
                 f"{self.saturated} pixels ({self.saturated / self.numbers:.2%}) are saturated at "

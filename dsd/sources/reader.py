@@ -188,6 +188,8 @@ class Reader:
         images = cut_patches(pixels, self._patches, len(self.pictures))
         if self._patches.min_contrast > 0:
             images = images[with_contrast(images, self._patches.min_contrast, self._scale)]
+        if self._reading.gaps:
+            images = images[np.isfinite(images).any((1, 2, 3))]
         rest = len(images) if self._max_images is None else self._max_images - self.count
         self.pictures.append(min(len(images), rest))
         return images

@@ -41,10 +41,19 @@ class Reading:
     pages: int | None = None
     """First pages of each array that are read; None reads all."""
 
+    gaps: bool = False
+    """Whether images may lack pixels, which are NaN or infinite (``data.invalid``)."""
+
     @classmethod
     def of(cls, data: Data) -> "Reading":
         """As the section ``data`` says."""
-        return cls(data.intensity is not None, data.axes, data.key, data.column)
+        return cls(
+            measured=data.intensity is not None,
+            axes=data.axes,
+            key=data.key,
+            column=data.column,
+            gaps=data.invalid == "mask",
+        )
 
 
 PICTURES = Reading()

@@ -22,8 +22,8 @@ IMMATERIAL = (
 )
 """Beginnings of parameters that change no image."""
 
-_NAMED = 3
-"""Values that a name has besides noise level and divergence."""
+_NAMED = 4
+"""The most values that a name has besides noise level and divergence; more are counted."""
 
 _OWN_PLACE = ("corrupt.sigma", "corrupt.sigma_hat", "distill.divergence")
 
@@ -70,11 +70,9 @@ def run_name(values: Mapping[str, object]) -> str:
     preset = _preset(now, {*others})
     known = {*load_preset(preset)} if preset else set[str]()
     words = [value_name(key, value) for key, (value, _) in others.items() if _counts(key, known)]
-    more = [f"{len(words) - _NAMED} more"] if len(words) > _NAMED + 1 else []
-    shown = words[:_NAMED] if more else words
-    return ", ".join([level_of(now), now["distill.divergence"], *shown, *more]) + (
-        f" ({preset})" if preset else ""
-    )
+    shown = words if len(words) <= _NAMED else [f"{len(words)} other values"]
+    name = ", ".join([level_of(now), now["distill.divergence"], *shown])
+    return f"{name} ({preset})" if preset else name
 
 
 def _counts(key: str, known: set[str]) -> bool:

@@ -10,7 +10,7 @@ from dsd.distillation.config import Distill
 from dsd.evaluation.config import Evaluate
 from dsd.model.config import NetworkConfig
 from dsd.pretraining.config import Pretrain
-from dsd.sources.config import Data
+from dsd.sources.config import CameraMap, Data
 from dsd.utils.config import Section
 from pipeline.params.config import Compute, Run
 
@@ -54,6 +54,11 @@ class Params(Section):
             for of, level in (("sigma", corrupt.sigma), ("sigma_hat", corrupt.sigma_hat)):
                 if corrupt.unit == "data" and isinstance(level, float) and top <= level:
                     yield f"{name} is {top:g} but must be above corrupt.{of} = {level:g}"
+        if corrupt.unit == "raw" and isinstance(data.intensity, CameraMap):
+            yield (
+                "corrupt.unit is raw while data.intensity.camera is set: in raw units that noise "
+                "has no one level; set unit to data, and sigma to auto"
+            )
         if corrupt.sigma == "auto" and data.content == "clean":
             yield (
                 "corrupt.sigma is auto while data.content is clean: noise will be added, so give "
@@ -67,6 +72,12 @@ class Params(Section):
 
     def _problems_of_noisy_sources(self) -> Iterator[str]:
         data, corrupt, kind = self.data, self.corrupt, self.corrupt.operator.kind
+        if data.invalid == "mask" and kind != "identity":
+            yield (
+                f"corrupt.operator.kind is {kind} while data.invalid is mask: gaps are masked in "
+                "images that are whole otherwise; set the operator to identity, or invalid to "
+                "refuse"
+            )
         if kind in {"mask", "fourier"}:
             yield (
                 f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "

@@ -75,7 +75,7 @@ def show_demo(paths: Paths) -> None:
 
 
 def _observations(file: Path) -> tuple[torch.Tensor, torch.Tensor, Pixels, int]:
-    """Noisy images in data units, their levels, the clean ones; how many were learned from."""
+    """Noisy images in data units, levels, clean images; the number of training images."""
     try:
         found = load_file(file)
         count = int(found["learned_from"])

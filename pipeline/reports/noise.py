@@ -1,6 +1,9 @@
 """The estimate of the noise level as text: ``python -m pipeline noise``."""
 
-from dsd.corruption.noise_level import NoiseEstimate
+from collections.abc import Iterator, Sequence
+
+from dsd.corruption.noise_kinds import NoiseKind, kinds_of_noise
+from dsd.corruption.noise_level import NoiseEstimate, take_sample
 from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import DataError
 from pipeline.params.model import Params
@@ -25,6 +28,9 @@ def show_noise(params: Params, paths: Paths) -> None:
     correlation = correlation_of(store, estimate, params.seed)
     if correlation is not None:
         print(correlation)
+    kinds = kinds_of_noise(take_sample(store, params.seed), estimate, store.intensity)
+    for line in _recommendation(kinds, estimate):
+        print(line)
 
 
 def _observations(paths: Paths) -> ImageStore:
@@ -54,8 +60,22 @@ def _lines(estimate: NoiseEstimate) -> list[str]:
         *others,
         "checks",
         *checks,
-        "recommendation",
-        f"  corrupt.sigma: {estimate.recommended:.4g}, the upper end: a level too low leaves "
-        "noise in every image, one slightly too high shrinks faint detail",
-        f"  worth a try: {', '.join(f'{level:.4g}' for level in estimate.bracket)}",
     ]
+
+
+def _recommendation(kinds: Sequence[NoiseKind], estimate: NoiseEstimate) -> Iterator[str]:
+    """What kinds of noise there are, and the settings for them."""
+    for kind in kinds:
+        yield f"{kind.name} noise: {kind.finding}"
+    yield "recommendation"
+    for kind in kinds:
+        if kind.setting is not None:
+            yield f"  for params.yaml: {kind.setting}"
+    if kinds[0].name == "white Gaussian":
+        yield (
+            f"  corrupt.sigma: {estimate.recommended:.4g}, the upper end: a level too low leaves "
+            "noise in every image, one slightly too high shrinks faint detail"
+        )
+        yield f"  worth a try: {', '.join(f'{level:.4g}' for level in estimate.bracket)}"
+    elif all(kind.setting is None for kind in kinds):
+        yield "  no setting fits: remedy what was found first, or set corrupt.trust_sigma to true"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from dsd.utils.errors import DataError
@@ -124,7 +124,7 @@ def inline(
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     for part, tip in (tips or {}).items():
         start = f'<g id="{name}-{part}">'
-        svg = svg.replace(start, start + Markup("<title>{}</title>").format(tip))
+        svg = svg.replace(start, f"{start}<title>{escape(tip)}</title>")
     # Its size in points would keep it from shrinking with the page.
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     label = Markup('<svg role="img" aria-label="{}"').format(text)

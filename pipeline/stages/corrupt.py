@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dsd.corruption.writer import Noise, Residual, write_noisy_store
+from dsd.operators.config import MaskOperator, OperatorChoice
 from dsd.storage.image_store import ImageStore
 from dsd.utils.files import write_json
 from dsd.utils.images import enlarged, save_grid, to_uint8
@@ -24,6 +25,9 @@ __all__ = ["run"]
 
 NUM_SHOWN = 10
 """Images in the picture."""
+
+FURTHER_MASK = 0.1
+"""Probability that training hides an observed pixel of images with gaps, as in the reference."""
 
 SHOWN_PIXELS = 64
 """Width of an image in the picture, about."""
@@ -52,6 +56,7 @@ def _write(
     """Write both parts; y - x0 summed up over all images, and how many are held out."""
     train, heldout = split_of(params, clean)
     mixed = replace(noise, clean_fraction=params.corrupt.clean_fraction)
+    operator = _operator(params, clean)
     residual, before = Residual(), 0
     for name, indices, level in (("train", train, mixed), ("heldout", heldout, noise)):
         _, added = write_noisy_store(
@@ -59,12 +64,20 @@ def _write(
             paths.artifact("corrupt") / name,
             indices,
             noise=level,
-            operator=params.corrupt.operator,
+            operator=operator,
             workers=params.corrupt.workers,
             done=partial(_show, progress, before),
         )
         residual, before = residual + added, before + len(indices)
     return residual, len(heldout)
+
+
+def _operator(params: "Params", clean: ImageStore) -> OperatorChoice:
+    """How images were observed: through their own gaps, where they have some."""
+    missing = clean.meta.info.get("missing")
+    if not isinstance(missing, float):
+        return params.corrupt.operator
+    return MaskOperator(kind="mask", keep_prob=1 - missing, further_mask_prob=FURTHER_MASK)
 
 
 def _show(progress: Progress, before: int, images: int) -> None:

@@ -1,6 +1,6 @@
 """The noise level of stage ``corrupt``: given, estimated and checked against each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from dsd.corruption.config import Corrupt
 from dsd.corruption.noise_kernel import read_kernel
+from dsd.corruption.noise_kinds import NoiseKind, kinds_of_noise
 from dsd.corruption.noise_level import (
     NEGLIGIBLE,
     Check,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["correlation_of", "estimate_level", "settle_noise", "split_of", "summary_of"]
 
+_NOT_OF_ONE_LEVEL = ("JPEG", "Poisson-Gaussian", "quantised")
+"""Kinds of noise for which any level is silently wrong."""
+
 _NOT_WHITE = ("white", "flat spectrum")
 """Checks that fail where the estimate is not the level of all the noise; the second one fails also
 where texture is everywhere."""
@@ -54,6 +58,9 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
             level; the message says what to change.
     """
     corrupt = _in_data_units(params.corrupt, found)
+    if found.intensity.camera is not None and corrupt.sigma == "auto":
+        # What the transform was chosen to give; the estimate is compared with it.
+        corrupt = corrupt.model_copy(update={"sigma": found.intensity.scale})
     sigma = corrupt.sigma
     noise = Noise(
         sigma=None if sigma == "auto" else sigma,
@@ -70,6 +77,11 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
     estimate = estimate.level if isinstance(estimate, SpectrumEstimate) else estimate
     noise = replace(noise, assumed=_assumed(corrupt, estimate), kernel=kernel)
     _report(paths, noise, estimate, len(found), log)
+    told = noise.add or corrupt.trust_sigma or spectrum != "white"
+    if not (told or isinstance(estimate, DataError)):
+        _refuse_other_kinds(
+            kinds_of_noise(take_sample(found, params.seed), estimate, found.intensity)
+        )
     if "auto" in (corrupt.sigma, corrupt.sigma_hat):
         _refuse_failed_checks(estimate)
     if not (noise.add or corrupt.trust_sigma):
@@ -220,6 +232,21 @@ def _refuse_failed_checks(estimate: NoiseEstimate | DataError) -> None:
     raise DataError(msg)
 
 
+def _refuse_other_kinds(kinds: Sequence[NoiseKind]) -> None:
+    """Raise DataError if observations show noise that no level describes, and that is certain."""
+    seen = [kind for kind in kinds if kind.name in _NOT_OF_ONE_LEVEL]
+    if not seen:
+        return
+    msg = f"corrupt takes the noise to be white and of one level, but it is {seen[0].name}: "
+    msg += seen[0].finding
+    if seen[0].setting is not None:
+        msg += f". Set {seen[0].setting}"
+    raise DataError(
+        f"{msg}; or, if a level describes it all the same, give corrupt.sigma as a "
+        "number and set corrupt.trust_sigma to true"
+    )
+
+
 def _failed(checks: Iterable[Check]) -> str:
     return "; ".join(check.finding for check in checks)
 
@@ -235,7 +262,16 @@ def _refuse_contradiction(
     seen = _what_contradicts(level, found, estimate)
     if seen is None:
         return
-    raw = found.intensity != PIXELS
+    if found.intensity.camera is not None and level == found.intensity.scale:
+        camera = found.intensity.camera
+        msg = (
+            f"data.intensity.camera (gain {camera.gain:.4g}, offset {camera.offset:.4g}, read "
+            f"noise {camera.read_noise:.4g}) should make noise of level {level:.4g}, but {seen}. "
+            "Correct its numbers (auto estimates them), or give corrupt.sigma as a number and set "
+            "corrupt.trust_sigma to true"
+        )
+        raise DataError(msg)
+    raw = found.intensity != PIXELS and found.intensity.camera is None
     given = f"{level:g}" + (f" ({level / found.intensity.scale:g} in raw units)" if raw else "")
     msg = (
         f"{name} is {given}, but {seen}. {_averaging(level, found)}Levels are in data units "

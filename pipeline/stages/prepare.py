@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import JsonValue
 
-from dsd.sources.config import Data
-from dsd.sources.intensity import SHORT_TYPES, Watch, limits_of
+from dsd.corruption.camera_noise import estimate_camera
+from dsd.sources.config import CameraMap, Data
+from dsd.sources.intensity import SHORT_TYPES, Watch, limits_of, windows_of
 from dsd.sources.phase import to_complex
 from dsd.sources.reader import Reader, find_images, reader_for
-from dsd.sources.source import Reading
+from dsd.sources.source import Reading, Source
 from dsd.storage.image_store import Block, StoreMeta, write_store
 from dsd.storage.shards import LEVELS
+from dsd.utils.anscombe import Camera
 from dsd.utils.errors import DataError
 from dsd.utils.files import write_json
 from dsd.utils.intensity import PIXELS, Intensity
@@ -43,23 +46,24 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     for note in source.notes:
         log.say(note)
     low, high = limits_of(data, source)
+    camera = _camera(data, source, log)
     reader = reader_for(data, source, scale=2 / (high - low))
     log.doing("reading the images")
     blocks = _blocks(reader, log)
     first = next(blocks)
-    watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype))
+    watch = Watch(Intensity(low=low, high=high, dtype=reader.dtype, camera=camera))
     levels = None
     if data.variance is not None:
         levels = _write_levels(data, paths, watch.intensity.scale)
     # Complex images, and other than short whole numbers, are stored in data units.
-    raw = data.phase == "none" and str(first.dtype) in SHORT_TYPES
+    raw = data.phase == "none" and camera is None and str(first.dtype) in SHORT_TYPES
     meta = write_store(
         paths.artifact("prepare"),
         _stored(chain([first], blocks), watch, raw=raw, phase=data.phase == "smooth"),
         scale=watch.intensity.scale if raw else 1.0,
         offset=watch.intensity.offset if raw else 0.0,
         shard_size=data.shard_size,
-        info=lambda: _origin(data, reader, watch.intensity, levels),
+        info=lambda: _origin(data, reader, watch, levels),
     )
     if levels is not None and (levels.count, levels.layout.shape) != (
         meta.count,
@@ -86,6 +90,22 @@ def _prepare(params: "Params", paths: Paths, log: StageLog) -> None:
     log.say(_summary_line(meta, reader))
 
 
+def _camera(data: Data, source: Source, log: StageLog) -> Camera | None:
+    """The camera whose noise is stabilised, with what is not given estimated.
+
+    Raises:
+        DataError: It cannot be estimated, or the images cannot be read.
+    """
+    if not isinstance(data.intensity, CameraMap):
+        return None
+    given = data.intensity.camera.model_dump()
+    if "auto" not in given.values():
+        return Camera.model_validate(given)
+    estimate = estimate_camera(windows_of(data, source), **given)
+    log.say(f"noise of the camera: {estimate}")
+    return estimate.camera
+
+
 def _blocks(reader: Reader, log: StageLog) -> Iterator[np.ndarray]:
     with log.progress(reader.total) as progress:
         for images in reader.blocks():
@@ -104,7 +124,7 @@ def _stored(
         if phase:
             yield Block(to_complex(images, np.arange(first, first + len(images))))
         else:
-            yield Block(images if raw else watch.intensity.in_units(images))
+            yield Block(images if raw else _gaps_as_zero(watch.intensity.in_units(images)))
         first += len(images)
 
 
@@ -137,15 +157,26 @@ def _write_levels(data: Data, paths: Paths, scale: float) -> StoreMeta:
     )
 
 
+def _gaps_as_zero(images: Float32[np.ndarray, " n c h w"]) -> Float32[np.ndarray, " n c h w"]:
+    """Pixels without a finite number in each channel become 0, which no observed one stays."""
+    missing = ~np.isfinite(images).all(1, keepdims=True)
+    if missing.any():
+        images[images == 0] = np.finfo(np.float32).tiny
+        images[np.broadcast_to(missing, images.shape)] = 0
+    return images
+
+
 def _origin(
-    data: Data, reader: Reader, intensity: Intensity, levels: StoreMeta | None
+    data: Data, reader: Reader, watch: Watch, levels: StoreMeta | None
 ) -> Mapping[str, JsonValue]:
     """What later stages need to know; no path, so that moving a source changes nothing."""
     more: dict[str, JsonValue] = {}
     if reader.averaged is not None:
         more["averaged"] = reader.averaged
-    if intensity != PIXELS:
-        more["intensity"] = intensity.model_dump()
+    if watch.intensity != PIXELS:
+        more["intensity"] = watch.intensity.model_dump(exclude_none=True)
+    if watch.missing:
+        more["missing"] = watch.missing / (watch.missing + watch.numbers)
     if data.patches is not None:
         more["pictures"] = list(reader.pictures)
     if levels is not None:
@@ -168,7 +199,7 @@ def _report(folder: Path, meta: StoreMeta, notes: list[str], reader: Reader, wat
         "refused": [{"name": item.name, "reason": item.reason} for item in reader.refused],
     }
     if watch.numbers:
-        summary["intensity"] = watch.intensity.model_dump()
+        summary["intensity"] = watch.intensity.model_dump(exclude_none=True)
         summary["outside"] = [watch.below, watch.above]
         summary["saturated"] = watch.saturated
     write_json(folder / "summary.json", summary)

@@ -69,7 +69,7 @@ class _PretrainJob:
         self._operator = Operator.of_store(noisy.meta.info)
         self._shape = noisy.shape
         self._sigma = noisy.sigma.to(device)
-        view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy())
+        view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy(), noisy.all())
         view = None if view is None else view.to(device)
         y, few = noisy.all().to(device), slice(training.GRID_IMAGES // 2)
         levels = self._sigma[few].clamp_min(_LEAST_LEVEL)

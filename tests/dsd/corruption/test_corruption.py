@@ -296,7 +296,7 @@ def test_observations_go_through_the_operator_and_their_noise_through_the_view(k
     assert noisy.shape == operator.observed_shape
     x0 = ImageStore.open(clean).all()[indices]
     eps = torch.from_numpy(noise_of(5, indices, operator.observed_shape))
-    view = operator.stored_view(noisy.meta.info, noisy.index.numpy())
+    view = operator.stored_view(noisy.meta.info, noisy.index.numpy(), noisy.all())
     expected = operator.forward(x0, view) + 0.3 * operator.project(eps, view)
     torch.testing.assert_close(noisy.all(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(operator.project(noisy.all(), view), noisy.all())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import statistics
 from contextlib import suppress
@@ -13,16 +14,17 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from dsd.utils.errors import DataError
+from dsd.utils.errors import DataError, ParamsError
 from pipeline.__main__ import main
 from pipeline.params.reader import load_params
 from pipeline.reports.compare import compare, folder_run
-from pipeline.reports.comparison import differing, lines_of, one_protocol
+from pipeline.reports.comparison import differing, groups_of, lines_of
 from pipeline.reports.summary import read_summary
 from pipeline.stage_io.paths import Paths
 from pipeline.tracking import tracker as tracking
+from pipeline.tracking.evaluations import Evaluation
 from sandbox import ROOT
-from sandbox.pages import check, look, measured_width, needs_browser
+from sandbox.pages import after, check, look, measured_width, needs_browser
 from sandbox.tiny_params import set_params
 
 MAIN, OTHER = "fashion-classifier", "efficientnet-lite0"
@@ -89,6 +91,13 @@ def sweep(make):
     ]
 
 
+SCRIPT = (ROOT / "pipeline/reports/templates/comparison.js").read_text()
+
+
+def page_of(root):
+    return check(Paths(root).comparison_page, SCRIPT)
+
+
 def points(lines, label):
     (line,) = (line for line in lines if line.label == label)
     return {p.sigma: (p.mean, p.spread, p.runs) for p in line.points}
@@ -127,56 +136,57 @@ def test_a_level_that_was_estimated_is_where_it_was_found(make):
     assert [p.sigma for p in lines_of([run], MAIN, "frechet")[0].points] == [0.31]
 
 
-def test_runs_that_were_measured_otherwise_are_refused_by_name(make, tmp_path):
-    a, b = make("a", 1.0), make("b", 1.0, sigma=0.2)
-    few = [make(name, 1.0, num_samples=64) for name in ("c", "d", "e", "f")]
-    runs = [folder_run(folder) for folder in (a, *few, b)]
-    with pytest.raises(DataError) as caught:
-        one_protocol(runs, None)
-    message = str(caught.value)
-    assert f"num_samples is 4000 in {a} and 64 in {few[0]}" in message
-    assert f"{few[0]}, {few[1]}, {few[2]} and 1 more" in message
-    assert "\n" not in message
-    choices = [part.split(" ")[0] for part in message.split("protocol=")[1:]]
-    kept = [one_protocol(runs, choice) for choice in choices]
-    assert [[Path(run.name).name for run in group] for group in kept] == [
-        ["a", "b"], ["c", "d", "e", "f"],
-    ]  # fmt: skip
-    with pytest.raises(DataError, match=f"no run was measured as protocol=x; there are.*{a}"):
-        one_protocol(runs, "x")
+def test_runs_that_were_measured_otherwise_are_named_and_left_out(make, tmp_path):
+    few = [str(make(name, 1.0, seed=seed, num_samples=64)) for seed, name in enumerate("ab")]
+    many = [str(make(name, 2.0, seed=seed)) for seed, name in enumerate("cde")]
+    printed = compare([*many, *few], Paths(tmp_path))
+    assert printed[0] == "3 runs"
+    choice = re.fullmatch(
+        "2 runs measured otherwise: num_samples 64 and not 4000; "
+        r"`python -m pipeline compare (protocol=\w{6})` shows them",
+        printed[1],
+    )[1]
+    text = page_of(tmp_path).text
+    assert printed[1] in text
+    assert [name in text for name in (*many, *few)] == [True] * 3 + [False] * 2
+    assert compare([*many, *few, choice], Paths(tmp_path))[0] == "2 runs"
+    assert few[0] in page_of(tmp_path).text
+    with pytest.raises(DataError, match=f"protocol=x: no run was measured so. Choose.*{choice}"):
+        compare([*many, *few, "protocol=x"], Paths(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("protocol", "words"),
     [
-        ({"operator": {"kind": "mask"}}, "operator.kind is identity in .*a and mask in .*b"),
-        ({"num_clean": None}, "num_clean is 20000 in .*a and None in .*b"),
-        ({"new_field": 3}, "new_field is None in .*a and 3 in .*b"),
-        ({"extractors": {MAIN: "2", OTHER: "2"}}, f"{MAIN} is {MAIN}, version 1 in .*a and 2 in"),
+        ({"operator": {"kind": "mask"}}, "operator.kind mask and not identity"),
+        ({"num_clean": None}, "num_clean None and not 20000"),
+        ({"new_field": 3}, "new_field 3 and not None"),
+        ({"extractors": {MAIN: "2", OTHER: "2"}}, f"{MAIN} 2 and not {MAIN}, version 1"),
     ],
 )
 def test_any_field_of_the_protocol_is_looked_at(make, protocol, words):
     runs = [folder_run(make("a", 1.0)), folder_run(make("b", 1.0, **protocol))]
-    with pytest.raises(DataError, match=words):
-        one_protocol(runs, None)
+    newest, other = groups_of(runs)
+    assert [run.summary for run in newest.runs] == [runs[1].summary]  # of groups of one size
+    assert other.difference(newest) == words
 
 
 def test_runs_compare_in_the_features_that_all_have(make, tmp_path):
     a, b = make("a", 1.0), make("b", 2.0, features=(OTHER,), seed=1)
     compare([str(a), str(b)], Paths(tmp_path))
-    page = check(Paths(tmp_path).comparison_page)
+    page = page_of(tmp_path)
     assert f"In {OTHER} features" in page.text
     assert MAIN not in page.text.replace("features fashion-classifier", "").partition("How all")[0]
     c = make("c", 2.0, features=("inception-edm",))
-    with pytest.raises(DataError, match="have no feature space in common"):
-        compare([str(b), str(c)], Paths(tmp_path))
+    assert "1 run measured otherwise: no feature space in common" in\
+        compare([str(c), str(a), str(b)], Paths(tmp_path))[1]  # fmt: skip
 
 
 def test_the_page_and_the_table_show_every_run(sweep, tmp_path):
     paths = Paths(tmp_path)
     lines = compare([str(folder) for folder in sweep], paths)
     assert lines[0] == "8 runs"
-    page = check(paths.comparison_page)
+    page = page_of(paths.root)
     assert page.tags.count("svg") == 4
     assert page.tags.count("img") == 4
     assert "seeds 0, 1, 2; 4000 images each" in page.text
@@ -198,8 +208,8 @@ def test_the_page_and_the_table_show_every_run(sweep, tmp_path):
 def test_repetitions_count_once_and_the_last_one_counts(make, tmp_path):
     old, new = make("old", 1.0), make("new", 2.0)
     line, *_ = compare([str(old), str(new)], Paths(tmp_path))
-    assert line == "1 run; 1 left out (another protocol, or older with equal parameters)"
-    text = check(Paths(tmp_path).comparison_page).text
+    assert line == "1 run; 1 older with equal parameters left out"
+    text = page_of(tmp_path).text
     assert str(new) in text
     assert str(old) not in text
 
@@ -209,7 +219,7 @@ def test_names_on_the_page_do_nothing(make, tmp_path):
     a = make(hostile, 1.0, picture=True)
     b = make("b", 1.0, params={"data.path": "<script>"})
     compare([str(a), str(b)], Paths(tmp_path))
-    page = check(Paths(tmp_path).comparison_page)
+    page = page_of(tmp_path)
     assert hostile in page.text
     assert "<script>" in page.text
 
@@ -244,12 +254,12 @@ def test_a_summary_by_a_stranger_is_refused_or_compared(make, tmp_path):
         (odd / "summary.json").write_text(json.dumps(document))
         try:
             summary = read_summary(odd / "summary.json", "odd")
-            runs = one_protocol([good, replace(good, name="odd", summary=summary)], None)
+            (runs, *_) = groups_of([good, replace(good, name="odd", summary=summary)])
         except DataError as error:
             messages.append(str(error))
             continue
-        assert lines_of(runs, MAIN, "frechet")
-        compare([str(odd)], paths) if compared % 40 == 0 else differing(runs)
+        assert lines_of(runs.runs, MAIN, "frechet")
+        compare([str(odd)], paths) if compared % 40 == 0 else differing(runs.runs)
         compared += 1
     assert all("odd" in message and message.isprintable() for message in messages)
     assert min(len(messages), compared) > 40
@@ -292,25 +302,26 @@ def last_run(paths):
 
 
 def test_all_finished_evaluations_in_mlflow_are_the_default(store):
-    left_out = "1 left out (another protocol, or older with equal parameters)"
-    assert compare([], store)[0] == f"2 runs; {left_out}"
-    page = check(store.comparison_page)
+    assert compare([], store)[0] == "2 runs; 1 older with equal parameters left out"
+    page = page_of(store.root)
     assert page.tags.count("img") == 1
     client = MlflowClient(f"sqlite:///{store.tracking_store}")
     experiment = client.get_experiment_by_name("dsd").experiment_id
-    runs = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    runs = client.search_runs(
+        [experiment], "tags.`dvc.stage` = 'evaluate'", order_by=["attributes.start_time ASC"]
+    )
     assert [run.info.status for run in runs] == ["FINISHED"] * 3 + ["FAILED"]
     shown = [run.info.run_id[:8] in page.text for run in runs]
     assert shown == [True, False, True, False]
-    assert "1.500" in page.text
-    assert "8.000" not in page.text
+    assert "1.50" in page.text
+    assert "8.00" not in page.text
 
 
 def test_a_run_is_named_by_the_beginning_of_its_id(store):
     assert compare([last_run(store)[:6]], store)[0] == "1 run"
-    text = check(store.comparison_page).text
+    text = page_of(store.root).text
     assert last_run(store)[:8] in text
-    assert "1.500" in text
+    assert "1.50" in text
 
 
 def test_mlflow_and_folders_go_together(store, make):
@@ -319,12 +330,52 @@ def test_mlflow_and_folders_go_together(store, make):
     run_id = last_run(store)  # of those that finished; its seed is 1
     assert compare([a, run_id], store)[0] == "2 runs"
     # The same parameters, be they from YAML or from MLflow's text.
-    assert compare([a, b, run_id], store)[0].startswith("2 runs; 1 left out")
+    assert compare([a, b, run_id], store)[0].startswith("2 runs; 1 older")
 
 
-def test_a_name_that_is_nothing_is_refused(store):
-    with pytest.raises(DataError, match="'nowhere' is no folder, and no finished evaluation"):
-        compare(["nowhere"], store)
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [
+        (["seed=1"], {1}), (["source=data/embedded/fashion-mnist.parquet", "seed=0.0"], {0}),
+        (["sigma 0.5"], {0, 1}), (["SID, seed 1"], {1}), (["last=1"], {1}), (["last=9"], {0, 1}),
+        (["sigma=0.5", "last=1"], {1}),
+    ],
+)  # fmt: skip
+def test_runs_are_chosen_by_name_tag_parameter_and_age(store, words, seeds):
+    compare(words, store)
+    with store.comparison_page.with_suffix(".csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    values = {float(row[f"Frechet to clean ({MAIN}): one-step generator"]) for row in rows}
+    assert values == {{0: 1.0, 1: 1.5}[seed] for seed in seeds}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "'nowhere' is no folder, and no finished evaluation in MLflow is called so"),
+        (["seed=7"], "seed=7: no such run among 'sigma 0.5, sid, seed 1'"),
+        (["last=0"], "last=0: not a number of runs. Write for example last=5"),
+        (["last=1", "last=2"], "last=2: last is given twice"),
+        (["seed=1", "seed=2"], "seed=2: seed is given twice"),
+    ],
+)
+def test_a_choice_of_nothing_is_refused(store, words, message):
+    with pytest.raises((DataError, ParamsError), match=message):
+        compare(words, store)
+
+
+def test_a_run_of_an_older_version_does_not_end_the_comparison(store, monkeypatch):
+    """Its summary has other parts; a folder that is named must be readable."""
+    fetch = Evaluation.fetch
+
+    def first_is_old(self, folder):
+        files = fetch(self, folder)
+        if self.params["seed"] == "0":
+            files[0].write_text('{"fid": 3.0}')
+        return files
+
+    monkeypatch.setattr(Evaluation, "fetch", first_is_old)
+    assert compare([], store)[0].endswith("1 of another version left out")
 
 
 def test_without_any_evaluation_nothing_is_made(tmp_path, monkeypatch, capsys):
@@ -340,13 +391,46 @@ def test_the_command_takes_names_and_one_protocol(make, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert main(["compare", "a", "b"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "2 runs", "Page:   reports/comparison.html", "Table:  reports/comparison.csv",
+        "2 runs", f"Best by Frechet to clean in {MAIN} features: sigma 0.5, seed 0 (1.00)",
+        "Page:   reports/comparison.html", "Table:  reports/comparison.csv",
     ]  # fmt: skip
     assert main(["compare", "a", "protocol=x", "protocol=y"]) == 2
-    assert "takes one protocol=ID, but 2 were given" in capsys.readouterr().err
+    assert "protocol=y: protocol is given twice" in capsys.readouterr().err
     assert main(["show", "a"]) == 2
     assert "show takes no name, but 'a' was given" in capsys.readouterr().err
     assert main(["preset", "a", "b"]) == 2
+
+
+def test_the_best_run_stands_first_and_is_named_at_each_level(sweep, tmp_path):
+    printed = compare([str(folder) for folder in sweep], Paths(tmp_path))
+    best = "sigma 0.2, seed 0, sid (1.00); sigma 0.5, seed 0, sid (2.00)"
+    assert printed[1] == f"Best by Frechet to clean in {MAIN} features: {best}"
+    page = page_of(tmp_path)
+    assert best in page.text
+    first = page.text.index("sigma 0.2, seed 0, sid", page.text.index("noisy data Full"))
+    assert first < page.text.index("sigma 0.2, seed 1, sid")
+    assert "one-step generator (dmd), sigma 0.2: 1.3 ± 0.1 over 3 seeds" in page.text
+
+
+SORT = """
+const table = document.querySelector("table");
+const heads = [...table.querySelectorAll("th[data-column]")];
+heads.find((head) => head.textContent === "run").click();
+const ascending = table.tBodies[0].rows[0].cells[0].dataset.value;
+heads.find((head) => head.textContent === "generator").click();
+heads.find((head) => head.textContent === "generator").click();
+const key = document.querySelector('[id$="-key-0"]');
+key.dispatchEvent(new Event("click"));
+const line = document.querySelector('[id*="-line-0-"]').style.display;
+document.title = [ascending, table.tBodies[0].rows[0].cells[0].dataset.value, line].join("|");
+"""
+
+
+@needs_browser
+def test_a_click_sorts_the_table_and_hides_a_line(sweep, tmp_path):
+    compare([str(folder) for folder in sweep], Paths(tmp_path))
+    dom = after(Paths(tmp_path).comparison_page, tmp_path, SORT)
+    assert "<title>sigma 0.2, seed 0, dmd|sigma 0.5, seed 0, dmd|none</title>" in dom
 
 
 @needs_browser

@@ -69,7 +69,7 @@ def test_the_shipped_models_are_small_and_the_generator_makes_different_images()
 
 def test_a_folder_without_models_is_one_message(tmp_path):
     with pytest.raises(
-        DataError, match=r"observations.safetensors: .*in a clone of the repository"
+        DataError, match=r"observations\.safetensors: .*in a clone of the repository"
     ):
         show_demo(Paths(tmp_path))
 

@@ -1,6 +1,7 @@
 """The report of a run: everything is on it, it is one file, and nothing on it is trusted."""
 
 import json
+import os
 import re
 import shutil
 
@@ -13,11 +14,12 @@ from dsd.storage.image_store import ImageStore
 from dsd.utils.errors import DataError
 from dsd.utils.images import to_uint8
 from pipeline.execution.run import run_stage
-from pipeline.reports import report
+from pipeline.reports.choice import draw_choice
 from pipeline.reports.figures import NUM_TIMES, draw_agreement, draw_curve, draw_levels
 from pipeline.reports.metric_table import Cell, make_table
 from pipeline.reports.page import as_number, embed
 from pipeline.reports.report import write_report
+from pipeline.reports.verdict import problems
 from pipeline.stage_io.paths import Paths
 from pipeline.stage_io.tables import read_csv, write_csv
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
@@ -25,6 +27,7 @@ from pipeline.stages.evaluation_pictures import NUM_SHOWN
 from sandbox.pages import check, look, measured_width, needs_browser
 
 SECTIONS = ("result", "images", "training", "choice", "noise", "protocol", "parameters")
+ERROR = "_standard_error"
 HOSTILE = "<script>alert('x')</script>\" onload=\"&amp;<b>"
 
 
@@ -91,16 +94,18 @@ def test_every_section_figure_picture_and_number_is_there(workspace):
     assert page.tags.count("img") == 5
     summary = json.loads(workspace.summary.read_text())
     for model in (*evaluate.MODELS, "noisy_data"):
-        assert as_number(summary[model]["frechet"]) in page.text
+        found = summary[model]["by_features"]["fashion-classifier"]
+        assert as_number(found["frechet"], found["frechet_standard_error"]) in page.text
     selection = summary["selection"]
     assert f"correlation of what chose and Frechet to clean is {selection['spearman']:.2f}, "\
         f"over the later half {selection['spearman_later_half']:.2f}." in page.text  # fmt: skip
-    again = selection["again"]
-    assert as_number(again["heldout_proximal_frechet"]) in page.text
-    assert as_number(again["heldout_proximal_frechet_standard_error"]) in page.text
-    for word in ("one-step generator", "teacher, Full", "sigma_init 2.5", "c0ffee", "3.500"):
+    again, first = (
+        one["heldout_proximal_frechet"] for one in (selection["again"], selection["chosen"])
+    )
+    assert f"it changes by {100 * (again / first - 1):+.0f} %" in page.text
+    for word in ("one-step generator", "teacher, Full", "sigma_init 2.5", "c0ffee", "3.50"):
         assert word in page.text
-    assert "12.34" in page.text
+    assert "12.3" in page.text
     seen = read_csv(workspace.report("distill") / "trajectory.csv")
     values = [float(row["proximal_frechet"]) for row in seen]
     errors = [float(row["proximal_frechet_standard_error"]) for row in seen]
@@ -145,14 +150,16 @@ def test_what_else_was_measured_is_shown_with_how_sure_it_is(workspace):
     table = make_table(json.loads(workspace.summary.read_text()), "fashion-classifier")
     rows = {row.label: dict(zip(table.titles, row.cells, strict=True)) for row in table.rows}
     generator, teacher = rows["one-step generator"], rows["teacher, Full"]
-    assert generator["Frechet to clean"] == Cell(4.0, "3.500 to 4.500")
-    assert generator["KID"] == Cell(0.25, "± 0.12")
+    assert generator["Frechet to clean"] == Cell(
+        4.0, "3.5 to 4.5", pytest.approx(0.2551, abs=1e-4)
+    )
+    assert generator["KID"] == Cell(0.25, "± 0.125", 0.125)
     assert (generator["new measure"], teacher["new measure"]) == (Cell(7.5), Cell(None))
     assert generator["network calls"] == Cell(1)
     assert not {"flag", "notes", "frechet low", "kid standard error"} & {*table.titles}
     text = page_of(workspace).text
-    assert "3.500 to 4.500" in text
-    assert "± 0.12" in text
+    assert "4.0 3.5 to 4.5" in text
+    assert "0.250 ± 0.125" in text
 
 
 def test_without_clean_images_the_page_says_so_and_shows_proximal_distances(workspace):
@@ -176,7 +183,9 @@ def test_without_clean_images_the_page_says_so_and_shows_proximal_distances(work
     assert page.tags.count("svg") == 5
     best = json.loads(workspace.summary.read_text())["generator"]["proximal_frechet"]
     told = "one-step generator Proximal Frechet, fashion-classifier"
-    assert f"{as_number(best)} {told}" in page.text
+    error = json.loads(workspace.summary.read_text())["generator"]["by_features"]
+    error = error["fashion-classifier"]["proximal_frechet_standard_error"]
+    assert f"{as_number(best, error)} {told}" in page.text
 
 
 def test_an_estimate_of_the_noise_is_shown_with_its_checks(workspace):
@@ -188,30 +197,82 @@ def test_an_estimate_of_the_noise_is_shown_with_its_checks(workspace):
     document = {"sigma": 0.2, "sigma_hat": 0.3, "estimate": estimate}
     (workspace.report("corrupt") / "noise.json").write_text(json.dumps(document))
     text = page_of(workspace).text
-    assert "Assumed: 0.3. Estimated from the noisy images alone: 0.2500 (0.2400 to 0.2700)" in text
+    assert "Assumed: 0.3. Estimated from the noisy images alone: 0.250 (0.240 to 0.270)" in text
     assert "12,345 flat patches" in text
     assert "white suspicious neighbours correlate" in text
-    assert "larger patches 0.2600" in text
+    assert "larger patches 0.260" in text
 
 
-def test_the_checkpoints_of_the_study_are_compared(workspace):
-    def name_two(summary):
-        moments = {"chosen": {"images": 64, "frechet": 2.5}, "last": {"images": 160, "new": 1.25}}
-        summary["selection"] |= moments
-
-    edit(workspace.summary, name_two)
+def test_one_generator_has_one_distance_and_other_checkpoints_are_relative(workspace):
+    held = {"heldout_proximal_frechet": 0.5, "heldout_proximal_frechet_standard_error": 0.02}
+    named = {"chosen": {"images": 64, **held, "frechet": 2.5},
+             "last": {"images": 1600, **held, "frechet": 3.0},
+             "oracle": {"images": 128, **held, "frechet": 2.0}}  # fmt: skip
+    edit(workspace.summary, lambda summary: summary["selection"].update(named))
     text = page_of(workspace).text
-    assert "checkpoint images" in text
-    assert "chosen 64 2.500" in text
-    assert "last 160" in text
-    assert "1.250" in text
+    assert "Frechet to clean, against the chosen one chosen 64 0.50 +0 % last 1,600 0.50 +20 % "\
+        "oracle 128 0.50 -20 %" in text  # fmt: skip
+
+
+def test_the_page_begins_with_date_code_and_what_differs(workspace):
+    os.utime(workspace.summary, (0, 1.7e9))
+    text = page_of(workspace).text.partition("Result")[0]
+    assert "2023-11-14 22:13 UTC, no commit that git knows here. Run sigma 0.5, sid" in text
+    assert "pretrain.batch_size 8 default 128" in text
+    assert "corrupt.sigma" not in text
+    assert "network.sigma_data" not in text
+
+
+ROWS = [{"images": str(n), "proximal_frechet": str(value), f"proximal_frechet{ERROR}": "0.1"}
+        for n, value in enumerate((9.0, 2.0, 3.0))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("generator", "losses", "rows", "words"),
+    [
+        ((1.0, 1.0), [2.0] * 5 + [1.0] * 15, ROWS[:2], []),
+        ((2.5, 1.0), [], [], ["did not improve on its teacher: Frechet to clean is 2.50, and 2.00 "
+                              "for teacher, Truncated"]),
+        ((1.0, 2.0), [], [], ["Proximal Frechet is 2.00, and 2.00", "alias champion"]),
+        ((1.0, 1.0), [1.0] * 18 + [1.2] * 2, [], ["mean loss of the last tenth of its training is "
+                                                  "20.0 % above"]),
+        ((1.0, 1.0), [], ROWS, ["got worse after 1 images: its Proximal distance rose from 2.00 "
+                                "to 3.00"]),
+        ((1.0, 1.0), [], ROWS[1:], ["its first checkpoint, after 1 images, was chosen"]),
+    ],
+)  # fmt: skip
+def test_a_training_that_got_worse_says_so(generator, losses, rows, words):
+    both = dict(zip(("frechet", "proximal_frechet"), generator, strict=True))
+    summary = {
+        "generator": {**both, "by_features": {"own": both}},
+        "teacher_truncated": {"frechet": 2.0, "proximal_frechet": 2.0},
+    }
+    found = problems(summary, losses, rows)
+    assert len(found) == bool(words)
+    assert all(word in found[0] for word in words)
+
+
+def test_problems_stand_above_the_result(workspace):
+    def worsen(summary):
+        summary["generator"]["frechet"] = 1e3
+
+    edit(workspace.summary, worsen)
+    text = page_of(workspace).text
+    assert (
+        0 < text.index("The generator did not improve on its teacher") < text.index("noisy data")
+    )
 
 
 def test_figures_show_the_numbers_that_they_were_given():
-    (axes,) = draw_curve([1, 2, 3], [5.0, 4.0, 60.0], ylabel="y", marks={"best": 1}).axes
-    line, mark = axes.lines
+    marks = {"chosen": 1, "last": 2}
+    healthy = ([1, 3], [5.0, 1.0])
+    figure = draw_curve([1, 2, 3], [5.0, 4.0, 60.0], ylabel="y", marks=marks, healthy=healthy)
+    (axes,) = figure.axes
+    shape, line, *rings = axes.lines
+    assert shape.get_xydata().tolist() == [[1, 5], [3, 1]]
     assert line.get_xydata().tolist() == [[1, 5], [2, 4], [3, 60]]
-    assert mark.get_xydata().tolist() == [[2, 4]]
+    found = {ring.get_label(): ring.get_xydata().tolist() for ring in rings}
+    assert found == {"chosen": [[2, 4]], "last": [[3, 60]]}
     assert (axes.get_yscale(), axes.get_xscale()) == ("log", "linear")
 
     times = range(0, 100, 10)
@@ -222,41 +283,39 @@ def test_figures_show_the_numbers_that_they_were_given():
     assert len(shown) == NUM_TIMES
     assert (shown[0], shown[-1]) == (0, 90)
 
-    points = {"proximal": [3.0, 1.0, 2.0], "clean": [7.0, 9.0, 8.0], "chosen": 2}
+    points = {"proximal": [3.0, 1.0, 2.0], "clean": [7.0, 9.0, 8.0], "marks": {"chosen": 2}}
     axes, _ = draw_agreement(**points, xlabel="x", ylabel="y").axes
     assert axes.collections[0].get_offsets().tolist() == [[3, 7], [1, 9], [2, 8]]
-    chosen, best = axes.lines
+    (chosen,) = axes.lines
     assert chosen.get_xydata().tolist() == [[2, 8]]
-    assert best.get_xydata().tolist() == [[3, 7]]
 
 
 def test_the_checkpoint_that_was_chosen_is_ringed_and_each_axis_says_what_it_shows(workspace):
     study = workspace.report("evaluate") / "selection.csv"
-    rows = [(0, 5.0, 9.0, 9.0), (64, 2.0, 0.5, 8.0), (160, 3.0, 1.0, 7.0)]
+    rows = [(0, 5.0, 0.1, 7.0), (64, 2.0, 0.5, 8.0), (160, 3.0, 0.1, 9.0)]
     held = "heldout_proximal_frechet"
     write_csv(study, ["images", held, f"{held}_standard_error", "frechet"], rows)
     params = small()
     params = params.model_copy(
         update={"evaluate": params.evaluate.model_copy(update={"features": ["inception-edm"]})}
     )
-    choice, agreement = report._choice(params, workspace, "inception-edm")
+    trajectory = workspace.report("distill") / "trajectory.csv"
+    seen = [(images, "", near, error) for images, near, error, _ in rows]
+    header = ["images", "gap", "proximal_frechet", "proximal_frechet_standard_error"]
+    write_csv(trajectory, header, seen)
+    choice, agreement = draw_choice(params, workspace, "inception-edm")
     (axes,) = choice.figure.axes
+    rings = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[1:]}
+    assert rings == {"chosen": [[0.064, 2]], "last": [[0.16, 3]], "oracle": [[0, 5]]}
     assert axes.get_ylabel() == "Proximal Frechet, held out"
     assert "Proximal Frechet distance to held-out noisy images, in fashion-" in choice.text
     axes, _ = agreement.figure.axes
-    ring = axes.lines[0]
-    assert (ring.get_label(), ring.get_xydata().tolist()) == ("chosen", [[2, 8]])
+    rings = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert rings == {"chosen": [[2, 8]], "last": [[3, 9]], "oracle": [[5, 7]]}
     assert axes.get_xlabel() == "Proximal Frechet, held out (fashion-classifier)"
     assert axes.get_ylabel() == "FID to clean (inception-edm)"
     assert "in fashion-classifier features, which chose" in agreement.text
     assert "in inception-edm features, which the choice did not see" in agreement.text
-
-
-def test_two_distances_of_one_generator_are_explained_beside_each_other(workspace):
-    text = page_of(workspace).text
-    assert "smallest Proximal distance to held-out noisy images is kept" in text
-    assert "They are those of the 70 images that distillation drew from each checkpoint" in text
-    assert "those under Result are of 70 other images" in text
 
 
 def test_each_noisy_image_stands_below_the_clean_one_that_it_shows(finished):
@@ -275,7 +334,7 @@ def test_nearest_neighbours_are_shown_where_there_are_any(workspace):
     edit(workspace.summary, lambda summary: summary["memorisation"].update(change))
     page = page_of(workspace)
     assert "neighbours" in page.ids
-    for text in ("new ratio 0.9877", f"None found{HOSTILE}.", "noticed from -", "recognised"):
+    for text in ("new ratio 0.988", f"None found{HOSTILE}.", "noticed from -", "recognised"):
         assert text in page.text
     (workspace.report("evaluate") / "neighbours.png").unlink()
     page = page_of(workspace)
@@ -304,12 +363,15 @@ def test_a_large_picture_is_embedded_smaller_and_a_small_one_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "-"), (35, "35"), (4000, "4,000"), (1234.5, "1,234"), (999.96, "1000"),
-        (1.0, "1.000"), (0.012346, "0.01235"), (-2.5, "-2.500"),
+        ((None,), "-"), ((35,), "35"), ((4000,), "4,000"), ((1234.5,), "1,234"),
+        ((999.9,), "1,000"),
+        ((1.0,), "1.00"), ((0.012346,), "0.0123"), ((-2.5,), "-2.50"), ((6.9052, 0.15), "6.91"),
+        ((7.676, 0.2), "7.7"), ((0.99829, 0.0495), "1.00"), ((2857.6, 12.0), "2,858"),
+        ((2857.6, 30.0), "2,860"), ((4.0, 0.0), "4.00"), ((None, 1.0), "-"),
     ],
 )  # fmt: skip
-def test_numbers_have_four_digits_that_count(value, text):
-    assert as_number(value) == text
+def test_numbers_have_the_digits_that_are_known(value, text):
+    assert as_number(*value) == text
 
 
 @needs_browser

@@ -254,10 +254,20 @@ def assert_shown(found, images):
     assert (off > 0).mean() < 0.01
 
 
+def denoised(run):
+    """What the saved teacher makes of the first noisy images, at the level of each."""
+    store = run.store("corrupt/train")
+    y, sigma = store.all()[:12], store.sigma[:12]
+    with torch.no_grad():
+        x = run.teacher().eval()(y, torch.where(sigma > 0, sigma, 1.0))
+    return quantised(torch.where(sigma[:, None, None, None] > 0, x, y))
+
+
 def test_the_comparison_shows_what_its_labels_say(tiny_run, models, data):
     rows = {
         "clean data": data.clean[data.numbers],
         "noisy data": data.noisy,
+        "denoised": denoised(tiny_run),
         "teacher, Full": models[0]["teacher_full"],
         "teacher, Truncated": models[0]["teacher_truncated"],
         "Truncated at sigma": models[0]["teacher_truncated_exact"],
