@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsd.utils.errors import DataError, DsdError, LostProcessError, ParamsError
 from pipeline.execution.locks import exclusive
+from pipeline.outputs.arguments import COMMANDS, parser_of
 from pipeline.runtime import launch
 from pipeline.runtime.hosts import num_hosts, refuse_tasks
 from pipeline.runtime.signals import StopSignal, die_with_parent, set_up_compiler, set_up_cpu
@@ -59,6 +60,9 @@ _MEMORY_REMEDIES = {
     "pretrain": _MEMORY_REMEDY.format(""),
     "distill": _MEMORY_REMEDY.format(" and run.eval_batch_size"),
     "evaluate": "lower run.eval_batch_size",
+    "sample": "write a folder of files, not one file",
+    "denoise": "denoise smaller pictures",
+    "export": "free some",
 }
 _DISK_REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -79,8 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         short, 128 plus the signal's number if it was stopped. Other errors are ours and leave a
         traceback.
     """
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else [*arguments]
+    parsed = _parser().parse_args(given[:1] if given[:1] and given[0] in COMMANDS else given)
     command = parsed.command
+    if command in COMMANDS:
+        parsed = parser_of(command).parse_args(given[1:])
     set_up_cpu()
     paths, stop = Paths(Path.cwd()), StopSignal()
     set_up_compiler(paths.compiled)
@@ -89,7 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if launch.is_main_process():
         speaker.start(command)
     try:
-        _run(command, parsed.names, paths, stop)
+        if command in COMMANDS:
+            import_module(f"pipeline.outputs.{command}").run(parsed, paths)
+        else:
+            _run(command, parsed.names, paths, stop)
     except DsdError as error:
         if isinstance(error, LostProcessError) and stop.number is None:
             launch.wait_for_termination()
@@ -111,12 +121,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    texts = {name: stage.description for name, stage in STAGES.items()} | _OTHERS
+    texts = {name: stage.description for name, stage in STAGES.items()} | _OTHERS | COMMANDS
     lines = [f"  {name:<10}{text}" for name, text in texts.items()]
     parser = argparse.ArgumentParser(
         prog="python -m pipeline",
         description="One stage of the pipeline; `dvc repro` runs all that are out of date.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\nAll values are in params.yaml.",
+        epilog="commands:\n"
+        + "\n".join(lines)
+        + "\n\nAll values are in params.yaml. `python -m pipeline COMMAND --help` has the options "
+        + f"of {', '.join(COMMANDS)}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=[*texts], metavar="COMMAND")

@@ -90,9 +90,9 @@ def _stop(name: str) -> Part:
 
 PARTS: Mapping[str, Part] = {
     **{name.replace(" ", "-"): _stop(name) for name in STOPS},
-    # Longer than it takes to start a second run on a busy machine.
+    # Far longer than it takes to start a second run on a busy machine; it is cancelled.
     "one-clone": lambda bench: one_clone(
-        bench.lab, bench.clone("one-clone", **{"pretrain.kimg": 38.4})
+        bench.lab, bench.clone("one-clone", **{"pretrain.kimg": 3840})
     ),
     "locks": lambda bench: locks(bench.lab, bench.clone("locks")),
     "shells": lambda bench: shells(bench.lab, bench.clone("shells")),
@@ -162,7 +162,8 @@ def render(document: Mapping[str, Any]) -> str:
         "node dies, which has no time to save). The yardstick is an uninterrupted run, byte for "
         "byte. Other work ran on the machine.",
         "",
-        f"**{len(rows)} rows, {wrong} not as promised.**",
+        f"**{len(rows)} rows, {wrong} not as promised.** Parts not run: "
+        f"{', '.join(name for name in PARTS if name not in document) or 'none'}.",
         "",
         markdown(["part", "tried", "seen", "right", "commit"], rows),
     ]

@@ -225,9 +225,14 @@ class Lab:
         """The states of all jobs that have not ended."""
         return self.run("login", "squeue", "--noheader", "--format=%i %T").splitlines()
 
-    def let_start(self, job: str) -> None:
-        """Spare a requeued job the two minutes that SLURM makes it wait."""
-        until(lambda: self.job(job)["JobState"] not in {"COMPLETING", "RUNNING"}, 90, "requeueing")
+    def let_start(self, job: str, restarts: int = 0) -> None:
+        """Spare a requeued job the two minutes that SLURM makes it wait.
+
+        Args:
+            job: Number of the job.
+            restarts: How often it had been requeued before.
+        """
+        until(lambda: int(self.job(job)["Restarts"]) > restarts, 90, "requeueing")
         if self.job(job)["JobState"] == "PENDING":
             update = ("scontrol", "update", f"JobId={job}", "StartTime=now")
             self.run("login", *update, code=None)

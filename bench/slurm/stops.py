@@ -89,10 +89,12 @@ def interrupted(
         if way is death:
             clone.wait_for(job, rf"^{stage} ([3-9]\d)% [1-9][\d,]*/", 300, after=after)
         after = len(clone.log(job))
+        restarts = int(lab.job(job)["Restarts"])
         old, job = job, way(lab, clone, job)
         if way is not death:
             stop = clone.watch_stop(old, stage, after)
-        lab.let_start(job)
+        if job == old:
+            lab.let_start(job, restarts)
         resumed = clone.resumed(job, after if job == old else 0)
         if way is death:
             seen.append(f"{stage}: resumed after {resumed:,} images on {_host(lab, job)}")

@@ -51,7 +51,7 @@ def two_nodes(lab: Lab, base: Clone, whole: Clone) -> Iterator[Row]:
     clone.wait_for(job, WORKS, 300)
     row.expect(_LIVES in lab.run("node2", "ps", "-eo", "args"), "processes on both nodes")
     # The newest one trains; the others start it.
-    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f -- '{_LIVES}')")
+    lab.run("node2", "sh", "-c", f"kill -9 $(pgrep -n -f -- '[-]{_LIVES[1:]}')")  # not sh itself
     _expect_all_to_end(lab, row, ("node1", "node2"))
     row.expect(lab.wait(job, "FAILED")["ExitCode"] != "0:0", _error(clone.log(job)))
     yield row

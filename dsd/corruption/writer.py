@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from dsd.operators.config import IdentityOperator, OperatorChoice
 from dsd.storage.shards import (
+    KEPT,
     LEVELS,
     Block,
     MappedStore,
@@ -421,7 +422,7 @@ def write_noisy_store(
         "source": clean.fingerprint,
     }
     # For all that comes after: the way back to raw numbers.
-    info |= {key: clean.info[key] for key in ("intensity", "missing") if key in clean.info}
+    info |= {key: clean.info[key] for key in KEPT if key in clean.info}
     if LEVELS in clean.info:
         info[LEVELS] = _copy_maps(source / LEVELS, folder / LEVELS, indices).fingerprint
     return writer.finish(shards, info), residual

@@ -14,6 +14,7 @@ from torch import Tensor
 from dsd.model.config import NetworkConfig
 from dsd.model.denoiser import AnyDenoiser, Denoiser, MaskedDenoiser
 from dsd.model.generator import OneStepGenerator
+from dsd.model.units import ImageUnits
 from dsd.operators.config import OperatorChoice
 from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Operator, Shape, Views, image_shape
@@ -70,6 +71,9 @@ class ModelSpec(Section):
     weights_sha256: str
     """Hash of the weights file."""
 
+    units: ImageUnits | None = None
+    """What the numbers of its images mean; null where that is not known."""
+
     def observed_through(self) -> Operator:
         """The operator, with the shapes of clean images and observations."""
         teacher = self.sigma_init is None
@@ -95,10 +99,13 @@ def build_denoiser(
         noise: Distribution of their noise; white where there are views.
 
     Raises:
-        ValueError: The images do not fit the network.
+        ValueError: The images do not fit the network, or the noise's kernel.
     """
     channels, height, width = shape
     network.check_images(height, width)
+    if noise.kernel is not None and len(noise.kernel) != channels:
+        msg = f"the noise has a kernel for {len(noise.kernel)} channels, the images {channels}"
+        raise ValueError(msg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         raw = network.build(
@@ -121,6 +128,7 @@ def save_model(
     operator: OperatorChoice,
     shape: Shape,
     sigma_init: float | None,
+    units: ImageUnits | None = None,
 ) -> None:
     """Write ``denoiser`` as a model folder; the description comes last.
 
@@ -136,6 +144,7 @@ def save_model(
         shape=shape,
         sigma_init=sigma_init,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        units=units,
     )
     with published(folder / _WEIGHTS) as file:
         file.write(weights)
@@ -184,6 +193,7 @@ def load_denoiser(folder: Path | str, device: torch.device | str = "cpu") -> Any
     except (FileNotFoundError, IsADirectoryError, *MISMATCH_ERRORS) as error:
         msg = f"{path} cannot be loaded ({first_line(error)}): {_REMEDY}"
         raise DataError(msg) from error
+    denoiser.units, denoiser.shape = spec.units, shape
     return denoiser.to(device).eval()
 
 
@@ -230,4 +240,7 @@ def load_generator(folder: Path | str, device: torch.device | str = "cpu") -> On
         msg = f"{folder} holds a teacher, not a generator: its {_SPEC} has no sigma_init"
         raise DataError(msg)
     denoiser = load_denoiser(folder, device)
-    return OneStepGenerator(denoiser, sigma_init=spec.sigma_init, shape=spec.shape).eval()
+    generator = OneStepGenerator(
+        denoiser, sigma_init=spec.sigma_init, shape=spec.shape, units=spec.units
+    )
+    return generator.eval()

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dsd.model.units import AnyPicture, ImageUnits, Unit
 from dsd.operators.gaussian_noise import WHITE, GaussianNoise
 from dsd.operators.operator import Images, View, Views
 from dsd.utils.images import require_data_units
@@ -68,6 +69,12 @@ class Denoiser(nn.Module):
         noise: Distribution of the noise that it removes; saved with the weights unless white.
     """
 
+    units: ImageUnits | None = None
+    """What the numbers of its images mean; None where that is not known. Likewise ``shape``."""
+
+    shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the images that it was trained on."""
+
     def __init__(
         self, network: nn.Module, *, sigma_data: float, noise: GaussianNoise = WHITE
     ) -> None:
@@ -90,6 +97,14 @@ class Denoiser(nn.Module):
         x, c = _with_scalings(x, sigma, self.sigma_data)
         F_x = self.network(append_dims(c.c_in, x) * x, c.c_noise).float()
         return torch.addcmul(append_dims(c.c_skip, x) * x, append_dims(c.c_out, x), F_x)
+
+    def denoise(
+        self, y: AnyPicture, sigma: float | None = None, *, unit: Unit = "raw"
+    ) -> AnyPicture:
+        """Return E[x0 | y] for pictures of any size; see :func:`dsd.model.pictures.denoise`."""
+        from dsd.model.pictures import denoise
+
+        return denoise(self, y, sigma, unit=unit)
 
     def encode(self, x: State, sigma: AnyLevel) -> list[Tensor]:
         """Activations of the network down to its bottleneck, each [b, c, y, x]."""
@@ -120,6 +135,8 @@ class MaskedDenoiser(nn.Module):
     """
 
     view: View
+    units: ImageUnits | None = None
+    shape: tuple[int, int, int] | None = None
 
     def __init__(self, network: nn.Module, *, sigma_data: float, views: Views, view: View) -> None:
         super().__init__()

@@ -4,16 +4,19 @@ Reference:
     Zhou et al. 2024, SiD (arXiv:2404.04057), for the form and tau = 2.5.
 """
 
-from typing import final
+from typing import Literal, final
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from dsd.model.denoiser import AnyDenoiser
+from dsd.model.units import ImageUnits, require_unit
 from dsd.operators.gaussian_noise import noise_under
 from dsd.utils.images import to_uint8
+from dsd.utils.intensity import PIXELS
 from dsd.utils.philox import noise_of
-from dsd.utils.shapes import Pixels, State
+from dsd.utils.shapes import State
 
 __all__ = ["OneStepGenerator", "make_latents"]
 
@@ -34,15 +37,22 @@ class OneStepGenerator(nn.Module):
         denoiser: The denoiser that generates; its weights are the generator's.
         sigma_init: Level tau, in data units.
         shape: Channels, height and width of the images.
+        units: What the numbers of the images mean; None for pictures of 8 bits.
     """
 
     def __init__(
-        self, denoiser: AnyDenoiser, *, sigma_init: float, shape: tuple[int, int, int]
+        self,
+        denoiser: AnyDenoiser,
+        *,
+        sigma_init: float,
+        shape: tuple[int, int, int],
+        units: ImageUnits | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.sigma_init = sigma_init
         self.shape = shape
+        self.units = units
 
     def forward(self, z: State) -> State:
         """Images in data units, not clamped, for standard normal latents ``z``."""
@@ -52,25 +62,52 @@ class OneStepGenerator(nn.Module):
         return out
 
     @torch.inference_mode()
-    def sample(self, num_images: int, *, seed: int, batch_size: int = 500) -> Pixels:
-        """Draw images as they are saved, uint8 [num_images, C, H, W] on the CPU.
+    def sample(
+        self,
+        num_images: int,
+        seed: int,
+        *,
+        unit: Literal["raw", "data"] = "raw",
+        first: int = 0,
+        batch_size: int = 500,
+    ) -> Shaped[Tensor, " n c h w"]:
+        """Draw images on the CPU.
 
-        Image i depends on (seed, i) alone, up to the rounding that a batch of another size may
-        bring.
+        Image i depends on (seed, first + i) alone, up to the rounding that a batch of another size
+        may bring.
+
+        Args:
+            num_images: How many, n.
+            seed: Of the latents.
+            unit: ``raw``: numbers in the units and the type of the files that were learned from,
+                uint8 for pictures of 8 bits; ``data``: float32, not clamped, [-1, 1] for the
+                range that was mapped to it.
+            first: Number of the first image.
+            batch_size: Images that are computed together.
 
         Raises:
-            ValueError: ``num_images`` or ``seed`` is out of range.
+            ValueError: ``num_images``, ``seed`` or ``unit`` is out of range.
         """
         if num_images < 1 or seed < 0:
             msg = f"num_images must be >= 1 and seed >= 0, not {num_images} and {seed}"
             raise ValueError(msg)
+        require_unit(unit)
         device = next(self.parameters()).device
         training = self.training
         self.eval()
         parts = []
-        for first in range(0, num_images, batch_size):
-            count = min(batch_size, num_images - first)
-            z = make_latents(count, self.shape, seed=seed, first=first).to(device)
-            parts.append(to_uint8(self(z)).cpu())
+        for start in range(0, num_images, batch_size):
+            count = min(batch_size, num_images - start)
+            z = make_latents(count, self.shape, seed=seed, first=first + start).to(device)
+            parts.append(self._in_unit(self(z), unit))
         self.train(training)
         return torch.cat(parts)
+
+    def _in_unit(self, x: State, unit: Literal["raw", "data"]) -> Tensor:
+        if unit == "data":
+            return x.cpu()
+        pixels = to_uint8(x).cpu()  # refuses what is not finite
+        intensity = PIXELS if self.units is None else self.units.intensity
+        return (
+            pixels if intensity == PIXELS else torch.from_numpy(intensity.in_raw(x.cpu().numpy()))
+        )

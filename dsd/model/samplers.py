@@ -17,13 +17,13 @@ from torch import Tensor
 
 from dsd.model.config import Churn, Sampler
 from dsd.model.noise_levels import karras_levels
-from dsd.operators.gaussian_noise import noise_under
+from dsd.operators.gaussian_noise import WHITE, GaussianNoise, noise_under
 from dsd.utils.errors import ParamsError
 from dsd.utils.philox import noise_of
 from dsd.utils.random import derive_seed
 from dsd.utils.shapes import Level, State
 
-__all__ = ["EDM_SAMPLER", "TeacherSamples", "grid_of", "sample_teacher"]
+__all__ = ["EDM_SAMPLER", "TeacherSamples", "grid_of", "sample_posterior", "sample_teacher"]
 
 Denoise: TypeAlias = Callable[[Tensor, float], Tensor]
 
@@ -123,6 +123,51 @@ def sample_teacher(
     exact = _denoised_at(denoise, last, sigma_y, config.method)
     evaluations = _evaluations(config, crossing, exactly=0 < sigma_y < last.level)
     return TeacherSamples(x.float(), last.denoised.float(), exact.float(), *evaluations)
+
+
+def sample_posterior(
+    denoiser: Callable[[State, Level], State],
+    y: State,
+    *,
+    sigma: float,
+    num_steps: int = 18,
+    seed: int,
+    first: int = 0,
+    noise: GaussianNoise = WHITE,
+) -> State:
+    """Draw a clean image for each observation: the reverse diffusion started at y.
+
+    The stochastic differential equation from level ``sigma`` to 0 ends in a draw of the posterior
+    of x0 given y = x0 + sigma eps, for an exact denoiser and many steps. A teacher of noisy images
+    alone was not trained below their level, unless by the consistency loss; its draws then tell
+    how sure it is, not more.
+
+    Args:
+        denoiser: D(x; sigma).
+        y: Observations, in data units.
+        sigma: Their level, > 0.
+        num_steps: Evaluations, on a Karras grid from ``sigma`` to a thousandth of it.
+        seed: Root of the noise, which depends on (seed, number of the image, step).
+        first: Number of the first image.
+        noise: Distribution of the noise of ``y``.
+
+    Reference:
+        Ho et al. 2020 (arXiv:2006.11239) for the ancestral step, here between levels of EDM;
+        Kawar et al. 2021 (arXiv:2101.09552) for stochastic denoising.
+    """
+    index = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    grid = karras_levels(index, sigma_min=sigma / 1000, sigma_max=sigma, rho=EDM_SAMPLER.rho)
+    levels = [*grid.tolist(), 0.0]
+    x, numbers = y, np.arange(first, first + len(y))
+    for step, (start, end) in enumerate(pairwise(levels)):
+        denoised = denoiser(x, y.new_full((len(y),), start))
+        share = (end / start) ** 2
+        x = denoised + share * (x - denoised)
+        if end > 0:
+            key = derive_seed(seed, "posterior", step)
+            fresh = torch.from_numpy(noise_of(key, numbers, y.shape[1:])).to(y)
+            x = x + end * math.sqrt(1 - share) * noise.colour(fresh)
+    return x
 
 
 def grid_of(config: Sampler) -> list[float]:

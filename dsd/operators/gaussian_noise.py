@@ -50,6 +50,9 @@ class GaussianNoise(nn.Module):
     Args:
         kernel: What white noise is convolved with, channel by channel; scaled to unit energy. None
             for white noise.
+
+    Raises:
+        ValueError: It is no kernel: its sides are even, or its numbers all 0 or not finite.
     """
 
     kernel: Kernel | None
@@ -58,6 +61,13 @@ class GaussianNoise(nn.Module):
         super().__init__()
         if kernel is not None:
             energy = kernel.double().square().sum((1, 2), keepdim=True)
+            odd = all(side % 2 for side in kernel.shape[1:])
+            if not (odd and bool(((energy > 0) & energy.isfinite()).all())):
+                msg = (
+                    f"a kernel of shape {[*kernel.shape]} needs odd numbers of rows and columns, "
+                    "and finite numbers that are not all 0 in each channel"
+                )
+                raise ValueError(msg)
             kernel = (kernel.double() / energy.sqrt()).float()
         self.register_buffer("kernel", kernel)
 

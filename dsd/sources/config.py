@@ -312,7 +312,12 @@ class Data(Section):
         for met, key, needed in (
             (self.source in _WITH_KEYS, "source", f"one of {', '.join(_WITH_KEYS)}"),
             (self.content == "noisy", "content", "noisy"),
-            (self.intensity is not None, "intensity", "a map, in whose units the variance is"),
+            (
+                isinstance(self.intensity, Range | Percentiles),
+                "intensity",
+                "a linear map, low and high or percentiles: the variance is that of its raw units",
+            ),
+            (self.invalid == "refuse", "invalid", "refuse, because both planes have to be whole"),
             (self.resolution is None, "resolution", "null, because averages mix levels"),
             (self.on_error == "raise", "on_error", "raise, so that no plane loses its image"),
             (contrast == 0, "patches.min_contrast", "0.0, so that no plane loses its image"),

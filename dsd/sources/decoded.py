@@ -1,5 +1,6 @@
 """From items of a source to images with channels, height and width, as they are stored there."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -36,6 +37,8 @@ class Image(NamedTuple):
     name: str
     pixels: Planes
     encoding: Encoding
+    is_complex: bool = False
+    """Whether channels are real and imaginary parts."""
 
 
 class Kind(NamedTuple):
@@ -132,6 +135,8 @@ def _from_stack(
     with opener() as stack:
         axes, _ = axes_of(stack.data.shape, reading.axes, stack.axes)
         encoding = Encoding(stack.kind, stack.harm)
+        lengths = zip(axes, stack.data.shape, strict=True)
+        channels = math.prod(length for letter, length in lengths if letter in "CS")
         for number, page in enumerate(islice(pages(stack, axes), reading.pages)):
             name = f"{item.name}, frame {number}" if len(axes) > 2 else item.name
             flat = np.ascontiguousarray(page)
@@ -139,7 +144,7 @@ def _from_stack(
             digest(flat.reshape(-1).view(np.uint8).data)
             complaint = _complaint(flat, reading)
             if complaint is None:
-                yield Image(name, flat, encoding)
+                yield Image(name, flat, encoding, is_complex=len(page) == 2 * channels)
             else:
                 refuse(Refused(name, complaint))
 

@@ -59,6 +59,7 @@ class Reader:
         pictures: How many images each of the pictures gave that were cut into patches, in order.
         encodings: How the images used so far were encoded.
         averaged: Pixels in a row of noisy images that become one; None where they are kept.
+        is_complex: Whether the channels used so far are real and imaginary parts.
 
     Args:
         source: The images.
@@ -90,6 +91,7 @@ class Reader:
         self.pictures: list[int] = []
         self.encodings: Counter[Encoding] = Counter()
         self.averaged: int | None = None
+        self.is_complex = False
         self._source = source
         self._pad = pad
         self._resolution = resolution
@@ -172,6 +174,7 @@ class Reader:
         for image in self._images(self._source.items, self._refuse, self._digest.update):
             if self._is_kept(image):
                 images = self._cut(image.pixels)
+                self.is_complex = image.is_complex
                 if self._max_images is not None:
                     images = images[: self._max_images - self.count]
                 self.count += len(images)

@@ -139,6 +139,13 @@ class ImageStore:
         stored = self.meta.info.get("intensity")
         return PIXELS if stored is None else Intensity.model_validate(stored)
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether the channels are real and imaginary parts."""
+        operator = self.meta.info.get("operator")
+        fourier = isinstance(operator, dict) and operator.get("kind") == "fourier"
+        return fourier or bool(self.meta.info.get("complex"))
+
     def take(self, indices: Int64[Tensor, " n"]) -> Float[Tensor, " n c h w"]:
         """The images with these numbers, in this order, on the CPU."""
         return torch.from_numpy(self._mapped.take_units(indices.numpy()))

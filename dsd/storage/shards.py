@@ -27,6 +27,7 @@ from dsd.utils.errors import DataError
 from dsd.utils.files import published
 
 __all__ = [
+    "KEPT",
     "LEVELS",
     "REMEDY",
     "Block",
@@ -50,6 +51,9 @@ LEVELS: Final = "levels"
 holds its fingerprint."""
 
 REMEDY: Final = "run `dvc repro` (or `dvc checkout`) to bring it back"
+
+KEPT: Final = ("intensity", "missing", "complex", "suffix")
+"""What a noisy store remembers of the clean one: how its numbers came from those of files."""
 
 Count = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

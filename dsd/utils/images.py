@@ -22,6 +22,7 @@ __all__ = [
     "save_grid",
     "save_rows",
     "to_uint8",
+    "visible",
 ]
 
 _SHOWN_SIZE = 64
@@ -118,17 +119,21 @@ def enlarged(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b c v u"]:
     return pixels.repeat_interleave(zoom, dim=-1).repeat_interleave(zoom, dim=-2)
 
 
-def _shown(pixels: Pixels, zoom: int) -> UInt8[Tensor, " b _ v u"]:
-    """Images for a picture, enlarged.
+def visible(pixels: Pixels, *, is_complex: bool = False) -> UInt8[Tensor, " b _ h v"]:
+    """Images of any channels as grey or RGB pictures; every picture of images is made by this.
 
-    Of complex ones the brightness; of more than three channels their mean, because no colours are
-    known for these.
+    Of complex ones the brightness. Two channels, such as those of two dyes, are green and magenta:
+    where both are bright the picture is white, also for the colour-blind. Three are red, green and
+    blue. More are grey pictures side by side.
     """
-    if pixels.shape[1] == 2:
-        pixels = magnitude(pixels).round().to(torch.uint8)
-    elif pixels.shape[1] > _COLOURS:
-        pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8)
-    return enlarged(pixels, zoom)
+    channels = pixels.shape[1]
+    if is_complex:
+        return magnitude(pixels).round().to(torch.uint8)
+    if channels == 2:
+        return pixels[:, [1, 0, 1]]
+    if channels > _COLOURS:
+        return torch.cat([*pixels.split(1, dim=1)], dim=-1)
+    return pixels
 
 
 def _grid(pixels: Pixels, *, columns: int, gap: int) -> Image.Image:
@@ -150,14 +155,17 @@ def _grid(pixels: Pixels, *, columns: int, gap: int) -> Image.Image:
     return Image.fromarray(grid)
 
 
-def save_grid(pixels: Pixels, path: Path, *, columns: int, zoom: int = 1) -> None:
+def save_grid(
+    pixels: Pixels, path: Path, *, columns: int, zoom: int = 1, is_complex: bool = False
+) -> None:
     """Publish images side by side as one PNG, each pixel shown as ``zoom`` x ``zoom``."""
-    grid = _grid(_shown(pixels, zoom), columns=columns, gap=128)
+    shown = enlarged(visible(pixels, is_complex=is_complex), zoom)
+    grid = _grid(shown, columns=columns, gap=128)
     with published(path) as file:
         grid.save(file, format="png")
 
 
-def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
+def save_rows(rows: Mapping[str, Pixels], path: Path, *, is_complex: bool = False) -> None:
     """Publish a picture with one labelled row of images for each entry, to judge by eye.
 
     Smaller images are shown as large as the largest, whose size theirs must divide. A row of fewer
@@ -165,7 +173,10 @@ def save_rows(rows: Mapping[str, Pixels], path: Path) -> None:
     """
     largest = max(pixels.shape[-1] for pixels in rows.values())
     width = largest * max(1, _SHOWN_SIZE // largest)
-    lines = [_shown(pixels, width // pixels.shape[-1]) for pixels in rows.values()]
+    lines = [
+        enlarged(visible(pixels, is_complex=is_complex), width // pixels.shape[-1])
+        for pixels in rows.values()
+    ]
     columns = max(map(len, lines))
     filled = [torch.cat([x, x.new_full((columns - len(x), *x.shape[1:]), 255)]) for x in lines]
     grid = _grid(torch.cat(filled), columns=columns, gap=255)

@@ -29,8 +29,8 @@ State: TypeAlias = Float[Tensor, " b *d"]
 Level: TypeAlias = Float[Tensor, " b"]
 """A noise level for each sample, in data units."""
 
-AnyLevel: TypeAlias = float | int | Float[Tensor, ""] | Level
-"""One noise level for all samples, or one for each."""
+AnyLevel: TypeAlias = float | int | Float[Tensor, "..."]
+"""One noise level for all samples, or one for each, [b] or [b, 1, ...]."""
 
 NoiseLevels: TypeAlias = Level | Float[Tensor, " b c h w"]
 """A noise level for each observation, or a map of those of its pixels, in data units."""
@@ -62,12 +62,12 @@ def as_levels(sigma: AnyLevel, samples: Shaped[Tensor, " b *d"]) -> Level:
             raise ValueError(msg)
         dtype = samples.dtype if samples.is_floating_point() else torch.float32
         return torch.full((count,), sigma, dtype=dtype, device=samples.device)
-    if sigma.ndim == 0:
-        return sigma.expand(count)
-    if sigma.shape != (count,):
+    if sigma.numel() == 1:
+        return sigma.reshape(()).expand(count)
+    if sigma.numel() != count or len(sigma) != count:
         msg = f"sigma: levels of shape {[*sigma.shape]} for {count} samples. Give one, or {count}"
         raise ValueError(msg)
-    return sigma
+    return sigma.flatten()
 
 
 def highest(sigma: NoiseLevels) -> Level:

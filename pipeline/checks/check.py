@@ -55,6 +55,9 @@ class Found:
     prepared: Shape | None
     """The same of what ``prepare`` will write."""
 
+    is_complex: bool
+    """Whether its channels are real and imaginary parts."""
+
     refused: tuple[Refused, ...]
     """Images that were opened and will be skipped."""
 
@@ -101,6 +104,7 @@ def look(data: Data, root: Path) -> Found:
         opened=0 if source.count > 1 and data.name else len(some),
         size=size,
         prepared=prepared,
+        is_complex=reader.is_complex or data.phase == "smooth",
         refused=tuple(reader.refused),
         notes=source.notes,
     )
@@ -165,7 +169,8 @@ def _to_come(params: Params, paths: Paths) -> Prepared | None:
     """What ``prepare`` will write; None where images are refused, which it says of all of them."""
     with suppress(DataError):
         found = look(params.data, paths.root)
-        return None if found.prepared is None else Prepared(found.count, found.prepared)
+        if found.prepared is not None:
+            return Prepared(found.count, found.prepared, is_complex=found.is_complex)
     return None
 
 
@@ -175,14 +180,16 @@ def _written(stage: str, paths: Paths) -> Prepared | None:
     level = None if train is None else TypeAdapter(float).validate_python(train.info["assumed"])
     prepared = _meta(paths.artifact("prepare"))
     if prepared is not None:
-        return Prepared(prepared.count, prepared.layout.shape, level)
+        is_complex = bool(prepared.info.get("complex"))
+        return Prepared(prepared.count, prepared.layout.shape, level, is_complex)
     # A machine for training alone needs no clean images.
     heldout = _meta(paths.artifact("corrupt") / "heldout")
     if train is None or heldout is None:
         return None
     shape = train.info["shape"] if train.info["add"] else train.layout.shape
     counted = train.count + heldout.count
-    return Prepared(counted, TypeAdapter(Shape).validate_python(shape), level)
+    is_complex = bool(train.info.get("complex"))
+    return Prepared(counted, TypeAdapter(Shape).validate_python(shape), level, is_complex)
 
 
 def _meta(folder: Path) -> StoreMeta | None:
@@ -308,7 +315,7 @@ def show_check(params: Params, paths: Paths) -> None:
 
         resolve_precision(params.compute, resolve_device(params.compute))
     if found.prepared is not None:
-        images = Prepared(found.count, found.prepared)
+        images = Prepared(found.count, found.prepared, is_complex=found.is_complex)
         _read_spectrum(params, paths, images)
         _require_all(params, images, download=False)
         for _, text in remarks(params, images):
@@ -324,15 +331,17 @@ def _lines(found: Found, data: Data) -> Iterator[str]:
     else:
         how = f"; {found.opened} of them were opened" if found.opened else ""
         how = how or ", as torchvision has them"
-        opened = f"images of {_kind(found.size)}{how}"
+        opened = f"images of {_kind(found.size, is_complex=found.is_complex)}{how}"
     yield f"{data.name or data.path}: {found.count:,} {opened}"
     yield from (f"  {note}" for note in found.notes)
     yield from (f"  will skip {one.name}, which {one.reason}" for one in found.refused)
     if found.prepared is not None and found.prepared != found.size:
-        yield f"  prepare makes {_kind(found.prepared)} of them"
+        made = _kind(found.prepared, is_complex=found.is_complex)
+        yield f"  prepare makes {made} of them"
 
 
-def _kind(shape: Shape) -> str:
+def _kind(shape: Shape, *, is_complex: bool) -> str:
     channels, height, width = shape
-    colour = {1: "grey", 2: "complex", 3: "RGB"}.get(channels, f"{channels} channels")
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    colour = "complex" if is_complex and channels == 2 else colour
     return f"{width} x {height} {colour}"

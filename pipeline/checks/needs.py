@@ -47,6 +47,9 @@ class Prepared:
     """Noise level that is assumed of them, in data units; None before ``corrupt`` has settled it,
     unless the parameters give it."""
 
+    is_complex: bool = False
+    """Whether channels are real and imaginary parts."""
+
 
 def require(params: Params, images: Prepared) -> None:
     """Refuse parameters with which a stage would fail on such images, or ignore a value.
@@ -75,7 +78,7 @@ def _problems(params: Params, images: Prepared) -> Iterator[str]:
     yield from _too_few(params, images, observed)
     yield from _unknown_noise(params, images, observed)
     yield from _network(params, images.shape, observed)
-    yield from _features(params, images.shape[0])
+    yield from _features(params, images.shape[0], is_complex=images.is_complex)
     yield from _sampler(params, level)
     if level is not None:
         yield from _distributions(params, level)
@@ -195,7 +198,7 @@ def _other_size(params: Params, shape: Shape) -> Iterator[str]:
         yield size if crop else f"set data.resolution to {height}"
 
 
-def _features(params: Params, channels: int) -> Iterator[str]:
+def _features(params: Params, channels: int, *, is_complex: bool) -> Iterator[str]:
     """Feature spaces that do not see what the images show."""
     chosen = {
         "distill.selection.features": [params.distill.selection.features],
@@ -203,7 +206,8 @@ def _features(params: Params, channels: int) -> Iterator[str]:
     }
     for key, names in chosen.items():
         for name in names:
-            if name in FEATURE_SPACES and name != "teacher" and channels not in KNOWN_CHANNELS:
+            known = channels in KNOWN_CHANNELS and (channels != 2 or is_complex)
+            if name in FEATURE_SPACES and name != "teacher" and not known:
                 problem = f"which knows no images of {channels} channels"
                 others: tuple[str, ...] = ("teacher",)
             elif name in COLOUR_BLIND and channels == 3:

@@ -78,6 +78,12 @@ class Params(Section):
                 "images that are whole otherwise; set the operator to identity, or invalid to "
                 "refuse"
             )
+        if data.invalid == "mask" and corrupt.spectrum != "white":
+            yield (
+                f"corrupt.spectrum is {corrupt.spectrum} while data.invalid is mask: correlated "
+                "noise would tell of what is hidden, for which no loss here holds; set spectrum "
+                "to white, or invalid to refuse"
+            )
         if kind in {"mask", "fourier"}:
             yield (
                 f"corrupt.operator.kind is {kind} while data.content is noisy: which coefficients "

@@ -136,7 +136,7 @@ def measure(params: Params, paths: Paths) -> Rates:
     """Take all measurements; raises ParamsError and DataError where the stages would."""
     found, device = look(params.data, paths.root), resolve_device(params.compute)
     if found.prepared is not None:
-        require(params, Prepared(found.count, found.prepared))
+        require(params, Prepared(found.count, found.prepared, is_complex=found.is_complex))
     rates, count = Rates(found.count, {}, {}, {}), min(found.count, _IMAGES)
     with TemporaryDirectory(prefix="dsd-plan-") as folder:
         work = Paths(Path(folder))

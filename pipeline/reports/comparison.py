@@ -177,13 +177,19 @@ class Group:
 
     def difference(self, other: "Group") -> str:
         """The first field in which another group's protocol differs, with both values."""
-        here, there = (
-            {**_fixed(group.runs[0]), **group.runs[0].extractors} for group in (self, other)
-        )
-        field = next((key for key in {**here, **there} if here.get(key) != there.get(key)), None)
-        if field is None:
+        here, there = self.runs[0], other.runs[0]
+        if _fixed(here) != _fixed(there):
+            return _first_difference(_fixed(here), _fixed(there))
+        common = [name for name in here.extractors if name in there.extractors]
+        if not common:
             return "no feature space in common"
-        return f"{field} {there.get(field)} and not {here.get(field)}"
+        ours, theirs = ({name: run.extractors[name] for name in common} for run in (here, there))
+        return _first_difference(ours, theirs)
+
+
+def _first_difference(here: Mapping[str, object], there: Mapping[str, object]) -> str:
+    key = next(key for key in {**here, **there} if here.get(key) != there.get(key))
+    return f"{key} {there.get(key)} and not {here.get(key)}"
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:

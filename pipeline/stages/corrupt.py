@@ -96,6 +96,7 @@ def _draw(paths: Paths, clean: ImageStore, noise: Noise) -> None:
         paths.report("corrupt") / "images.png",
         columns=len(shown),
         zoom=max(1, SHOWN_PIXELS // clean.shape[-1]),
+        is_complex=noisy.is_complex,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from dsd.distillation.trainer import Distillation
 from dsd.model.checkpoint import load_denoiser, read_spec, save_model
 from dsd.model.generator import make_latents
+from dsd.model.units import ImageUnits
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import ProximalReference, choose
@@ -157,6 +158,7 @@ class _DistillJob:
         device = attempt.device
         self._operator = Operator.of_store(given.train.meta.info)
         self._network = read_spec(given.teacher).network
+        self._units = ImageUnits.of_store(given.train)
         self._training = distillation = Distillation(
             load_denoiser(given.teacher, device),
             given.train.noise_levels.to(device),
@@ -250,7 +252,7 @@ class _DistillJob:
         )
         with published(target) as file:
             file.write(save({"images": images.cpu()}))
-        self._loop.save_pictures(images)
+        self._loop.save_pictures(images, is_complex=self._units.is_complex)
 
     def _keep_generator(self) -> None:
         """Save the averaged generator."""
@@ -261,6 +263,7 @@ class _DistillJob:
             operator=self._operator.choice,
             shape=self._operator.shape,
             sigma_init=self._params.distill.sigma_init,
+            units=self._units,
         )
 
     def _best(self) -> set[str]:

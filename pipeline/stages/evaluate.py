@@ -104,7 +104,7 @@ def _evaluate(
     summary["memorisation"] = copies.summary()
     log.doing("drawing the pictures")
     draw_models(paths, samples.images, data)
-    draw_progress(paths)
+    draw_progress(paths, is_complex=data.is_complex)
     draw_neighbours(paths, images, copies, data)
     return summary
 
@@ -155,6 +155,7 @@ def _data(params: "Params", paths: Paths, log: StageLog) -> EvaluationData:
         GaussianNoise.of_store(noisy.meta.info),
         noisy.noise_levels,
         heldout.noise_levels,
+        noisy.is_complex,
     )
 
 

@@ -80,18 +80,24 @@ def draw_models(paths: Paths, images: Mapping[str, Pixels], data: EvaluationData
     rows = {name: pixels[:NUM_SHOWN] for name, pixels in shown.items()}
     labelled = {label: rows[name] for name, label in LABELS.items() if name in rows}
     folder = paths.report("evaluate")
-    save_rows(labelled, folder / "comparison.png")
+    save_rows(labelled, folder / "comparison.png", is_complex=data.is_complex)
     for name, pixels in shown.items():
         zoom = max(1, SHOWN_PIXELS // pixels.shape[-1])
-        save_grid(pixels, folder / "samples" / f"{name}.png", columns=NUM_SHOWN, zoom=zoom)
+        save_grid(
+            pixels,
+            folder / "samples" / f"{name}.png",
+            columns=NUM_SHOWN,
+            zoom=zoom,
+            is_complex=data.is_complex,
+        )
 
 
-def draw_progress(paths: Paths) -> None:
+def draw_progress(paths: Paths, *, is_complex: bool) -> None:
     """Save the generator's images of the same latents, at a few times of the distillation."""
     files = sorted((paths.artifact("distill") / "trajectory").glob("*.safetensors"))
     shown = np.linspace(0, len(files) - 1, min(NUM_PROGRESS, len(files))).round().astype(int)
     rows = {f"{int(files[at].stem):,} images": _first_images(files[at]) for at in shown}
-    save_rows(rows, paths.report("evaluate") / "progress.png")
+    save_rows(rows, paths.report("evaluate") / "progress.png", is_complex=is_complex)
 
 
 def _first_images(file: Path) -> Pixels:
@@ -109,4 +115,4 @@ def draw_neighbours(
     rows = {"one step": images[shown], "nearest noisy": data.noisy[nearest]}
     if data.clean is not None:
         rows["the same, clean"] = data.clean[data.numbers[nearest]]
-    save_rows(rows, paths.report("evaluate") / "neighbours.png")
+    save_rows(rows, paths.report("evaluate") / "neighbours.png", is_complex=data.is_complex)

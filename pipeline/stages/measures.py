@@ -70,6 +70,9 @@ class EvaluationData(NamedTuple):
     heldout_levels: NoiseLevels | None = None
     """The same for ``heldout``."""
 
+    is_complex: bool = False
+    """Whether channels are real and imaginary parts."""
+
     def remaining_operator(self, model: str) -> Operator | None:
         """Operator that a model's images still need to be compared with noisy ones.
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_SUFFIXES = {"array": ".npy", "hdf5": ".h5", "zarr": ".zarr", "fits": ".fits", "mrc": ".mrc",
+             "nifti": ".nii.gz", "function": ".npy"}  # fmt: skip
+"""Of files of a kind of source; pictures have more than one."""
+
 
 def run(context: StageContext) -> None:
     """Read the images of ``params.data`` and write ``data/prepare`` and ``reports/prepare``."""
@@ -175,13 +179,22 @@ def _origin(
         more["averaged"] = reader.averaged
     if watch.intensity != PIXELS:
         more["intensity"] = watch.intensity.model_dump(exclude_none=True)
+        more["suffix"] = _suffix(data, reader)
     if watch.missing:
         more["missing"] = watch.missing / (watch.missing + watch.numbers)
+    if reader.is_complex or data.phase == "smooth":
+        more["complex"] = True
     if data.patches is not None:
         more["pictures"] = list(reader.pictures)
     if levels is not None:
         more[LEVELS] = levels.fingerprint
     return {"content": data.content, "source_sha256": reader.fingerprint, **more}
+
+
+def _suffix(data: Data, reader: Reader) -> str:
+    """Suffix of files like those of the source, for images that a model makes."""
+    pictures = all("PNG" in one.name for one in reader.encodings)
+    return _SUFFIXES.get(data.source, ".png" if pictures else ".tif")
 
 
 def _encodings(reader: Reader) -> dict[str, int]:
@@ -207,7 +220,8 @@ def _report(folder: Path, meta: StoreMeta, notes: list[str], reader: Reader, wat
 
 def _summary_line(meta: StoreMeta, reader: Reader) -> str:
     channels, height, width = meta.layout.shape
-    kind = {1: "grey", 2: "complex", 3: "RGB"}.get(channels, f"{channels} channels")
+    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    kind = "complex" if meta.info.get("complex") else kind
     line = f"{meta.count} images of {width} x {height} {kind}, {meta.layout.dtype}"
     encodings = ", ".join(f"{count} {name}" for name, count in _encodings(reader).items())
     line = f"{line} ({encodings})"

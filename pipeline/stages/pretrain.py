@@ -8,6 +8,7 @@ from pydantic import Field
 from dsd.model.checkpoint import build_denoiser, save_model
 from dsd.model.denoiser import AnyDenoiser, with_view
 from dsd.model.samplers import sample_teacher
+from dsd.model.units import ImageUnits
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
@@ -68,6 +69,7 @@ class _PretrainJob:
         device = attempt.device
         self._operator = Operator.of_store(noisy.meta.info)
         self._shape = noisy.shape
+        self._units = ImageUnits.of_store(noisy)
         self._sigma = noisy.sigma.to(device)
         view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy(), noisy.all())
         view = None if view is None else view.to(device)
@@ -127,14 +129,16 @@ class _PretrainJob:
         with torch.inference_mode():  # not evaluate.sampler, a change of which must not retrain
             sigma_y = float(self._sigma.max())
             samples = sample_teacher(self._training.average, latents, sigma_y=sigma_y)
-        self._loop.save_pictures(to_uint8(samples.truncated))
+        shown = to_uint8(samples.truncated)
+        self._loop.save_pictures(shown, is_complex=self._units.is_complex)
 
     def _draw_denoised(self) -> None:
         """Save the first observations, two rows above what the averaged teacher makes of them."""
         y, sigma, view = self._observed
         with torch.inference_mode():
             denoised = with_view(self._training.average, view)(y, sigma)
-        self._loop.save_pictures(to_uint8(torch.cat([y, denoised])), "denoised")
+        shown = to_uint8(torch.cat([y, denoised]))
+        self._loop.save_pictures(shown, "denoised", is_complex=self._units.is_complex)
 
     def write(self, paths: Paths) -> None:
         """Write the stage's outputs, which are empty folders."""
@@ -146,6 +150,7 @@ class _PretrainJob:
             operator=self._operator.choice,
             shape=self._shape,
             sigma_init=None,
+            units=self._units,
         )
         report, history = paths.report("pretrain"), self._history
         write_csv(report / "loss.csv", ["images", "loss"], history.loss)

@@ -122,8 +122,14 @@ class TrainingLoop(Generic[RecordT, HistoryT]):
         self._watch.flush()
         return self._watch.on_main_process(work, self.history.images_seen)
 
-    def save_pictures(self, images: Pixels, kind: str = "pictures") -> None:
+    def save_pictures(self, images: Pixels, kind: str = "pictures", *, is_complex: bool) -> None:
         """Save a grid of the first images in the folder ``kind``, named by the images seen."""
         target = self.folder / kind / f"{self.history.images_seen:09d}.png"
         zoom = max(1, 64 // images.shape[-1])
-        save_grid(images[:GRID_IMAGES].cpu(), target, columns=_GRID_COLUMNS, zoom=zoom)
+        save_grid(
+            images[:GRID_IMAGES].cpu(),
+            target,
+            columns=_GRID_COLUMNS,
+            zoom=zoom,
+            is_complex=is_complex,
+        )

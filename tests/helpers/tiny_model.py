@@ -19,11 +19,17 @@ NETWORK = UNetConfig(
 
 def save_tiny_generator(folder, seed=0):
     """Save it as ``distill`` does."""
+    save_tiny_model(folder, seed=seed)
+
+
+def save_tiny_model(folder, *, seed=0, shape=SHAPE, sigma_init=2.5, units=None):
+    """Save a generator, or with ``sigma_init`` None a teacher."""
     save_model(
         folder,
-        build_denoiser(NETWORK, SHAPE, seed=seed),
+        build_denoiser(NETWORK, shape, seed=seed),
         network=NETWORK,
         operator=IdentityOperator(kind="identity"),
-        shape=SHAPE,
-        sigma_init=2.5,
+        shape=shape,
+        sigma_init=sigma_init,
+        units=units,
     )

@@ -34,6 +34,14 @@ SHAPE = (1, 8, 8)
 SIGMA, ASSUMED = 0.4, 0.45
 NUM_READINGS = 6
 
+PIXEL_UNITS = {
+    "intensity": {"low": 0.0, "high": 255.0, "dtype": "uint8", "camera": None},
+    "sigma": float(np.float32(ASSUMED)),
+    "is_complex": False,
+    "suffix": ".png",
+}
+"""What models of 8-bit pictures know of them."""
+
 CHANGES = {
     "seed": 5,
     "data": {"path": "images.parquet", "pad": 0, "resolution": 8, "max_images": 140,

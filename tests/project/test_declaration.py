@@ -123,6 +123,7 @@ def test_a_stage_depends_on_all_code_it_imports_and_on_no_other(stage):
 
 def test_the_command_of_a_stage_looks_for_all_packages_that_stages_import():
     files = [file for part in ("dsd", "pipeline") for file in (ROOT / part).rglob("*.py")]
+    files = [file for file in files if file.parent.name != "outputs"]  # its packages are extras
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]

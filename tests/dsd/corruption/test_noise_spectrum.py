@@ -129,6 +129,10 @@ def test_a_level_that_the_correlated_noise_contradicts_stops_the_run(tmp_path):
         ({"corrupt": {"spectrum": "noise.npy", "operator": {
             "kind": "mask", "keep_prob": 0.5, "further_mask_prob": 0.1,
         }}}, "correlated noise would tell of what is hidden"),
+        ({"corrupt": {"spectrum": "auto", "sigma": 0.2}, "data": {
+            "content": "noisy", "pad": 0, "resolution": None, "invalid": "mask",
+            "intensity": {"low": 0.0, "high": 1.0},
+        }}, "while data.invalid is mask"),
         ({"corrupt": {"spectrum": "pink"}}, "String should match"),
     ],
 )  # fmt: skip

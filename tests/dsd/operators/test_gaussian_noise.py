@@ -10,7 +10,7 @@ from dsd.corruption.noise_kernel import kernel_of, read_kernel
 from dsd.corruption.writer import Noise, write_noisy_store
 from dsd.distillation.trainer import Distillation
 from dsd.evaluation.memorisation import _observed
-from dsd.model.checkpoint import load_denoiser, save_model
+from dsd.model.checkpoint import build_denoiser, load_denoiser, save_model
 from dsd.model.denoiser import Denoiser
 from dsd.model.generator import OneStepGenerator
 from dsd.model.samplers import EDM_SAMPLER, sample_teacher
@@ -207,6 +207,17 @@ def test_a_model_remembers_the_noise_that_it_removes(tmp_path):
     assert not NOISE.same_as(WHITE)
     assert not NOISE.same_as(GaussianNoise(KERNEL.mT))
     assert NOISE.same_as(GaussianNoise(-3 * KERNEL.flip(1)))
+
+
+@pytest.mark.parametrize("kernel", [torch.ones(1, 2, 3), torch.zeros(1, 3, 3), KERNEL / 0])
+def test_what_is_no_kernel_is_refused(kernel):
+    with pytest.raises(ValueError, match="odd numbers of rows and columns"):
+        GaussianNoise(kernel)
+
+
+def test_a_kernel_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="a kernel for 1 channels, the images 2"):
+        build_denoiser(tiny_params().network, (2, 8, 8), seed=0, noise=NOISE)
 
 
 def test_the_kernel_of_a_covariance_gives_that_covariance():

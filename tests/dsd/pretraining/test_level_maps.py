@@ -200,6 +200,8 @@ def test_a_plane_that_is_no_variance_of_the_images_is_refused(tmp_path, variance
         ("data", {"content": "clean"}, "data.content to noisy"),
         ("data", {"source": "mrc"}, "data.source to one of"),
         ("data", {"on_error": "skip"}, "data.on_error to raise"),
+        ("data", {"invalid": "mask"}, "data.invalid to refuse"),
+        ("data", {"intensity": None}, "data.intensity to a linear map"),
         ("data", {"patches": None, "resolution": 8}, "data.resolution to null"),
         ("corrupt", {"sigma": 0.5}, "corrupt.sigma to auto"),
         ("corrupt", {"spectrum": "auto"}, "corrupt.spectrum to white"),

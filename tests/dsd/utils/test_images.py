@@ -97,15 +97,20 @@ def test_pictures_show_smaller_and_complex_images_as_large_as_the_others(tmp_pat
         assert picture.size == (150 + 2 * 66 + 2, 2 * 66 + 2)
         assert picture.getpixel((200, 100)) == (255, 255, 255)
     one = to_uint8(torch.tensor([0.6, -0.8]).reshape(1, 2, 1, 1))
-    save_grid(one.expand(2, -1, -1, -1), tmp_path / "grid.png", columns=2)
+    save_grid(one.expand(2, -1, -1, -1), tmp_path / "grid.png", columns=2, is_complex=True)
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.getpixel((2, 2))) > 250
 
 
-def test_bands_are_shown_as_their_mean(tmp_path):
-    bands = torch.arange(2 * 5 * 4 * 4).reshape(2, 5, 4, 4).to(torch.uint8)
-    save_grid(bands[:1], tmp_path / "bands.png", columns=1)
-    shown = np.asarray(Image.open(tmp_path / "bands.png"))
-    np.testing.assert_array_equal(
-        shown, bands[0].float().mean(0).round()[..., None].expand(-1, -1, 3)
-    )
+def test_two_dyes_are_green_and_magenta_and_bands_stand_side_by_side(tmp_path):
+    bands = numbers(1, 5, 4, 4)
+    save_grid(bands, tmp_path / "bands.png", columns=1)
+    side_by_side = torch.cat([*bands[0]], dim=1)[..., None].expand(-1, -1, 3)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "bands.png")), side_by_side)
+    save_grid(bands[:, :2], tmp_path / "dyes.png", columns=1)
+    green, magenta = bands[0, 0], bands[0, 1]
+    expected = torch.stack([magenta, green, magenta], dim=-1)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "dyes.png")), expected)
+    save_rows({"bands": bands, "smaller": bands[..., :2, :2]}, tmp_path / "rows.png")
+    with Image.open(tmp_path / "rows.png") as picture:
+        assert picture.size == (150 + 5 * 64 + 4, 2 * 66 + 2)

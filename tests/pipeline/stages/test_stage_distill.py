@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from stage_helpers import files_of
 from tiny_features import features_of
-from tiny_run import SHAPE, Call, adam_in_numpy, averages, flat, step_size
+from tiny_run import PIXEL_UNITS, SHAPE, Call, adam_in_numpy, averages, flat, step_size
 from twins import generator_level
 
 from dsd.utils.philox import noise_of
@@ -179,6 +179,7 @@ def test_each_checkpoint_holds_the_average_of_its_moment(tiny_run):
             "shape": list(SHAPE),
             "sigma_init": 1.7,
             "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "units": PIXEL_UNITS,
         }
 
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny_run import ASSUMED, NUM_READINGS, SHAPE, adam_in_numpy, averages, flat, step_size
+from tiny_run import (
+    ASSUMED,
+    NUM_READINGS,
+    PIXEL_UNITS,
+    SHAPE,
+    adam_in_numpy,
+    averages,
+    flat,
+    step_size,
+)
 from twins import karras_grid, omni_weight, sample
 
 from dsd.model.checkpoint import build_denoiser
@@ -61,6 +70,7 @@ def test_the_model_says_what_was_trained(tiny_run):
         "weights_sha256": hashlib.sha256(
             (folder / "weights.safetensors").read_bytes()
         ).hexdigest(),
+        "units": PIXEL_UNITS,
     }
 
 

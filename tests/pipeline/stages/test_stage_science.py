@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from tiny_stages import run, tiny
+from PIL import Image
+from tiny_stages import SELECTION, run, tiny
 
+from dsd.model.checkpoint import load_generator, read_spec
 from dsd.storage.image_store import ImageStore
-from dsd.utils.errors import DataError
+from dsd.utils.errors import DataError, ParamsError
 from pipeline.checks.check import check_before, look
 from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, distill, evaluate, prepare, pretrain
@@ -92,3 +94,36 @@ def test_a_level_in_the_wrong_unit_is_refused(workspace, tmp_path, corrupt_, com
     (tmp_path / "data/prepare").symlink_to(workspace.artifact("prepare"))
     with pytest.raises(DataError, match=complaint):
         run(corrupt, params(corrupt=corrupt_), Paths(tmp_path))
+
+
+def test_both_models_know_the_raw_units(workspace):
+    for folder in (workspace.artifact("pretrain"), workspace.artifact("distill") / "generator"):
+        units = read_spec(folder).units
+        assert (units.intensity.low, units.intensity.high) == (LOW, HIGH)
+        assert units.intensity.dtype == "uint16"
+        assert units.sigma == pytest.approx(SIGMA * 2 / (HIGH - LOW))
+        assert (units.suffix, units.is_complex) == (".tif", False)
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_dyes_and_bands_go_through_all_stages_in_features_of_the_teacher(tmp_path, channels):
+    write_stacks(tmp_path, channels)
+    short = {"kimg": 0.064}
+    changes = {
+        "pretrain": {**short, "sample_every_kimg": 0.064},
+        "distill": {**short, "selection": {**SELECTION, "features": "teacher"}},
+        "evaluate": {"features": ["teacher"]},
+    }
+    wrong = params(distill=changes["distill"], evaluate={"features": ["efficientnet-lite0"]})
+    with pytest.raises(ParamsError, match=f"no images of {channels} channels: choose teacher"):
+        check_before("prepare", wrong, Paths(tmp_path))
+    for stage in (prepare, corrupt, pretrain, distill, evaluate):
+        run(stage, params(**changes), Paths(tmp_path))
+    paths = Paths(tmp_path)
+    assert json.loads(paths.summary.read_text())["generator"]["proximal_frechet"] >= 0
+    with Image.open(paths.report("corrupt") / "images.png") as picture:
+        # Dyes are green and magenta, bands stand side by side.
+        width = 64 * (1 if channels == 2 else channels) + 2
+        assert picture.size == (10 * width + 2, 66 + 2)
+    images = load_generator(paths.artifact("distill") / "generator").sample(2, 0)
+    assert images.shape == (2, channels, 8, 8)
