@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Completed, Failed
 from pydantic import Field
@@ -64,8 +65,17 @@ class _Run:
         return self.state is not None and self.state.is_completed()
 
 
+def _run_name() -> str:
+    """The parameters that vary and their values: ``sigma 0.2, 0.4; divergence sid, dmd``."""
+    given = flow_run.parameters
+    params = [SweepParam.model_validate(one) for one in given["grid"]]
+    texts = [f"{one.key.rpartition('.')[2]} {', '.join(one.values)}" for one in params]
+    return "; ".join([*([given["name"]] if given["name"] else []), *texts])
+
+
 @flow(
     name="sweep",
+    flow_run_name=_run_name,
     on_running=[register_run, end_soon_when_stopped],
     on_completion=[forget_run],
     on_failure=[forget_run],
@@ -201,7 +211,7 @@ def _show_so_far(runs: Sequence[_Run], name: str) -> None:
     lines = [f"{len(done)} of {len(runs)} runs of sweep {name} are done.", ""]
     lines += [f"- {differences(run.values)}: {run.state.name}" for run in done if run.state]
     try:
-        folders = [REPORTS / run.name for run in done if run.completed]
+        folders = [ROOT / REPORTS / run.name for run in done if run.completed]
         lines += ["", *figure_lines([folder for folder in folders if folder.is_dir()])]
         create_markdown_artifact(
             "\n".join(lines), key="so-far", description=f"Sweep {name} so far"

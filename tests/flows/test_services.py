@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from uuid import uuid4
@@ -260,6 +260,28 @@ def test_a_silent_server_of_this_machine_is_named_and_was_asked_without_a_proxy(
     assert line.startswith("error: ")
     assert address in line
     assert "proxy" not in line
+
+
+def test_an_edit_of_the_parameters_refreshes_the_form_once(monkeypatch):
+    from flows.services import reconcile
+
+    versions = iter([(1, 1), (1, 1), (2, 1), (2, 1)])
+    made, pauses = [], iter([None, None])
+
+    def pause(seconds):
+        if next(pauses, "done") == "done":
+            raise KeyboardInterrupt
+
+    no_client = nullcontext()
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **_: no_client)
+    monkeypatch.setattr(reconcile, "named_server", lambda: "http://127.0.0.1:1/api")
+    monkeypatch.setattr(reconcile, "_params_version", lambda: next(versions))
+    monkeypatch.setattr(reconcile, "_attempt", lambda client: None)
+    monkeypatch.setattr(reconcile, "_refresh_form", lambda: made.append("form"))
+    monkeypatch.setattr(reconcile.time, "sleep", pause)
+    with pytest.raises(KeyboardInterrupt):
+        reconcile.main(["--every", "10"])
+    assert made == ["form"]
 
 
 @pytest.mark.parametrize("module", ["reconcile", "deploy"])

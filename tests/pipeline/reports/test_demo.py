@@ -74,8 +74,8 @@ def test_a_folder_without_models_is_one_message(tmp_path):
         show_demo(Paths(tmp_path))
 
 
-def test_what_a_run_left_can_be_shipped_again(finished, tmp_path):
-    ship(finished.root, tmp_path / "demo")
+def test_what_a_run_left_can_be_shipped_again(copied, tmp_path):
+    ship(copied.root, tmp_path / "demo")
     found = load_file(tmp_path / "demo" / "observations.safetensors")
     assert found["noisy"].shape[1:] == found["clean"].shape[1:]
     load_generator(tmp_path / "demo" / "generator")
