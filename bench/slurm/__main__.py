@@ -94,7 +94,7 @@ PARTS: Mapping[str, Part] = {
     "one-clone": lambda bench: one_clone(
         bench.lab, bench.clone("one-clone", **{"pretrain.kimg": 3840})
     ),
-    "locks": lambda bench: locks(bench.lab, bench.clone("locks")),
+    "locks": lambda bench: locks(bench.lab, bench.clone("locks", **{"pretrain.kimg": 3840})),
     "shells": lambda bench: shells(bench.lab, bench.clone("shells")),
     "array": lambda bench: array(
         bench.lab,
