@@ -4,7 +4,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
 from mlflow.entities import LoggedModelStatus
@@ -82,7 +81,7 @@ def _release(package: str) -> str:
 
 
 def _signature(folder: Path) -> ModelSignature:
-    shape = load_generator(folder, torch.device("cpu")).sample(1, seed=0).shape[1:]
+    image = load_generator(folder, torch.device("cpu")).sample(1, seed=0).numpy()
     columns = Schema([ColSpec(DataType.long, "seed"), ColSpec(DataType.long, "num_images")])
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))])
+    images = Schema([TensorSpec(image.dtype, (-1, *image.shape[1:]))])
     return ModelSignature(inputs=columns, outputs=images)
