@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 from stage_helpers import params_with
 
 from pipeline.params.model import Params
+from pipeline.params.presets import load_preset
 from sandbox import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
@@ -113,8 +114,10 @@ def test_the_papers_network_is_as_large_as_the_papers():
 
     from dsd.model.networks.unet import UNet
 
-    written = re.search(r"`(patch_size: 1, [^`]+)`", TEXT)[1]
-    params = params_with(network=YAML(typ="safe").load(f"{{{written}}}"))
+    assert "The paper's network (preset `cifar10`)" in TEXT
+    preset = load_preset("cifar10").items()
+    network = {key.partition(".")[2]: at for key, at in preset if key.startswith("network.")}
+    params = params_with(network=network)
     with torch.device("meta"):
         net = UNet(params.network, channels=3, resolution=32)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(55.7e6, rel=0.03)
