@@ -5,7 +5,6 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 from torch import Tensor
 
-from dsd.storage.image_store import ImageStore
 from dsd.utils.config import NonNegative, Section
 from dsd.utils.intensity import Intensity
 
@@ -32,16 +31,6 @@ class ImageUnits(Section):
 
     suffix: str
     """Of files like those of the source, with the dot."""
-
-    @classmethod
-    def of_store(cls, noisy: ImageStore) -> "ImageUnits":
-        """Those of the noisy images that ``corrupt`` wrote."""
-        return cls(
-            intensity=noisy.intensity,
-            sigma=float(noisy.sigma.max()),
-            is_complex=noisy.is_complex,
-            suffix=str(noisy.meta.info.get("suffix", ".png")),
-        )
 
 
 def require_unit(unit: str) -> None:

@@ -19,7 +19,6 @@ from typing import Annotated, final
 import numpy as np
 from jaxtyping import Float64, Shaped
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import norm, poisson
 
 __all__ = ["Camera"]
 
@@ -88,6 +87,9 @@ class Camera(BaseModel):
     @cached_property
     def _table(self) -> tuple[Float64[np.ndarray, " k"], Float64[np.ndarray, " k"]]:
         """Photons, and the mean of f(y) for each number of them."""
+        # Here, because users of models of other images do without SciPy.
+        from scipy.stats import norm, poisson
+
         # Even steps in the root, where the mean is nearly linear.
         photons = np.linspace(0, np.sqrt(_MOST_PHOTONS), _STEPS) ** 2
         counted = np.arange(int(_MOST_PHOTONS + _DEVIATIONS * np.sqrt(_MOST_PHOTONS)) + 1)

@@ -15,7 +15,6 @@ from safetensors.torch import save
 from dsd.distillation.trainer import Distillation
 from dsd.model.checkpoint import load_denoiser, read_spec, save_model
 from dsd.model.generator import make_latents
-from dsd.model.units import ImageUnits
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.selection.proximal import ProximalReference, choose
@@ -158,7 +157,7 @@ class _DistillJob:
         device = attempt.device
         self._operator = Operator.of_store(given.train.meta.info)
         self._network = read_spec(given.teacher).network
-        self._units = ImageUnits.of_store(given.train)
+        self._units = training.units_of(given.train)
         self._training = distillation = Distillation(
             load_denoiser(given.teacher, device),
             given.train.noise_levels.to(device),

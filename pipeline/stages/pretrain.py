@@ -8,7 +8,6 @@ from pydantic import Field
 from dsd.model.checkpoint import build_denoiser, save_model
 from dsd.model.denoiser import AnyDenoiser, with_view
 from dsd.model.samplers import sample_teacher
-from dsd.model.units import ImageUnits
 from dsd.operators.gaussian_noise import GaussianNoise
 from dsd.operators.operator import Operator
 from dsd.pretraining.trainer import TeacherTraining
@@ -69,7 +68,7 @@ class _PretrainJob:
         device = attempt.device
         self._operator = Operator.of_store(noisy.meta.info)
         self._shape = noisy.shape
-        self._units = ImageUnits.of_store(noisy)
+        self._units = training.units_of(noisy)
         self._sigma = noisy.sigma.to(device)
         view = self._operator.stored_view(noisy.meta.info, noisy.index.numpy(), noisy.all())
         view = None if view is None else view.to(device)

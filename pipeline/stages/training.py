@@ -6,6 +6,8 @@ from typing import Generic, Protocol, TypeVar, final
 from pydantic import BaseModel
 from torch import nn, optim
 
+from dsd.model.units import ImageUnits
+from dsd.storage.image_store import ImageStore
 from dsd.training.loss_meter import BinnedMean
 from dsd.training.memory import DryRunnable
 from dsd.training.nonfinite import NonFiniteMonitor, StepOutput
@@ -14,13 +16,28 @@ from dsd.utils.images import save_grid
 from dsd.utils.shapes import Pixels
 from pipeline.stage_io.context import Attempt
 
-__all__ = ["GRID_IMAGES", "History", "TrainingLoop"]
+__all__ = [
+    "GRID_IMAGES",
+    "History",
+    "TrainingLoop",
+    "units_of",
+]
 
 GRID_IMAGES, _GRID_COLUMNS = 32, 8
 
 T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=StepOutput, covariant=True)
 HistoryT = TypeVar("HistoryT", bound="History")
+
+
+def units_of(noisy: ImageStore) -> ImageUnits:
+    """What the numbers of a model's images mean, from the noisy images that it learned from."""
+    return ImageUnits(
+        intensity=noisy.intensity,
+        sigma=float(noisy.sigma.max()),
+        is_complex=noisy.is_complex,
+        suffix=str(noisy.meta.info.get("suffix", ".png")),
+    )
 
 
 def _nothing() -> Callable[[], None]:
