@@ -34,6 +34,8 @@ from pydantic import JsonValue, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsd.utils.shapes import State
+
 __all__ = ["WHITE", "GaussianNoise", "Kernel", "noise_under"]
 
 Kernel: TypeAlias = Float[Tensor, " c kh kw"]
@@ -111,7 +113,7 @@ class GaussianNoise(nn.Module):
             noise = functional.conv2d(images, kernel, groups=len(kernel))
         return noise.reshape(*white.shape[:-2], *noise.shape[-2:])
 
-    def colour(self, white: Float[Tensor, " b c h w"]) -> Float[Tensor, " b c h w"]:
+    def colour(self, white: State) -> State:
         """Give standard normal noise, such as latents, the noise's spectrum, keeping its shape.
 
         Each pixel depends on those around it as in :meth:`draw`; at a border, on those at the

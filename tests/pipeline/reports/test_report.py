@@ -153,13 +153,13 @@ def test_what_else_was_measured_is_shown_with_how_sure_it_is(workspace):
     assert generator["Frechet to clean"] == Cell(
         4.0, "3.5 to 4.5", pytest.approx(0.2551, abs=1e-4)
     )
-    assert generator["KID"] == Cell(0.25, "± 0.125", 0.125)
+    assert generator["KID"] == Cell(0.25, "± 0.12", 0.125)
     assert (generator["new measure"], teacher["new measure"]) == (Cell(7.5), Cell(None))
     assert generator["network calls"] == Cell(1)
     assert not {"flag", "notes", "frechet low", "kid standard error"} & {*table.titles}
     text = page_of(workspace).text
     assert "4.0 3.5 to 4.5" in text
-    assert "0.250 ± 0.125" in text
+    assert "0.25 ± 0.12" in text
 
 
 def test_without_clean_images_the_page_says_so_and_shows_proximal_distances(workspace):
