@@ -101,7 +101,7 @@ def test_the_command_prints_all_stages(tiny, monkeypatch, capsys):
     assert main(["plan"]) == 0
     text = capsys.readouterr().out
     for stage in (*STAGES, "total"):
-        assert re.search(rf"{stage} .*\d:\d\d:\d\d .*[\d,]+\.\d .*[\d,]+\.\d", text), text
+        assert re.search(rf"{stage} .*\d s .*[\d,]+\.\d .*[\d,]+\.\d", text), text
     assert "off by a third or more" in " ".join(text.split())
 
 
