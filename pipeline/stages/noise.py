@@ -77,8 +77,9 @@ def settle_noise(params: "Params", paths: Paths, found: ImageStore, log: StageLo
     estimate = estimate.level if isinstance(estimate, SpectrumEstimate) else estimate
     noise = replace(noise, assumed=_assumed(corrupt, estimate), kernel=kernel)
     _report(paths, noise, estimate, len(found), log)
-    told = noise.add or corrupt.trust_sigma or spectrum != "white"
-    if not (told or isinstance(estimate, DataError)):
+    # Images said to be clean may have steps coarser than what noise is left in them.
+    said = noise.add or corrupt.trust_sigma or spectrum != "white" or noise.assumed == 0
+    if not (said or isinstance(estimate, DataError)):
         _refuse_other_kinds(
             kinds_of_noise(take_sample(found, params.seed), estimate, found.intensity)
         )

@@ -16,7 +16,16 @@ from pipeline.tracking.champion import WEIGHTS_TAG
 
 __all__ = ["register_generator"]
 
-_REQUIREMENTS = "torch numpy scipy pillow pyarrow pydantic safetensors jaxtyping".split()
+_REQUIREMENTS = [
+    "torch",
+    "numpy",
+    "scipy",
+    "pillow",
+    "pyarrow",
+    "pydantic",
+    "safetensors",
+    "jaxtyping",
+]
 _SERVED = Path(__file__).with_name("served_generator.py")
 
 
