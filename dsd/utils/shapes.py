@@ -49,7 +49,7 @@ def as_levels(sigma: AnyLevel, samples: Shaped[Tensor, " b *d"]) -> Level:
     """Return a noise level for each sample; levels that are that already stay as they are.
 
     Args:
-        sigma: One level, or one for each sample.
+        sigma: One level, or one for each sample: [b], or as many axes as the samples have.
         samples: The levels are on their device, and one number is of their type.
 
     Raises:
@@ -64,7 +64,7 @@ def as_levels(sigma: AnyLevel, samples: Shaped[Tensor, " b *d"]) -> Level:
         return torch.full((count,), sigma, dtype=dtype, device=samples.device)
     if sigma.numel() == 1:
         return sigma.reshape(()).expand(count)
-    if sigma.numel() != count or len(sigma) != count:
+    if sigma.numel() != count or len(sigma) != count or sigma.ndim not in (1, samples.ndim):
         msg = f"sigma: levels of shape {[*sigma.shape]} for {count} samples. Give one, or {count}"
         raise ValueError(msg)
     return sigma.flatten()

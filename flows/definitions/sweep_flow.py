@@ -102,7 +102,7 @@ def sweep(
         _run_by_workers(runs, name, push=push)
     else:
         for run in runs:
-            run.state = train(run.overrides, name=run.name, push=push, return_state=True)
+            run.state = train(overrides=run.overrides, name=run.name, push=push, return_state=True)
             run.flow_run = run.state.state_details.flow_run_id
             _show_so_far(runs, name)
     return _conclude(runs, [param.key for param in grid], name)

@@ -209,6 +209,9 @@ def die_at_commit(at, act, *arguments):
 def die_at_changes_of_the_store(folder):
     """In workspaces below a folder, die at another moment of two stages each, and run it again."""
     import pipeline.tracking.registry  # noqa: F401 - once for all that are forked
+    from pipeline.tracking import pipeline_run
+
+    pipeline_run.home_of = lambda _: folder  # a copy stands for the workspace itself
 
     def workspace(name):
         paths = Paths(Path(folder) / name)
