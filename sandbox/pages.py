@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sandbox import ROOT
+
+COMPARISON_SCRIPT = (ROOT / "pipeline/reports/templates/comparison.js").read_text()
+"""The only script of pages that compare runs."""
+
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")

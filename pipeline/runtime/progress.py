@@ -104,6 +104,7 @@ class Speaker:
         """Begin to speak for the command ``label``."""
         self._label = label
         self.begin("starting")
+        self.heard()
         self._ended.clear()
         self._thread = threading.Thread(target=self._watch, name="speaker", daemon=True)
         self._thread.start()

@@ -10,7 +10,7 @@ from bench.slurm.lab import Lab, missing
 from bench.slurm.sharing import Row
 from bench.slurm.stops import interrupted, requeue
 
-SHORT = {"pretrain.batch_size": 256, "pretrain.kimg": 10.24}
+SHORT = {"pretrain.batch_size": 256, "pretrain.kimg": 76.8}
 
 
 @pytest.mark.slow

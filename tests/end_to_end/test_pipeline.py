@@ -80,8 +80,7 @@ def test_the_first_run_had_no_network(workspace):
 
 
 def test_the_generator_answers_over_http(workspace):
-    """What the README says: images from a seed, through MLflow's own server.
-    """
+    """What the README says: images from a seed, through MLflow's own server."""
     workspace.back_to_the_first_run()
     port = free_port()
     model = "models:/one-step-generator/1"  # too short a training for a champion
@@ -176,9 +175,9 @@ def test_bad_values_are_refused_before_anything_runs(workspace, monkeypatch, cap
     for change, code in (({"data.path": "data/nowhere"}, 3), ({"corrupt.sigma": -0.1}, 2)):
         workspace.set(change)
         assert main(["check"]) == code
-        message = capsys.readouterr().err.strip()
+        lines = capsys.readouterr().err.splitlines()
+        (message,) = [line for line in lines if not line.endswith(" so far")]  # a busy machine
         assert next(iter(change)) in message
-        assert len(message.splitlines()) == 1
     assert workspace.run("dvc", "repro", code=None).returncode != 0
     assert runs(workspace) == before
 

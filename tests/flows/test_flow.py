@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from sandbox.pages import check
+from sandbox.pages import COMPARISON_SCRIPT, check
 from sandbox.ports import free_port
 from sandbox.quick_project import executed, experiments, looks, quick_project
 from sandbox.workspace import PROJECT, Workspace, end, wait_until
@@ -291,7 +291,7 @@ def test_a_sweep_by_workers_computes_what_one_without_a_server_has_left(project,
     assert [line for line in executed(project) if "prepare" not in line] == made[1:]
 
     page = project.root / "reports/sweeps/sigma-divergence/comparison.html"
-    assert "reports/experiments/sigma-0.2-divergence-dmd" in check(page).text
+    assert "reports/experiments/sigma-0.2-divergence-dmd" in check(page, COMPARISON_SCRIPT).text
     assert len(page.with_suffix(".csv").read_text().splitlines()) == 3
 
     # Two workers at the same time; one run fails, and the other does not care.

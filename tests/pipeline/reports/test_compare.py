@@ -24,7 +24,7 @@ from pipeline.stage_io.paths import Paths
 from pipeline.tracking import tracker as tracking
 from pipeline.tracking.evaluations import Evaluation
 from sandbox import ROOT
-from sandbox.pages import after, check, look, measured_width, needs_browser
+from sandbox.pages import COMPARISON_SCRIPT, after, check, look, measured_width, needs_browser
 from sandbox.tiny_params import set_params
 
 MAIN, OTHER = "fashion-classifier", "efficientnet-lite0"
@@ -91,11 +91,8 @@ def sweep(make):
     ]
 
 
-SCRIPT = (ROOT / "pipeline/reports/templates/comparison.js").read_text()
-
-
 def page_of(root):
-    return check(Paths(root).comparison_page, SCRIPT)
+    return check(Paths(root).comparison_page, COMPARISON_SCRIPT)
 
 
 def points(lines, label):
