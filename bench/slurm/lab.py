@@ -100,7 +100,8 @@ class Lab:
     """A running SLURM whose files are in ``folder``.
 
     Args:
-        folder: A new folder that is not below /sys or /proc.
+        folder: A new folder with a short path (sockets' names have at most 108 bytes) that is not
+            below /sys or /proc.
     """
 
     def __init__(self, folder: Path) -> None:

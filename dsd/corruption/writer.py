@@ -114,10 +114,10 @@ def _correlated(
 
     from dsd.operators.gaussian_noise import GaussianNoise
 
-    law = GaussianNoise(torch.tensor(kernel))
-    white = torch.from_numpy(noise_of(seed, indices, law.field(shape)))
+    distribution = GaussianNoise(torch.tensor(kernel))
+    white = torch.from_numpy(noise_of(seed, indices, distribution.field(shape)))
     # One by one and in double precision, so that no rounding depends on what comes together.
-    return np.stack([law.convolved(one.double()).float().numpy() for one in white])
+    return np.stack([distribution.convolved(one.double()).float().numpy() for one in white])
 
 
 def split_heldout(

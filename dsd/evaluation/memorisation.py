@@ -247,11 +247,11 @@ def _observed(
     level: Level,
     operator: Operator,
     generator: torch.Generator,
-    law: GaussianNoise = WHITE,
+    distribution: GaussianNoise = WHITE,
 ) -> Observations:
     """Images with the noise that leaves ``level`` in vectors, seen through the operator."""
     mapped = operator.mapped(clean)
-    noise = law.draw(mapped.shape, generator)
+    noise = distribution.draw(mapped.shape, generator)
     if operator.views is None:
         sigma = _factor(mapped) * level
         return Observations.of(mapped + sigma[:, None, None, None] * noise, sigma, None)
