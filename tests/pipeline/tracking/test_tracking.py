@@ -47,7 +47,7 @@ def paths(tmp_path, fresh_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     # A busy machine may need more than the seconds of a stage that was stopped. A thread that is
-    # left behind retries for 100 s to open a store that is gone, and MLflow lets no other open one.
+    # left behind retries for 100 s to open a store that is gone, and no other can open one.
     for status in ("FAILED", "KILLED"):
         monkeypatch.setitem(tracking._CLOSE_SECONDS, status, 120.0)
     shutil.copy(ROOT / "params.yaml", tmp_path)
