@@ -233,7 +233,12 @@ class Lab:
             job: Number of the job.
             restarts: How often it had been requeued before.
         """
-        until(lambda: int(self.job(job)["Restarts"]) > restarts, 90, "requeueing")
+
+        def requeued() -> bool:
+            found = self.job(job)
+            return int(found["Restarts"]) > restarts and found["JobState"] != "COMPLETING"
+
+        until(requeued, 90, "requeueing")
         if self.job(job)["JobState"] == "PENDING":
             update = ("scontrol", "update", f"JobId={job}", "StartTime=now")
             self.run("login", *update, code=None)
