@@ -66,7 +66,7 @@ class Page(HTMLParser):
 def check(file: Path, script: str = "") -> Page:
     """A page that is well-formed and asks nobody for anything.
 
-    Its only script is ``script``, and browsers are told to run no other one.
+    Its only script is ``script``, and its security policy forbids any other one.
     """
     page = Page(file)
     assert page.source.startswith("<!DOCTYPE html>")

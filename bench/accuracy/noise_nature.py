@@ -38,8 +38,6 @@ SETTINGS = ("ignored", "right")
 SAMPLES = 4000
 
 BUDGET: dict[str, Any] = {
-    "data.path": str(EMBEDDED),
-    "corrupt.sigma": 0.5,
     "network.model_channels": 16,
     "pretrain.kimg": 48.0,
     "pretrain.lr_warmup_kimg": 4.8,
@@ -75,7 +73,8 @@ NATURES: Mapping[str, tuple[Callable[[Paths], dict[str, Any]], Callable[[Paths],
 
 
 def _params(seed: int, changes: Mapping[str, Any]) -> Params:
-    return preview_params(ROOT, {**BUDGET, "seed": seed, **changes})
+    known = {"data.path": str(EMBEDDED), "corrupt.sigma": 0.5, "seed": seed}
+    return preview_params(ROOT, {**BUDGET, **known, **changes})
 
 
 def train(nature: str, setting: str, seed: int, folder: Path) -> Paths:

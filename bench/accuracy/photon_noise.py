@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from bench.accuracy.noise_nature import BUDGET, SAMPLES, SEEDS, SETTINGS
 from bench.accuracy.rulers import once
 from bench.common import CPU, EMBEDDED, RESULTS, write_rows
 from dsd.features.extractor import load_extractor
@@ -32,25 +33,9 @@ from pipeline.stage_io.paths import Paths
 from pipeline.stages import corrupt, distill, prepare, pretrain
 from sandbox import ROOT
 
-SEEDS = (0, 1, 2)
-SETTINGS = ("ignored", "right")
-SAMPLES = 4000
-
 GAIN, OFFSET, READ_NOISE = 2.0, 100.0, 2.0
 DARK, PHOTONS = 1.0, 20.0
 """Photons of black, and more photons of white."""
-
-BUDGET: dict[str, Any] = {
-    "network.model_channels": 16,
-    "pretrain.kimg": 48.0,
-    "pretrain.lr_warmup_kimg": 4.8,
-    "pretrain.ema_halflife_kimg": 8.0,
-    "distill.kimg": 15.36,
-    "distill.ema_halflife_kimg": 2.0,
-    "distill.selection.every_kimg": 3.84,
-    "distill.selection.save_top_k": 1,
-}
-"""A small network and a sixth of the default's images, to afford all runs on two cores."""
 
 
 def _raw_of(pixels: np.ndarray) -> Float64[np.ndarray, "*d"]:

@@ -1,6 +1,6 @@
 """A small SLURM on one machine: a login host and two nodes, for studies and tests.
 
-Each host is a set of Linux namespaces with a network, a name, mounts and process ids of its own.
+Each host is a set of Linux namespaces with separate networks, names, mounts and process ids.
 Hosts share the network and the files, nothing else, as machines of a laboratory do. Needs root,
 Debian's packages ``slurm-wlm`` and ``iproute2``, and their right to make namespaces; several may
 run side by side. All ends with :meth:`Lab.stop`.
@@ -219,8 +219,8 @@ class Lab:
 
     def job(self, job: str) -> dict[str, str]:
         """What SLURM knows about a job: JobState, Restarts, BatchHost, ..."""
-        told = self.run("login", "scontrol", "show", "job", job, "--oneliner").splitlines()
-        return dict(word.split("=", 1) for word in told[0].split() if "=" in word)
+        shown = self.run("login", "scontrol", "show", "job", job, "--oneliner").splitlines()
+        return dict(word.split("=", 1) for word in shown[0].split() if "=" in word)
 
     def jobs(self) -> list[str]:
         """The states of all jobs that have not ended."""

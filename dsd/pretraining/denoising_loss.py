@@ -100,7 +100,7 @@ def mapped_denoising_loss(
     """:func:`ambient_denoising_loss` for observations whose noise level differs between pixels.
 
     Each pixel is raised to the same total level by the noise that it lacks. Given x0 and x_t,
-    pixels of y are independent, so that ambient Tweedie holds pixel by pixel, with a of its own.
+    pixels of y are independent, so that ambient Tweedie holds for each pixel, with that pixel's a.
 
     Args:
         denoiser: D(x; sigma).

@@ -83,7 +83,7 @@ def _cell(values: Mapping[str, float | None], measure: str, images: int | None) 
 
 
 def _of_share(measure: str, value: float, images: int | None) -> float | None:
-    """Standard error of a share of so many images, by the binomial distribution."""
+    """Standard error of a share of images, by the binomial distribution."""
     if measure not in _SHARES or not images:
         return None
     return max(math.sqrt(max(value * (1 - value), 0.0) / images), 1 / images)

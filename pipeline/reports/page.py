@@ -33,7 +33,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 def write_page(path: Path, template: str, *, script: str | None = None, **content: object) -> None:
     """Fill a template of this package, all values escaped, and write the whole page or none.
 
-    Browsers are told to run nothing but ``script``, a file beside the template, by its hash. A
+    The page's policy allows one script by its hash: ``script``, a file beside the template. A
     name in the template that ``content`` lacks is an error.
     """
     templates = Path(__file__).with_name("templates")

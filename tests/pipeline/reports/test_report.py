@@ -182,10 +182,10 @@ def test_without_clean_images_the_page_says_so_and_shows_proximal_distances(work
     assert "rank correlation" not in page.text
     assert page.tags.count("svg") == 5
     best = json.loads(workspace.summary.read_text())["generator"]["proximal_frechet"]
-    told = "one-step generator Proximal Frechet, fashion-classifier"
+    label = "one-step generator Proximal Frechet, fashion-classifier"
     error = json.loads(workspace.summary.read_text())["generator"]["by_features"]
     error = error["fashion-classifier"]["proximal_frechet_standard_error"]
-    assert f"{as_number(best, error)} {told}" in page.text
+    assert f"{as_number(best, error)} {label}" in page.text
 
 
 def test_an_estimate_of_the_noise_is_shown_with_its_checks(workspace):
